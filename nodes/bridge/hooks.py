@@ -1,0 +1,137 @@
+"""ComfyUI's patches, as the network's hooks: what other nodes and packs may interpose while our UNet runs."""
+
+import comfy.ldm.modules.attention as host_attention
+import torch
+
+from ...unet import Hooks
+from ...unet.transformer import SpatialTransformer
+
+
+class HostHooks(Hooks):
+    """One forward call under the host: honours every patch in `transformer_options` and keeps its place marks.
+
+    The marks ("block", "block_index", "transformer_index", "activations_shape", "original_shape") and the arguments of
+    each patch are the host's own (`comfy/ldm/modules/diffusionmodules/openaimodel.py` and `attention.py`), since packs
+    read them. `call` holds what patches may ask for beyond the activations: x, timesteps, context, y, frames.
+    """
+
+    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, call: dict):
+        self.options = options
+        self.model_channels = model_channels
+        self.attn_precision = attn_precision
+        self.call = call
+        self.patches = options.get("patches", {})
+        self.replacements = options.get("patches_replace", {})
+        options["original_shape"] = list(call["x"].shape)
+        options["transformer_index"] = 0
+
+    # where we are
+
+    def enter_block(self, kind, index):
+        self.options["block"] = (kind, index)
+
+    def enter_transformer(self, shape):
+        self.options["activations_shape"] = list(shape)
+
+    def enter_depth(self, index):
+        self.options["block_index"] = index
+
+    # whole blocks
+
+    def embedding(self, emb):
+        for patch in self.patches.get("emb_patch", ()):
+            emb = patch(emb, self.model_channels, self.options)
+        return emb
+
+    def layer(self, layer, x, step, size):
+        for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
+            if isinstance(layer, kind):
+                shape = None if size is None else (x.shape[0], x.shape[1], *size)
+                return patch(
+                    layer, x, step.emb, step.context, self.options, shape,
+                    step.time_context, step.num_frames, self.call["image_only_indicator"],
+                )
+        x = super().layer(layer, x, step, size)
+        if isinstance(layer, SpatialTransformer):
+            self.options["transformer_index"] += 1
+        return x
+
+    def input_block(self, h):
+        for patch in self.patches.get("input_block_patch", ()):
+            h = patch(h, self.options)
+        return h
+
+    def after_skip(self, h):
+        for patch in self.patches.get("input_block_patch_after_skip", ()):
+            h = patch(h, self.options)
+        return h
+
+    def middle_block(self, h, emb):
+        for patch in self.patches.get("middle_block_after_patch", ()):
+            h = patch({
+                "h": h, "x": self.call["x"], "emb": emb, "context": self.call["context"], "y": self.call["y"],
+                "timesteps": self.call["timesteps"], "transformer_options": self.options,
+            })["h"]
+        return h
+
+    def output_block(self, h, skip):
+        patches = self.patches.get("output_block_patch", ())
+        if patches and h is skip:  # no middle block: FreeU writes h in place and must not reach the skip
+            h = h.clone()
+        for patch in patches:
+            h, skip = patch(h, skip, self.options)
+        return h, skip
+
+    # inside a transformer block
+
+    def attn1(self, attn, x, context):
+        return self._attend("attn1", attn, x, context)
+
+    def between(self, x):
+        for patch in self.patches.get("middle_patch", ()):
+            x = patch(x, {**self._extra_options(), **self._heads})
+        return x
+
+    def attn2(self, attn, x, context):
+        return self._attend("attn2", attn, x, context)
+
+    def attention(self, q, k, v, heads):
+        return host_attention.optimized_attention(
+            q, k, v, heads, attn_precision=self.attn_precision, transformer_options=self.options
+        )
+
+    def _attend(self, name, attn, x, context):
+        """One attention with its patches: `<name>_patch` on the inputs, a replacement, `<name>_output_patch`."""
+        self._heads = {"n_heads": attn.heads, "dim_head": attn.dim_head, "attn_precision": self.attn_precision}
+        patches = self.patches.get(f"{name}_patch", ())
+        outputs = self.patches.get(f"{name}_output_patch", ())
+        replacement = self._replacement(name)
+        if not (patches or outputs or replacement):
+            return attn(x, context, hooks=self)
+
+        extra = {**self._extra_options(), **self._heads}
+        value = None
+        if patches:
+            context = x if context is None else context
+            value = context
+        for patch in patches:
+            x, context, value = patch(x, context, value, extra)
+        if replacement:
+            context = x if context is None else context
+            value = context if value is None else value
+            x = attn.to_out(replacement(attn.to_q(x), attn.to_k(context), attn.to_v(value), extra))
+        else:
+            x = attn(x, context, value, hooks=self)
+        for patch in outputs:
+            x = patch(x, extra)
+        return x
+
+    def _replacement(self, name):
+        """The function set for this transformer block, else for the whole block, else None."""
+        found = self.replacements.get(name, {})
+        block = self.options.get("block")
+        exact = (*block, self.options.get("block_index", 0)) if block else None
+        return found.get(exact) or found.get(block)
+
+    def _extra_options(self):
+        return {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}

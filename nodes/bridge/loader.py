@@ -1,0 +1,132 @@
+"""A UNet file to a MODEL of the host: its class for the family around our network, under its device management."""
+
+import comfy.model_base
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models
+import torch
+
+from ...unet import Checkpoint, UNetConfig, open_checkpoint
+from .unet import UNetModel
+
+# Tensors beside the UNet by which the host tells how a model was trained (v-prediction, EDM), and those of Zero123.
+MARKERS = (
+    "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
+    "cc_projection.weight", "cc_projection.bias",
+)
+
+
+def load_model(path: str, model_options: dict | None = None, disable_dynamic: bool = False):
+    """The UNet in the file `path` as a ModelPatcher.
+
+    `model_options`: "dtype" (a torch dtype for the weights; default the host's choice) and "fp8_optimizations", as the
+    host's own loaders take them. Raises UNetFileError where the file is no whole UNet of the family; nothing stays in
+    memory then.
+    """
+    return load_checkpoint(open_checkpoint(path), model_options, disable_dynamic)
+
+
+def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, disable_dynamic: bool = False):
+    """The same for a file that is open already. The patcher can be made anew from the path (multi-GPU, compiling)."""
+    model_options = model_options or {}
+    model = _base_model(checkpoint, _model_config(checkpoint, model_options))
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(
+        model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
+    patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
+    return patcher
+
+
+def host_config(config: UNetConfig) -> dict:
+    """Our config in the terms of the host's UNet, complete: FreeU, LoRA maps and ControlLoRA read it."""
+    middle = {None: -2, 0: -1}.get(config.depth_middle, config.depth_middle)
+    out = {
+        "image_size": 32, "use_checkpoint": False, "use_spatial_transformer": True, "legacy": False,
+        "in_channels": config.in_channels, "out_channels": config.out_channels,
+        "model_channels": config.model_channels, "channel_mult": list(config.channel_mult),
+        "num_res_blocks": list(config.num_res_blocks),
+        "transformer_depth": list(config.depth_in), "transformer_depth_output": list(reversed(config.depth_out)),
+        "transformer_depth_middle": middle,
+        "context_dim": config.context_dim, "use_linear_in_transformer": config.linear_projection,
+        "adm_in_channels": config.adm_channels,
+        "use_temporal_attention": config.temporal, "use_temporal_resblock": config.temporal,
+    }
+    if config.adm_channels is not None:
+        out["num_classes"] = "sequential"
+    if config.temporal:
+        out |= {
+            "extra_ff_mix_layer": True, "use_spatial_context": True, "merge_strategy": "learned_with_images",
+            "merge_factor": 0.0, "video_kernel_size": [3, 1, 1], "disable_temporal_crossattention": False,
+        }
+    return out
+
+
+def own_config(config: UNetConfig) -> dict:
+    """What the host fixes per family and a file may say otherwise: heads, and levels without self-attention."""
+    out = {"num_heads": config.num_heads or -1, "num_head_channels": config.head_channels or -1}
+    if config.num_classes is not None:
+        out["num_classes"] = config.num_classes
+    if not all(config.self_attention):
+        out["disable_self_attentions"] = [not attends for attends in config.self_attention]
+    return out
+
+
+def _model_config(checkpoint: Checkpoint, model_options: dict):
+    """The host's config object for this family, with weight and compute dtypes chosen as its own loader chooses them."""
+    model_config = getattr(comfy.supported_models, checkpoint.family.host)(host_config(checkpoint.config))
+    supported = list(model_config.supported_inference_dtypes)
+    dtype = model_options.get("dtype") or management.unet_dtype(
+        model_params=checkpoint.parameters, supported_dtypes=supported, weight_dtype=checkpoint.dtype()
+    )
+    manual_cast = management.unet_manual_cast(dtype, management.get_torch_device(), supported)
+    model_config.set_inference_dtype(dtype, manual_cast)
+    model_config.optimizations["fp8"] = bool(model_options.get("fp8_optimizations"))
+    return model_config
+
+
+class _Zero123(comfy.model_base.Stable_Zero123):
+    """The host's class asks for the UNet's dtype while it is made, before ours is in place."""
+
+    def get_dtype(self):
+        return self.model_config.unet_config["dtype"]
+
+
+def _base_model(checkpoint: Checkpoint, model_config):
+    """The host's BaseModel of the family with our network in it."""
+    weights = checkpoint.state_dict(model_config.unet_config["dtype"])
+    markers = {name: checkpoint.tensor(name) for name in MARKERS if name in checkpoint.shapes}
+    diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
+    unet_config = model_config.unet_config
+    unet_config["disable_unet_model_creation"] = True
+    if checkpoint.family.name == "zero123":
+        model = _Zero123(
+            model_config, cc_projection_weight=markers["cc_projection.weight"],
+            cc_projection_bias=markers["cc_projection.bias"],
+        )
+    else:
+        model = model_config.get_model({**weights, **markers}, "")
+    del unet_config["disable_unet_model_creation"]
+    unet_config.update(own_config(checkpoint.config))
+    model.diffusion_model = diffusion_model
+    return model.to(management.unet_offload_device())
+
+
+def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetModel:
+    """Our network, built without memory: it takes the file's tensors as they are, so loading needs no second copy."""
+    dtype = model_config.unet_config["dtype"]
+    operations = comfy.ops.pick_operations(
+        dtype, model_config.manual_cast_dtype, fp8_optimizations=model_config.optimizations["fp8"],
+        model_config=model_config,
+    )
+    model = UNetModel(
+        config, attn_precision=model_config.unet_config.get("attn_precision"),
+        operations=operations, dtype=dtype, device="meta",
+    )
+    model.load_state_dict(weights, assign=True)
+    model.requires_grad_(False).eval()
+    if management.force_channels_last() and not config.temporal:  # 5-D weights have no such format
+        model.to(memory_format=torch.channels_last)
+    management.archive_model_dtypes(model)
+    return model

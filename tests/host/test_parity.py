@@ -1,0 +1,127 @@
+"""Our network against the host's own on the same weights, for every member of the family."""
+
+import pytest
+import torch
+from families import TINY, inputs, random_weights, relative_error
+from oracle import host_unet
+from unet import FAMILIES, UNetModel
+
+ROWS = {family.name: family for family in FAMILIES}
+
+
+def build(name, seed=0):
+    config = TINY[name]
+    weights = random_weights(config, seed)
+    ours = UNetModel(config)
+    ours.load_state_dict(weights)
+    return ours.requires_grad_(False).eval(), host_unet(weights, ROWS[name])
+
+
+def call_host(unet, call, frames, **options):
+    call = dict(call)
+    y = call.pop("y", None)
+    return unet(**call, y=y, num_video_frames=frames, transformer_options={}, **options)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 15)], ids=["even", "odd"])
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_equals_the_host(name, size):
+    ours, host = build(name)
+    frames = 3 if TINY[name].temporal else 1
+    call = inputs(TINY[name], frames=frames, batch=2, size=size)
+    assert relative_error(ours(**call, num_frames=frames), call_host(host, call, frames)) <= 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("frames", [1, 3, 14, 25])
+def test_any_number_of_frames_equals_the_host(frames, batch):
+    ours, host = build("svd")
+    call = inputs(TINY["svd"], frames=frames, batch=batch)
+    assert relative_error(ours(**call, num_frames=frames), call_host(host, call, frames)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["svd", "sd1", "sdxl", "ssd_1b"])
+def test_control_residuals_equal_the_host(name):
+    """The original's list (input order, then the middle) is the host's `output` and `middle`."""
+    ours, host = build(name)
+    frames = 3 if TINY[name].temporal else 1
+    call = inputs(TINY[name], frames=frames, batch=2)
+    skips = []
+    for block in ours.input_blocks:
+        block.register_forward_hook(lambda module, args, out: skips.append(torch.randn_like(out)))
+    ours(**call, num_frames=frames)
+    controls = [*skips, torch.randn_like(skips[-1])]
+    before = [control.clone() for control in controls]
+
+    host_control = {"output": [0.5 * c for c in skips], "middle": [0.5 * controls[-1]], "input": []}
+    expected = call_host(host, call, frames, control=host_control)
+    result = ours(**call, num_frames=frames, controls=controls, control_strength=0.5)
+    assert relative_error(result, expected) <= 1e-5
+    assert all(torch.equal(old, new) for old, new in zip(before, controls)), "controls were changed in place"
+
+
+def test_without_a_middle_block_its_residual_leaves_the_skip_alone():
+    """h is the last skip there. The host adds in place, so its residual reaches the skip as well; ours does not."""
+    ours, host = build("koala_700m")
+    call = inputs(TINY["koala_700m"])
+    last = []
+    ours.input_blocks[-1].register_forward_hook(lambda module, args, out: last.append(out))
+    expected_skip = []
+    ours.output_blocks[0].register_forward_pre_hook(lambda module, args: expected_skip.append(args[0]))
+    ours(**call)
+    residual = torch.randn_like(last[0])
+    ours(**call, controls=_zeros(ours, call, residual))
+    channels = last[0].shape[1]
+    joined = expected_skip[-1]
+    assert torch.equal(joined[:, :channels], last[0] + residual)
+    assert torch.equal(joined[:, channels:], last[0])
+
+
+def _zeros(unet, call, middle):
+    """Residuals of zeros for every skip of `unet`, then `middle`."""
+    shapes = []
+    handles = [b.register_forward_hook(lambda m, a, out: shapes.append(out.shape)) for b in unet.input_blocks]
+    unet(**call)
+    for handle in handles:
+        handle.remove()
+    return [torch.zeros(shape) for shape in shapes] + [middle]
+
+
+def test_the_originals_own_self_test():
+    """stable-diffusion.cpp's `unet.hpp`: 3 frames of 8 channels, all inputs 0.5, timestep 999; it notes a wrong result."""
+    ours, host = build("svd")
+    call = {
+        "x": torch.full((3, 8, 8, 8), 0.5), "timesteps": torch.full((3,), 999.0),
+        "context": torch.full((3, 1, 1024), 0.5), "y": torch.full((3, 768), 0.5),
+    }
+    assert relative_error(ours(**call, num_frames=3), call_host(host, call, 3)) <= 1e-5
+
+
+def test_still_image_rows_and_an_own_time_context():
+    ours, host = build("svd")
+    call = inputs(TINY["svd"], frames=3, batch=2)
+    still = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    time_context = torch.randn(6, 1, 1024)
+    expected = call_host(host, call, 3, image_only_indicator=still, time_context=time_context)
+    result = ours(**call, num_frames=3, image_only=still.flatten(), time_context=time_context)
+    assert relative_error(result, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["svd", "sd1", "sd2", "sdxl"])
+def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
+    """Both networks in `dtype` against the same network in fp64; a tenth is the play of rounding between two orders."""
+    config = TINY[name]
+    frames = 3 if config.temporal else 1
+    weights = {key: value.to(dtype) for key, value in random_weights(config).items()}
+    call = {key: value.to(dtype) if value.is_floating_point() else value
+            for key, value in inputs(config, frames=frames, batch=2).items()}
+    reference = host_unet({k: v.double() for k, v in weights.items()}, ROWS[name], torch.float64)
+    exact = call_host(reference, {k: v.double() if v.is_floating_point() else v for k, v in call.items()}, frames)
+
+    ours = UNetModel(config, dtype=dtype)
+    ours.load_state_dict(weights)
+    host = host_unet(weights, ROWS[name], dtype)
+    our_error = relative_error(ours(**call, num_frames=frames), exact)
+    host_error = relative_error(call_host(host, call, frames), exact)
+    assert our_error <= 1.1 * host_error, f"ours {our_error:.2e}, the host's {host_error:.2e}"

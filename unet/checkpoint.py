@@ -1,0 +1,145 @@
+"""Reading a UNet out of a safetensors file: lazily, without a second copy in memory, every key accounted for."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from .config import Family, UNetConfig
+from .detect import UNetFileError, detect
+from .model import UNetModel
+
+
+@dataclass
+class Checkpoint:
+    """An open safetensors file with a UNet in it. Tensors are read, or only mapped, when they are asked for."""
+
+    path: Path
+    config: UNetConfig
+    family: Family
+    shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file
+    names: Mapping[str, str]  # the UNet's own key names to those in the file
+    metadata: Mapping[str, str]
+    unexpected: list[str] = field(default_factory=list)  # tensors under the UNet's prefix that it does not use
+    file: object = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(torch.Size(self.shapes[self.names[name]]).numel() for name in self.names)
+
+    def tensor(self, on_disk: str) -> torch.Tensor:
+        """A tensor by its name in the file, mapped from it (no copy)."""
+        return self.file.get_tensor(on_disk)
+
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the UNet's numbers have in the file."""
+        counts: dict[torch.dtype, int] = {}
+        for on_disk in self.names.values():
+            dtype = _DTYPES.get(self.file.get_slice(on_disk).get_dtype(), torch.float32)
+            counts[dtype] = counts.get(dtype, 0) + torch.Size(self.shapes[on_disk]).numel()
+        return max(counts, key=counts.get)
+
+    def state_dict(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        """The UNet's tensors under its own key names, as `dtype` (None = as in the file).
+
+        Tensors that are in that dtype already stay mapped from the file. Mix factors are kept in fp32.
+        """
+        state = {}
+        for name, on_disk in self.names.items():
+            wanted = torch.float32 if name.endswith(".mix_factor") else dtype
+            state[name] = self.tensor(on_disk).to(wanted)
+        return state
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens a file and tells which UNet is in it, reading its header only.
+
+    Raises UNetFileError, which names the file, where it is no safetensors file, holds no UNet of the family, or where
+    keys of the UNet are missing or have another shape.
+    """
+    path = Path(path)
+    file = _open(path)
+    try:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        metadata = file.metadata() or {}
+        config, family, names = detect(shapes, metadata)
+        expected = expected_shapes(config)
+        check_keys({name: shapes[on_disk] for name, on_disk in names.items()}, expected)
+    except UNetFileError as error:
+        raise UNetFileError(f"{path.name}: {error}") from None
+    unexpected = sorted(names.keys() - expected.keys())
+    names = {name: names[name] for name in expected}
+    return Checkpoint(path, config, family, shapes, names, metadata, unexpected, file)
+
+
+def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = None, device="cpu") -> UNetModel:
+    """The UNet in a safetensors file, ready to run; `dtype` None keeps the file's."""
+    checkpoint = open_checkpoint(path)
+    model = UNetModel(checkpoint.config, operations=operations, dtype=dtype or checkpoint.dtype(), device="meta")
+    model.load_state_dict(checkpoint.state_dict(model.dtype), assign=True)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def expected_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of this network."""
+    return {name: tuple(tensor.shape) for name, tensor in UNetModel(config, device="meta").state_dict().items()}
+
+
+def check_keys(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UNetFileError where keys are missing or misshaped: counts them and names the first three of each."""
+    missing = [name for name in expected if name not in found]
+    misshaped = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, what in ((missing, "missing"), (misshaped, "of another shape"))
+        if names
+    ]
+    if faults:
+        raise UNetFileError(
+            f"of the {len(expected)} tensors that this UNet needs, {' and '.join(faults)}. The file is damaged or a part "
+            f"of another model; get it again from its source."
+        )
+
+
+def _open(path: Path):
+    if not path.is_file():
+        raise UNetFileError(f"{path.name}: no such file; expected a .safetensors file with a UNet.")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise UNetFileError(f"{path.name}: {_explain(path, error)}") from None
+
+
+def _explain(path: Path, error: SafetensorError) -> str:
+    """Why a file is no safetensors file, in words that say what to do."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+        if len(head) >= 8:
+            (header,) = struct.unpack("<Q", head[:8])
+            start = file.seek(8) and file.read(min(header, 1)) if header < 100_000_000 else b""
+    if head.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml")):
+        return "it is a web page, not a model: the download went wrong. Download the .safetensors file itself."
+    if head.startswith(b"version https://git-"):
+        return "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."
+    if head.startswith(b"GGUF"):
+        return "it is a GGUF file; expected safetensors."
+    if head.startswith((b"PK", b"\x80")):
+        return "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."
+    if len(head) >= 8 and start == b"{":
+        return f"it is cut off ({size:,} bytes found; {error}). Download it again."
+    return f"it is not a safetensors file ({error})."

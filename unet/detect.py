@@ -1,0 +1,197 @@
+"""Which UNet is in a file? Told from the names and shapes of its tensors alone."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from .config import FAMILIES, Family, UNetConfig
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
+HEAD_CHANNELS = "temporal_unet.head_channels"  # file metadata: head width of a miniature, which no shape tells
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class UNetFileError(ValueError):
+    """A file cannot be used as a UNet. The message says what was found, what was expected and what to do."""
+
+
+# What people mistake for a UNet: a mark in the tensors' names, what it is, where it belongs.
+OTHER_KINDS = (
+    (r"\blora_(up|down|A|B)\b|^lora_unet_", "a LoRA", "Load it with a LoRA loader, on top of a UNet."),
+    (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", "a ControlNet", "Load it with a ControlNet loader."),
+    (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes beside it."),
+    (r"^(double_blocks|joint_blocks|model\.diffusion_model\.(double|joint)_blocks)\.|\bdouble_stream", "a transformer (DiT)",
+     "Load it with the host's Load Diffusion Model node."),
+    (r"^down_blocks\.\d+\.(resnets|attentions)\.", "a UNet in diffusers' layout",
+     "Use the single-file version of the model, or load it with the host's Load Diffusion Model node."),
+    (r"^(text_model|vision_model|transformer\.resblocks|encoder\.block\.\d+\.layer)\b", "a text or image encoder",
+     "Load it with a CLIP or CLIP Vision loader."),
+    (r"^(first_stage_model\.)?(encoder|decoder)\.|^(taesd_)?(en|de)coder\.", "a VAE", "Load it with the Load VAE node."),
+)
+
+
+def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[UNetConfig, Family, dict[str, str]]:
+    """The network's config, its row in the table of families, and for each of its key names the name in the file.
+
+    `shapes` maps every tensor's name to its shape; `metadata` is the file's. Raises UNetFileError where the file holds
+    none of the family or one that is too damaged to tell.
+    """
+    prefix = find_prefix(shapes)
+    names = canonical_names([name[len(prefix):] for name in shapes if name.startswith(prefix)])
+    unet = {name: tuple(shapes[prefix + on_disk]) for name, on_disk in names.items()}
+    config = read_config(unet)
+    family = find_family(config, shapes.keys())
+    config = replace(config, num_heads=family.num_heads, head_channels=None if family.num_heads else 64)
+    if metadata and HEAD_CHANNELS in metadata:
+        config = replace(config, num_heads=None, head_channels=int(metadata[HEAD_CHANNELS]))
+    _check_heads(config)
+    return config, family, {name: prefix + on_disk for name, on_disk in names.items()}
+
+
+def find_prefix(names: Collection[str]) -> str:
+    """What stands before the UNet's own key names in this file."""
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix + "input_blocks.") for name in names):
+            if any(name.startswith(prefix + "output_blocks.") for name in names):
+                return prefix
+    for pattern, kind, advice in OTHER_KINDS:
+        if any(re.search(pattern, name) for name in names):
+            raise UNetFileError(f"it holds {kind}, not a UNet. {advice}")
+    some = ", ".join(list(names)[:3])
+    raise UNetFileError(
+        f"it holds no UNet of this family (found {len(names)} tensors: {some}, …; expected input_blocks.* and "
+        f"output_blocks.*). Supported: {supported()}."
+    )
+
+
+def canonical_names(names: Collection[str]) -> dict[str, str]:
+    """Maps contiguous block numbers to those on disk, which have gaps in the tiny models (1, 3, 4, 6, 7).
+
+    There an upsampling has a number of its own; it becomes the last layer of the block before, as everywhere else.
+    """
+    layers: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        if found := re.match(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.", name):
+            layers.setdefault((found[1], int(found[2])), set()).add(int(found[3]))
+    if all(0 in block for block in layers.values()):
+        return {name: name for name in names}
+    places = _contiguous(layers)
+    return {_renumber(name, places): name for name in names}
+
+
+def _contiguous(layers):
+    """(kind, number on disk) to (contiguous number, layer number of an upsampling that stands alone, else None)."""
+    places = {}
+    for kind in ("input_blocks", "output_blocks"):
+        count, last = 0, 0
+        for block in sorted(number for k, number in layers if k == kind):
+            alone = 0 not in layers[kind, block]
+            places[kind, block] = (count - 1, last + 1) if alone else (count, None)
+            last = max(layers[kind, block])
+            count += not alone
+    return places
+
+
+def _renumber(name, places):
+    found = re.match(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(.*)", name)
+    if not found:
+        return name
+    number, alone = places[found[1], int(found[2])]
+    return f"{found[1]}.{number}.{found[3] if alone is None else alone}.{found[4]}"
+
+
+def read_config(shapes: Shapes) -> UNetConfig:
+    """The config of the UNet whose own key names and shapes these are; heads are left at their default."""
+    model_channels, in_channels = _shape(shapes, "input_blocks.0.0.weight")[:2]
+    mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels)
+    attn2 = next((n for n in shapes if n.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
+    proj_in = next((n for n in shapes if n.endswith(".proj_in.weight")), None)
+    label = shapes.get("label_emb.0.0.weight")
+    table = shapes.get("label_emb.weight")
+    return UNetConfig(
+        in_channels=in_channels,
+        out_channels=_shape(shapes, "out.2.weight")[0],
+        model_channels=model_channels,
+        channel_mult=mults,
+        num_res_blocks=res_blocks,
+        depth_in=depth_in,
+        depth_out=tuple(_depth(shapes, f"output_blocks.{i}.1.") for i in range(sum(res_blocks) + len(res_blocks))),
+        depth_middle=_depth(shapes, "middle_block.1.") if _has(shapes, "middle_block.0.") else None,
+        context_dim=shapes[attn2][1] if attn2 else None,
+        linear_projection=proj_in is not None and len(shapes[proj_in]) == 2,
+        self_attention=self_attention,
+        temporal=any(".time_stack." in name for name in shapes),
+        adm_channels=label[1] if label else None,
+        num_classes=table[0] if table else None,
+    )
+
+
+def _read_levels(shapes, model_channels):
+    """(channel_mult, num_res_blocks, depth_in, self_attention), walking the input blocks from the first."""
+    mults, res_blocks, depth_in, self_attention = [], [], [], []
+    in_level = 0
+    index = 1
+    while _has(shapes, f"input_blocks.{index}."):
+        block = f"input_blocks.{index}."
+        if _has(shapes, block + "0.op."):
+            in_level = 0
+        else:
+            in_level += 1
+            if in_level == 1:
+                mults.append(_shape(shapes, block + "0.out_layers.3.weight")[0] // model_channels)
+                res_blocks.append(0)
+                self_attention.append(True)
+            res_blocks[-1] += 1
+            depth_in.append(_depth(shapes, block + "1."))
+            if depth_in[-1]:
+                to_q = _shape(shapes, block + "1.transformer_blocks.0.attn1.to_q.weight")
+                to_k = _shape(shapes, block + "1.transformer_blocks.0.attn1.to_k.weight")
+                self_attention[-1] = to_k[1] == to_q[1]
+        index += 1
+    if not mults or _has(shapes, f"input_blocks.{index + 1}."):
+        raise UNetFileError(f"input_blocks.{index} is missing: the file is damaged or not a whole UNet.")
+    return tuple(mults), tuple(res_blocks), tuple(depth_in), tuple(self_attention)
+
+
+def find_family(config: UNetConfig, names: Collection[str] = ()) -> Family:
+    """The row of the table that this network belongs to; `names` are all the file's, for markers beside the UNet."""
+    for family in FAMILIES:
+        fits = all(getattr(config, key) == value for key, value in family.match.items())
+        if fits and (family.marker is None or family.marker in names):
+            return family
+    raise UNetFileError(
+        f"its UNet (in {config.in_channels}, out {config.out_channels}, context {config.context_dim}, vector condition "
+        f"{config.adm_channels}, {'with' if config.temporal else 'no'} temporal layers) is of no known member of the "
+        f"family. Supported: {supported()}."
+    )
+
+
+def supported() -> str:
+    return ", ".join(family.title for family in FAMILIES)
+
+
+def _check_heads(config):
+    for level, mult in enumerate(config.channel_mult):
+        heads, dim_head = config.heads(mult * config.model_channels)
+        if heads * dim_head != mult * config.model_channels:
+            raise UNetFileError(
+                f"level {level} is {mult * config.model_channels} channels wide, which heads of width {dim_head} do not "
+                f"divide. A miniature names its own head width in the file's metadata as {HEAD_CHANNELS}."
+            )
+
+
+def _has(shapes, prefix):
+    return any(name.startswith(prefix) for name in shapes)
+
+
+def _shape(shapes, name):
+    if name not in shapes:
+        raise UNetFileError(f"the tensor {name} is missing: the file is damaged or not a whole UNet.")
+    return shapes[name]
+
+
+def _depth(shapes, layer):
+    """Number of transformer blocks in this layer."""
+    pattern = re.compile(re.escape(layer) + r"transformer_blocks\.(\d+)\.")
+    return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)

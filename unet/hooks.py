@@ -1,0 +1,63 @@
+"""What a host may interpose in one forward call of the network. By default: nothing."""
+
+import torch
+import torch.nn.functional as F
+
+
+class Hooks:
+    """The places where a host can watch or change a running `UNetModel`.
+
+    One object serves one forward call. The network tells it where it is (`enter_*`) and passes every value that a host
+    may replace through it. This class returns each value as it came and computes attention with PyTorch's own kernel; a
+    host subclasses it (see `nodes/bridge/hooks.py` for ComfyUI's patches).
+    """
+
+    def enter_block(self, kind: str, index: int) -> None:
+        """The network starts `kind` ("input", "middle", "output") block number `index`."""
+
+    def enter_transformer(self, shape: torch.Size) -> None:
+        """A spatial (or video) transformer starts on activations of `shape` [b*t, c, h, w]."""
+
+    def enter_depth(self, index: int) -> None:
+        """The transformer block at depth `index` starts; for video its temporal twin follows under the same index."""
+
+    def embedding(self, emb: torch.Tensor) -> torch.Tensor:
+        """The timestep embedding [b*t, 4*model_channels] before the label embedding is added."""
+        return emb
+
+    def layer(self, layer: torch.nn.Module, x: torch.Tensor, step, size) -> torch.Tensor:
+        """Runs one layer of a block. `step` is a `model.Step`, `size` the (h, w) that an upsampling must reach."""
+        return step.run(layer, x, size)
+
+    def input_block(self, h: torch.Tensor) -> torch.Tensor:
+        """The result of an input block, before it is kept as a skip."""
+        return h
+
+    def after_skip(self, h: torch.Tensor) -> torch.Tensor:
+        """The same, after it was kept as a skip."""
+        return h
+
+    def middle_block(self, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """The result of the middle block."""
+        return h
+
+    def output_block(self, h: torch.Tensor, skip: torch.Tensor):
+        """The two inputs of an output block before they are joined; a skip of None leaves it out."""
+        return h, skip
+
+    def attn1(self, attn, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """The first attention of a transformer block; `context` None means self-attention. x is [n, tokens, c]."""
+        return attn(x, context, hooks=self)
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream between the two attentions."""
+        return x
+
+    def attn2(self, attn, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """The second (cross) attention of a transformer block."""
+        return attn(x, context, hooks=self)
+
+    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+        """softmax(q k^T / sqrt(d)) v for q [n, tokens, heads*d], k and v [n, keys, heads*d]; returns q's shape."""
+        q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,0 +1,135 @@
+"""The convolutional layers of the UNet: embeddings, residual blocks in space and time, resampling.
+
+`operations` is the namespace that layers are taken from: `torch.nn`, or a host's own with the same names (Linear, Conv2d,
+Conv3d, GroupNorm, LayerNorm, Embedding). `factory` is `{"dtype": …, "device": …}`. Attribute names are the key names on disk.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+GROUPS = 32
+
+
+def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000) -> torch.Tensor:
+    """Sinusoidal embedding [n, dim] of timesteps [n]: cosines, then sines, in fp32 (Vaswani et al. 2017; ADM order)."""
+    half = dim // 2
+    freqs = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
+    angles = timesteps[:, None].float() * freqs
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling to `size` (h, w), or by 2 where no skip tells a size, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, operations, factory: dict):
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        size = size or (x.shape[-2] * 2, x.shape[-1] * 2)
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2; odd sizes round up."""
+
+    def __init__(self, channels: int, *, operations, factory: dict):
+        super().__init__()
+        self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.op(x)
+
+
+class AlphaBlender(nn.Module):
+    """s * spatial + (1 - s) * temporal with a learned s = sigmoid(mix_factor) (Blattmann et al. 2023, eq. 2)."""
+
+    def __init__(self, *, factory: dict):
+        super().__init__()
+        # fp32 whatever the model's dtype: one number, and sigmoid has no fp8 kernel
+        self.mix_factor = nn.Parameter(torch.zeros(1, dtype=torch.float32, device=factory["device"]))
+
+    def forward(self, spatial: torch.Tensor, temporal: torch.Tensor, image_only: torch.Tensor | None) -> torch.Tensor:
+        """Both [b*t, …]; rows where `image_only` [b*t] is set keep the spatial branch alone."""
+        s = torch.sigmoid(self.mix_factor.to(spatial.device))
+        if image_only is not None:
+            s = torch.where(image_only.bool(), torch.ones_like(s), s)
+            s = s.view(-1, *[1] * (spatial.ndim - 1))
+        return s.to(spatial.dtype) * spatial + (1 - s).to(spatial.dtype) * temporal
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, conv; plus the embedding; GroupNorm, SiLU, conv; plus the input (Dhariwal & Nichol 2021)."""
+
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, *, operations, factory: dict):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            operations.GroupNorm(GROUPS, channels, eps=1e-5, **factory),
+            nn.SiLU(),
+            operations.Conv2d(channels, out_channels, 3, padding=1, **factory),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_channels, out_channels, **factory))
+        self.out_layers = nn.Sequential(
+            operations.GroupNorm(GROUPS, out_channels, eps=1e-5, **factory),
+            nn.SiLU(),
+            nn.Identity(),  # dropout in training; keeps the convolution at index 3, as on disk
+            operations.Conv2d(out_channels, out_channels, 3, padding=1, **factory),
+        )
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else operations.Conv2d(channels, out_channels, 1, **factory)
+        )
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """x [n, channels, h, w], emb [n, emb_channels] to [n, out_channels, h, w]."""
+        h = self.in_layers(x)
+        h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class TemporalResBlock(nn.Module):
+    """The residual block over time: convolutions of 3 frames, GroupNorm statistics over all frames of a video."""
+
+    def __init__(self, channels: int, emb_channels: int, *, operations, factory: dict):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            operations.GroupNorm(GROUPS, channels, eps=1e-5, **factory),
+            nn.SiLU(),
+            operations.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), **factory),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_channels, channels, **factory))
+        self.out_layers = nn.Sequential(
+            operations.GroupNorm(GROUPS, channels, eps=1e-5, **factory),
+            nn.SiLU(),
+            nn.Identity(),
+            operations.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), **factory),
+        )
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """x [b, channels, t, h, w], emb [b, t, emb_channels] to x's shape."""
+        h = self.in_layers(x)
+        h = h + self.emb_layers(emb).to(h.dtype).movedim(1, 2)[..., None, None]
+        return x + self.out_layers(h)
+
+
+class VideoResBlock(ResBlock):
+    """A residual block in space, then one over time on its result, blended (SVD)."""
+
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, *, operations, factory: dict):
+        super().__init__(channels, emb_channels, out_channels, operations=operations, factory=factory)
+        self.time_stack = TemporalResBlock(out_channels, emb_channels, operations=operations, factory=factory)
+        self.time_mixer = AlphaBlender(factory=factory)
+
+    def forward(
+        self, x: torch.Tensor, emb: torch.Tensor, num_frames: int, image_only: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x [b*t, channels, h, w], emb [b*t, emb_channels], image_only [b*t] to [b*t, out_channels, h, w]."""
+        x = super().forward(x, emb)
+        video = x.unflatten(0, (-1, num_frames)).transpose(1, 2)  # [b, c, t, h, w]
+        video = self.time_stack(video, emb.unflatten(0, (-1, num_frames)))
+        return self.time_mixer(x, video.transpose(1, 2).flatten(0, 1), image_only)

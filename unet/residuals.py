@@ -1,0 +1,54 @@
+"""Control residuals: what a ControlNet adds to the UNet's skips and middle block."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Residuals:
+    """Residual tensors waiting to be added, one list a place; each list is consumed from its end.
+
+    `output` holds those of the skips in the order of the input blocks (so the last is used first), `middle` that of the
+    middle block, `input` those that go to both h and the skip (T2I-Adapter), reversed. This is the order in which
+    ComfyUI hands them over. The tensors are only read: using the same ones in two calls is safe.
+    """
+
+    def __init__(self, input: Sequence = (), middle: Sequence = (), output: Sequence = ()):
+        self.waiting = {"input": list(input), "middle": list(middle), "output": list(output)}
+
+    @classmethod
+    def from_controls(cls, controls: Sequence[torch.Tensor], strength: float, num_skips: int) -> "Residuals":
+        """The original's `controls`: `num_skips` tensors in the order of the input blocks, then that of the middle.
+
+        A strength of 0 adds nothing, so that the result is bit-equal to an uncontrolled call. Raises ValueError where
+        the count does not fit the network.
+        """
+        if not len(controls) or strength == 0:
+            return cls()
+        if len(controls) != num_skips + 1:
+            raise ValueError(
+                f"controls: found {len(controls)} residuals, expected {num_skips + 1} ({num_skips} for the input blocks "
+                f"and 1 for the middle block); these residuals were made for another network."
+            )
+        scaled = [residual * strength for residual in controls]
+        return cls(output=scaled[:-1], middle=scaled[-1:])
+
+    def add(self, place: str, h: torch.Tensor) -> torch.Tensor:
+        """h [b*t, c, h, w] plus the next residual of `place`, which is repeated over the batch where it has fewer rows.
+
+        Rows are b-major (all frames of the first video, then of the next), so one video's residuals repeat whole.
+        Raises ValueError where channels, size or rows do not fit.
+        """
+        if not self.waiting[place]:
+            return h
+        residual = self.waiting[place].pop()
+        if residual is None:
+            return h
+        if residual.shape[1:] != h.shape[1:] or h.shape[0] % residual.shape[0]:
+            raise ValueError(
+                f"A control residual of shape {list(residual.shape)} cannot be added to the {place} activations of shape "
+                f"{list(h.shape)}: the ControlNet was made for another kind of model, or its image count fits neither "
+                f"one nor the number of frames. Use a ControlNet of this model's family."
+            )
+        residual = residual.to(dtype=h.dtype, device=h.device)
+        return h + residual.repeat(h.shape[0] // residual.shape[0], 1, 1, 1)

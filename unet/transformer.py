@@ -1,0 +1,210 @@
+"""The transformers of the UNet: attention over the pixels of a frame, and over the frames of a pixel."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .hooks import Hooks
+from .layers import GROUPS, AlphaBlender, timestep_embedding
+
+
+class GEGLU(nn.Module):
+    """x * gelu(gate) with the exact (erf) GELU (Shazeer 2020)."""
+
+    def __init__(self, dim: int, dim_out: int, *, operations, factory: dict):
+        super().__init__()
+        self.proj = operations.Linear(dim, dim_out * 2, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width and back."""
+
+    def __init__(self, dim: int, *, operations, factory: dict):
+        super().__init__()
+        self.net = nn.Sequential(
+            GEGLU(dim, dim * 4, operations=operations, factory=factory),
+            nn.Identity(),  # dropout in training; keeps the last layer at index 2, as on disk
+            operations.Linear(dim * 4, dim, **factory),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x to a context, or to itself where there is none."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, dim_head: int, *, operations, factory: dict):
+        super().__init__()
+        self.heads = heads
+        self.dim_head = dim_head
+        inner = heads * dim_head
+        self.to_q = operations.Linear(dim, inner, bias=False, **factory)
+        self.to_k = operations.Linear(context_dim, inner, bias=False, **factory)
+        self.to_v = operations.Linear(context_dim, inner, bias=False, **factory)
+        self.to_out = nn.Sequential(operations.Linear(inner, dim, **factory), nn.Identity())
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
+        hooks: Hooks | None = None,
+    ) -> torch.Tensor:
+        """x [n, tokens, dim], context and value [n, keys, context_dim] to [n, tokens, dim]."""
+        hooks = hooks or Hooks()
+        context = x if context is None else context
+        value = context if value is None else value
+        out = hooks.attention(self.to_q(x), self.to_k(context), self.to_v(value), self.heads)
+        return self.to_out(out)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each on a normalised residual (Rombach et al. 2022, fig. 3).
+
+    With `ff_in` a feed-forward comes first: the block over time of SVD. With `self_attention` False the first attention
+    also looks at the context (x4 upscaler, SDXS 0.9).
+    """
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, context_dim: int, *, operations, factory: dict,
+        ff_in: bool = False, self_attention: bool = True,
+    ):
+        super().__init__()
+        layer = {"operations": operations, "factory": factory}
+        self.self_attention = self_attention
+        if ff_in:
+            self.norm_in = operations.LayerNorm(dim, **factory)
+            self.ff_in = FeedForward(dim, **layer)
+        else:
+            self.ff_in = None
+        self.norm1 = operations.LayerNorm(dim, **factory)
+        self.attn1 = CrossAttention(dim, dim if self_attention else context_dim, heads, dim_head, **layer)
+        self.norm2 = operations.LayerNorm(dim, **factory)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, **layer)
+        self.norm3 = operations.LayerNorm(dim, **factory)
+        self.ff = FeedForward(dim, **layer)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks) -> torch.Tensor:
+        """x [n, tokens, dim], context [n, keys, context_dim] to x's shape."""
+        if self.ff_in is not None:
+            x = x + self.ff_in(self.norm_in(x))
+        x = x + hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else context)
+        x = hooks.between(x)
+        x = x + hooks.attn2(self.attn2, self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Attention over the pixels of each image: norm, projection, `depth` blocks, projection, plus the input.
+
+    The projections are 1x1 convolutions in SD1 and linear layers, applied to the tokens, in all later models.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, *, linear: bool,
+        operations, factory: dict, self_attention: bool = True,
+    ):
+        super().__init__()
+        inner = heads * dim_head
+        self.linear = linear
+        self.norm = operations.GroupNorm(GROUPS, channels, eps=1e-6, **factory)
+        if linear:
+            self.proj_in = operations.Linear(channels, inner, **factory)
+            self.proj_out = operations.Linear(inner, channels, **factory)
+        else:
+            self.proj_in = operations.Conv2d(channels, inner, 1, **factory)
+            self.proj_out = operations.Conv2d(inner, channels, 1, **factory)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                inner, heads, dim_head, context_dim,
+                self_attention=self_attention, operations=operations, factory=factory,
+            )
+            for _ in range(depth)
+        )
+
+    def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, c, h, w] to [n, h*w, inner]."""
+        x = self.norm(x)
+        if self.linear:
+            return self.proj_in(x.flatten(2).transpose(1, 2).contiguous())
+        return self.proj_in(x).flatten(2).transpose(1, 2).contiguous()
+
+    def to_image(self, tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """[n, h*w, inner] to [n, c, h, w]."""
+        if self.linear:
+            return self.proj_out(tokens).transpose(1, 2).unflatten(2, size).contiguous()
+        return self.proj_out(tokens.transpose(1, 2).unflatten(2, size).contiguous())
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks) -> torch.Tensor:
+        """x [n, c, h, w], context [n, keys, context_dim] to x's shape."""
+        hooks.enter_transformer(x.shape)
+        tokens = self.to_tokens(x)
+        for depth, block in enumerate(self.transformer_blocks):
+            hooks.enter_depth(depth)
+            tokens = block(tokens, context, hooks)
+        return self.to_image(tokens, x.shape[2:]) + x
+
+
+class SpatialVideoTransformer(SpatialTransformer):
+    """After each block over the pixels of a frame, one over the frames of each pixel; the two are blended (SVD)."""
+
+    def __init__(
+        self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, *, linear: bool,
+        operations, factory: dict, self_attention: bool = True,
+    ):
+        super().__init__(
+            channels, heads, dim_head, depth, context_dim,
+            linear=linear, self_attention=self_attention, operations=operations, factory=factory,
+        )
+        self.channels = channels
+        self.time_stack = nn.ModuleList(
+            BasicTransformerBlock(
+                heads * dim_head, heads, dim_head, context_dim,
+                ff_in=True, self_attention=self_attention, operations=operations, factory=factory,
+            )
+            for _ in range(depth)
+        )
+        self.time_pos_embed = nn.Sequential(
+            operations.Linear(channels, channels * 4, **factory),
+            nn.SiLU(),
+            operations.Linear(channels * 4, channels, **factory),
+        )
+        self.time_mixer = AlphaBlender(factory=factory)
+
+    def frame_positions(self, num_frames: int, like: torch.Tensor) -> torch.Tensor:
+        """The embedding of the frame indices 0 … num_frames-1: [1, t, 1, c]."""
+        frames = torch.arange(num_frames, device=like.device)
+        return self.time_pos_embed(timestep_embedding(frames, self.channels).to(like.dtype))[None, :, None]
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        hooks: Hooks,
+        num_frames: int,
+        time_context: torch.Tensor | None = None,
+        image_only: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [b*t, c, h, w], context and time_context [b*t, keys, context_dim], image_only [b*t] to x's shape.
+
+        The blocks over time see the context of the first frame of each video at every pixel.
+        """
+        hooks.enter_transformer(x.shape)
+        pixels = x.shape[2] * x.shape[3]
+        time_context = context if time_context is None else time_context
+        time_context = time_context[::num_frames].repeat_interleave(pixels, dim=0)  # [b*h*w, keys, context_dim]
+        tokens = self.to_tokens(x)
+        positions = self.frame_positions(num_frames, tokens)
+        for depth, (block, time_block) in enumerate(zip(self.transformer_blocks, self.time_stack)):
+            hooks.enter_depth(depth)
+            tokens = block(tokens, context, hooks)
+            video = tokens.unflatten(0, (-1, num_frames)) + positions  # [b, t, h*w, c]
+            video = time_block(video.transpose(1, 2).flatten(0, 1), time_context, hooks)  # [b*h*w, t, c]
+            video = video.unflatten(0, (-1, pixels)).transpose(1, 2).flatten(0, 1)  # [b*t, h*w, c]
+            tokens = self.time_mixer(tokens, video, image_only)
+        return self.to_image(tokens, x.shape[2:]) + x
