@@ -2,10 +2,15 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .controlnet import ApplyControlNetResiduals
+from .loader import LoadUNet
+from .svd_conditioning import SVDConditioning
+from .svd_sampler import SVDSampler
+
 
 class TemporalUNetExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return [LoadUNet, SVDConditioning, SVDSampler, ApplyControlNetResiduals]
 
 
 async def comfy_entrypoint() -> TemporalUNetExtension:

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Set up, run, test and try the pack with a real ComfyUI: `python dev.py run`, `python dev.py test`, `python dev.py --help`.
+
+This file holds the commands; `tests/comfy_host.py` makes environments and hosts, `tests/comfy_server.py` runs one.
+Only the standard library is used.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from comfy_host import (  # noqa: E402
+    ARCHIVES, NEWEST, PACK, WINDOWS, DevError, Host, ask_python, built, cache, key, locked, pinned_host, say,
+    test_environment, users_host,
+)
+from comfy_server import Server, ServerError, failure, link_file  # noqa: E402
+
+MADE_IN_CACHE = ("envs", "hosts", "untrained", "serve")
+# Untrained weights show that everything works, not a picture: small and few is enough.
+UNTRAINED_DEFAULTS = {"width": 512, "height": 320, "frames": 14, "steps": 8}
+OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
+    "width": [("TemporalUNetSVDConditioning", "width")],
+    "height": [("TemporalUNetSVDConditioning", "height")],
+    "frames": [("TemporalUNetSVDConditioning", "video_frames")],
+    "steps": [("TemporalUNetSVDSampler", "steps")],
+    "seed": [("TemporalUNetSVDConditioning", "seed"), ("TemporalUNetSVDSampler", "seed")],
+}
+VIDEO_SUFFIXES = (".mp4", ".webm", ".webp")
+
+
+def host_for(args: argparse.Namespace) -> Host:
+    return users_host(args) or pinned_host(NEWEST)
+
+
+def hosts_for_tests(args: argparse.Namespace) -> list[Host]:
+    """The user's host, or the pinned ones that --host names, the newest first."""
+    host = users_host(args)
+    if host:
+        return [test_environment(host)]
+    return [pinned_host(version) for version in ARCHIVES if args.host in (None, "all", version)]
+
+
+def run_child(command: list, host: Host, **environment: str) -> int:
+    """Run to the end, from the repository root; the exit status. When this process is stopped, the child may tidy up first."""
+    env = {**os.environ, "TEMPORAL_UNET_HOST": str(host.folder), **environment}
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env)
+    try:
+        return process.wait()
+    except BaseException as reason:
+        if not isinstance(reason, KeyboardInterrupt):  # Ctrl-C has reached the child already
+            process.terminate() if WINDOWS else process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+        raise
+
+
+def untrained_models(host: Host) -> Path:
+    """A models folder with small files of random weights, made by tests/untrained.py."""
+    script = ROOT / "tests" / "untrained.py"
+
+    def build(folder: Path) -> None:
+        say(f"Making small untrained models in {folder}")
+        if run_child([host.python, script, "--out", folder], host):
+            raise DevError(f"{script} failed: see its message above.")
+    return built(cache() / "untrained" / key(script.read_text(encoding="utf-8")), build)
+
+
+def link_models(models: Path, base: Path) -> None:
+    for file in models.rglob("*.safetensors"):
+        link_file(file, base / "models" / file.relative_to(models))
+
+
+def default_photo(host: Host) -> Path:
+    """A rocket launch, released into the public domain, from scikit-image; the host's example picture where that is missing."""
+    with contextlib.suppress(DevError):
+        photo = Path(ask_python(host.python, "__import__('skimage').__path__[0]")) / "data" / "rocket.jpg"
+        if photo.is_file():
+            return photo
+    return host.folder / "input" / "example.png"
+
+
+def set_input(workflow: dict, class_type: str, name: str, value) -> None:
+    nodes = [node for node in workflow.values() if node["class_type"] == class_type]
+    if not nodes:
+        found = ", ".join(sorted(node["class_type"] for node in workflow.values()))
+        raise DevError(f"The workflow has no {class_type} node to set `{name}` on, only {found}: add one to it.")
+    for node in nodes:
+        node["inputs"][name] = value
+
+
+def prepared_workflow(args: argparse.Namespace, host: Host, base: Path) -> dict:
+    """The API-mode workflow for `run`, with its photo and models laid into the base directory."""
+    kind = "svd_checkpoint_image_to_video" if args.svd else "svd_image_to_video"
+    workflow = json.loads((ROOT / "example_workflows" / "api" / f"{kind}.json").read_text(encoding="utf-8"))
+    photo = args.image or default_photo(host)
+    (base / "input").mkdir()
+    shutil.copy(photo, base / "input" / photo.name)
+    set_input(workflow, "LoadImage", "image", photo.name)
+    if args.svd:
+        link_file(args.svd, base / "models" / "checkpoints" / args.svd.name)
+        set_input(workflow, "TemporalUNetLoader", "unet_name", f"checkpoints/{args.svd.name}")
+        set_input(workflow, "ImageOnlyCheckpointLoader", "ckpt_name", args.svd.name)
+    else:
+        link_models(untrained_models(host), base)
+        set_input(workflow, "TemporalUNetLoader", "unet_name", "untrained_svd.safetensors")
+        set_input(workflow, "VAELoader", "vae_name", "untrained_vae.safetensors")
+    for option, places in OPTION_INPUTS.items():
+        value = getattr(args, option)
+        if value is None and not args.svd:
+            value = UNTRAINED_DEFAULTS.get(option)
+        for class_type, name in places if value is not None else ():
+            set_input(workflow, class_type, name, value)
+    return workflow
+
+
+def best_output(entry: dict, base: Path) -> Path:
+    """The saved file in a history entry, a video before a picture; hosts list them under different names."""
+    files = [base / item["type"] / item["subfolder"] / item["filename"]
+             for output in entry["outputs"].values() for items in output.values() if isinstance(items, list)
+             for item in items if isinstance(item, dict) and "filename" in item]
+    if not files:
+        raise DevError(f"The workflow ended without saving a file; its outputs are {entry['outputs']}.")
+    return min(files, key=lambda file: (file.parent.name == "temp", file.suffix not in VIDEO_SUFFIXES))
+
+
+def command_run(args: argparse.Namespace) -> None:
+    for path in filter(None, (args.image, args.svd)):
+        if not path.is_file():
+            raise DevError(f"{path} is not a file: name one that exists.")
+    host = host_for(args)
+    with tempfile.TemporaryDirectory(prefix=f"{PACK}-") as scratch:
+        base = Path(scratch)
+        workflow = prepared_workflow(args, host, base)
+        with Server(host.folder, host.python, base) as server:
+            say(f"ComfyUI is working; its log: {server.log_file}")
+            entry = server.wait(server.queue(workflow), timeout=float("inf"))
+        if failure(entry):
+            raise ServerError(f"The workflow failed: {failure(entry)}")
+        made = best_output(entry, base)
+        args.out.mkdir(parents=True, exist_ok=True)
+        names = (f"{made.stem}{n or ''}{made.suffix}" for n in range(10**6))
+        video = next(path for path in (args.out.absolute() / name for name in names) if not path.exists())
+        shutil.copy(made, video)
+    if not args.svd:
+        say("The weights are untrained, so the video is noise: name a real svd.safetensors with --svd to see the photo move.")
+    say(str(video))
+
+
+def run_pytest(room: str, host: Host, extra: list[str]) -> Counter:
+    """Run one folder of tests on one host; how many passed, failed and were skipped."""
+    say(f"\n== tests/{room} on ComfyUI {host.name}")
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        status = run_child([host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", ROOT / "tests" / room,
+                            f"--junit-xml={report}", *extra], host)
+        suites = ElementTree.parse(report).getroot().iter("testsuite") if report.exists() else ()
+        sums = Counter()
+        for suite in suites:
+            sums.update({name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")})
+    failed = sums["failures"] + sums["errors"]
+    nothing_chosen = status == 5 and extra  # the caller's own selection may leave a room empty
+    if status and not failed and not nothing_chosen:
+        say(f"tests/{room} on ComfyUI {host.name}: pytest ended with status {status} and no failed test (5: it found no tests)")
+        failed = 1
+    return Counter(passed=sums["tests"] - failed - sums["skipped"] if sums["tests"] else 0, failed=failed, skipped=sums["skipped"])
+
+
+def run_node_tests(host: Host) -> Counter:
+    """Run tests/web with node's own test runner; counts as in `run_pytest`."""
+    say("\n== tests/web in node")
+    files = sorted((ROOT / "tests" / "web").rglob("*.test.*js"))  # named singly: node versions differ on a folder
+    node = shutil.which("node")
+    if not (node and files):
+        say("tests/web holds no *.test.js or *.test.mjs file." if node else "tests/web needs node: install Node.js 20 or newer.")
+        return Counter(failed=1)
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.tap"
+        status = run_child([node, "--test", "--test-reporter=spec", "--test-reporter-destination=stdout",
+                            "--test-reporter=tap", f"--test-reporter-destination={report}", *files], host)
+        found = dict(re.findall(r"^# (pass|fail|skipped) (\d+)$", report.read_text(encoding="utf-8"), re.MULTILINE))
+    return Counter(passed=int(found["pass"]), failed=max(int(found["fail"]), int(status != 0)), skipped=int(found["skipped"]))
+
+
+def command_test(args: argparse.Namespace) -> None:
+    hosts = hosts_for_tests(args)
+    runs = [("unet", hosts[0]), *((room, host) for host in hosts for room in ("host", "server")), ("browser", hosts[0])]
+    total = Counter()
+    for room, host in runs:
+        if (ROOT / "tests" / room).is_dir() and (room, host.name) != ("browser", "0.16.3"):
+            total += run_pytest(room, host, args.pytest_args)
+    if (ROOT / "tests" / "web").is_dir():
+        total += run_node_tests(hosts[0])
+    say(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    sys.exit(1 if total["failed"] or not total["passed"] else 0)
+
+
+def command_serve(args: argparse.Namespace) -> None:
+    host = host_for(args)
+    base = cache() / "serve"
+    link_models(untrained_models(host), base)
+    with Server(host.folder, host.python, base, port=args.port) as server:
+        say(f"{server.url}  (models and outputs: {base}; Ctrl-C ends it)")
+        server.process.wait()
+        raise ServerError(f"ComfyUI ended by itself; the end of its log:\n{server.log(40)}")
+
+
+def command_setup(args: argparse.Namespace) -> None:
+    for host in hosts_for_tests(args):
+        say(f"ComfyUI {host.name}: {host.folder}\n  its Python: {host.python}")
+
+
+def command_clean(args: argparse.Namespace) -> None:
+    with locked():
+        for name in MADE_IN_CACHE:
+            shutil.rmtree(cache() / name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what others put there stays
+        (cache() / "lock").unlink()
+        cache().rmdir()
+    say(f"Removed what dev.py had made in {cache()}")
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(description="Set up, run, test and try Temporal UNet with a real ComfyUI.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function, pytest_args=arguments[split + 1:])
+        if name != "clean":
+            added.add_argument("--comfyui", type=Path, metavar="PATH", help="use this ComfyUI and its Python; nothing is downloaded for it")
+            added.add_argument("--python", type=Path, metavar="PATH", help="the Python of that ComfyUI, where it is not found")
+        if name in ("setup", "test"):
+            added.add_argument("--host", choices=[*ARCHIVES, "all"], help="the ComfyUI version to fetch and use (default: all)")
+        return added
+
+    command("setup", command_setup, "Make the environments and hosts, nothing else.")
+    run = command("run", command_run, "Animate a photo, headless; the last line names the video.")
+    run.add_argument("--image", type=Path, metavar="PATH", help="the photo (default: a rocket launch)")
+    run.add_argument("--svd", type=Path, metavar="PATH", help="svd.safetensors, the full checkpoint (default: untrained weights)")
+    run.add_argument("--out", type=Path, metavar="DIR", default=Path("output"), help="where the video goes (default: ./output)")
+    for option in OPTION_INPUTS:
+        run.add_argument(f"--{option}", type=int, metavar="N")
+    command("test", command_test, "Run all tests; arguments after -- go to pytest.")
+    serve = command("serve", command_serve, "Start the editor with the pack installed.")
+    serve.add_argument("--port", type=int, default=8188)
+    command("clean", command_clean, "Remove what dev.py made in the cache.")
+    return parser.parse_args(arguments[:split])
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks stop what they started
+    if sys.version_info < (3, 10):
+        sys.exit(f"dev.py: this is Python {sys.version.split()[0]}; use 3.10 or newer.")
+    args = parse_arguments(sys.argv[1:])
+    try:
+        args.function(args)
+    except DevError as error:
+        sys.exit(f"dev.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Sampling a video through the host: classifier-free guidance with a scale of its own for every frame."""
+
+import comfy.context_windows as windows
+import comfy.model_base
+import comfy.model_management as management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from .curve import evaluate_curve
+
+
+def is_video_model(model) -> bool:
+    """True for a MODEL of the SVD family, ours or one that the host loaded."""
+    return isinstance(model.model, comfy.model_base.SVD_img2vid)
+
+
+def frame_scales(shape: str, min_cfg: float, max_cfg: float, curve: list[tuple[float, float]], frames: int) -> torch.Tensor:
+    """The guidance scale of each frame [frames], fp32.
+
+    "linear" rises from min to max as the host's VideoLinearCFGGuidance, "triangle" rises to max in the middle and falls
+    again as its VideoTriangleCFGGuidance, "constant" is max throughout, "curve" takes the scales from the curve.
+    """
+    if shape == "linear":
+        return torch.linspace(min_cfg, max_cfg, frames)
+    if shape == "triangle":
+        position = torch.linspace(0, 1, frames)
+        height = 2 * (position - torch.floor(position + 0.5)).abs()
+        return height * (max_cfg - min_cfg) + min_cfg
+    if shape == "constant":
+        return torch.full((frames,), max_cfg)
+    return torch.from_numpy(evaluate_curve(curve, frames)).float()
+
+
+class FrameGuider(comfy.samplers.CFGGuider):
+    """The host's guider with per-frame scales [frames], acting from `start` to `end` (shares of the steps).
+
+    Outside that share, and where every scale is 1, the negative is not evaluated at all.
+    """
+
+    def __init__(self, patcher, scales: torch.Tensor, start: float, end: float):
+        super().__init__(patcher.clone())
+        self.start, self.end = start, end
+        self.set_cfg(scales.max().item())
+        if not torch.all(scales == 1):
+            self.model_patcher.set_model_sampler_cfg_function(_per_frame(scales), disable_cfg1_optimization=True)
+            self.model_options = self.model_patcher.model_options
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):
+        if self._guided(timestep, model_options["transformer_options"]["sample_sigmas"]):
+            return super().predict_noise(x, timestep, model_options, seed)
+        plain = {key: value for key, value in model_options.items()
+                 if key not in ("sampler_cfg_function", "disable_cfg1_optimization")}
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, None, self.conds.get("positive"), 1.0, model_options=plain, seed=seed
+        )
+
+    def _guided(self, timestep, sigmas):
+        """Is this step's share of the run (0 = first step) inside [start, end)? An end of 1 includes the last."""
+        steps = len(sigmas) - 1
+        step = int((sigmas[:-1] >= timestep[0] * (1 - 1e-5)).sum()) - 1
+        share = max(step, 0) / steps
+        return self.start <= share and (share < self.end or self.end >= 1)
+
+
+def _per_frame(scales: torch.Tensor):
+    def guide(args):
+        cond, uncond = args["cond"], args["uncond"]
+        return uncond + scales.to(cond.device).reshape(-1, 1, 1, 1) * (cond - uncond)
+
+    return guide
+
+
+def with_windows(model, length: int, overlap: int, closed_loop: bool):
+    """A clone of the model that works in the host's context windows of `length` frames."""
+    model = model.clone()
+    schedule = windows.ContextSchedules.UNIFORM_LOOPED if closed_loop else windows.ContextSchedules.STATIC_STANDARD
+    model.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule(schedule),
+        fuse_method=windows.get_matching_fuse_method(windows.ContextFuseMethods.PYRAMID),
+        context_length=length, context_overlap=overlap, context_stride=1, closed_loop=closed_loop, dim=0,
+    )
+    windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
+    return model
+
+
+def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_name: str, scheduler: str, denoise: float):
+    """The denoised latent [frames, 4, h, w] on the host's intermediate device, with its progress, preview and cancel."""
+    model = guider.model_patcher
+    samples = latent["samples"]
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    schedule = comfy.samplers.KSampler(
+        model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
+        model_options=model.model_options,
+    )
+    out = guider.sample(
+        noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
+        denoise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+    )
+    return out.to(management.intermediate_device())

@@ -1,0 +1,145 @@
+"""SVD Image to Video: a picture to the conditioning and the empty latent that Stable Video Diffusion starts from."""
+
+import logging
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+
+NODE = "SVD Image to Video"
+CONTEXT_WIDTH = 1024  # of SVD's image embedding (OpenCLIP ViT-H)
+NOT_CONNECTED = object()
+
+
+class SVDConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalUNetSVDConditioning",
+            display_name=NODE,
+            category="Temporal UNet",
+            description="Prepares a picture for Stable Video Diffusion: the video starts from it.",
+            search_aliases=["svd conditioning", "img2vid"],
+            inputs=[
+                io.Image.Input("init_image", tooltip="The picture that becomes the first frame. Of several the first is used."),
+                io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint, or another with SD 1's latent space."),
+                io.Int.Input(
+                    "width", default=1024, min=16, max=16384, step=8,
+                    tooltip="Width of the video in pixels, a multiple of 8 (best 64). SVD was trained at 1024 x 576.",
+                ),
+                io.Int.Input(
+                    "height", default=576, min=16, max=16384, step=8,
+                    tooltip="Height of the video in pixels, a multiple of 8 (best 64). Far from 576 the motion breaks.",
+                ),
+                io.Int.Input(
+                    "video_frames", default=14, min=1, max=4096,
+                    tooltip="Number of frames. SVD was trained on 14, SVD-XT on 25.",
+                ),
+                io.Int.Input(
+                    "motion_bucket_id", default=127, min=1, max=1023,
+                    tooltip="How much moves: about 30 is calm, 127 usual, over 200 wild.",
+                ),
+                io.Int.Input(
+                    "fps", default=6, min=1, max=1024,
+                    tooltip="Frames per second that the model is told: less time between frames makes smaller steps.",
+                ),
+                io.Float.Input(
+                    "augmentation_level", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True,
+                    tooltip="Noise added to the picture before encoding, in units of its range: frees the motion, "
+                    "loses likeness. 0 to 0.1 is usual.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, advanced=True,
+                    tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
+                ),
+                io.Combo.Input(
+                    "resize", options=["crop", "pad", "stretch"], default="crop", advanced=True,
+                    tooltip="How the picture meets width and height: cut off what is over, add black bars, or distort.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True,
+                    tooltip="The image encoder of the SVD checkpoint. Without it the model sees the first frame only "
+                    "through the latent, and the motion fits the picture less.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, init_image, vae, width, height, video_frames, motion_bucket_id, fps,
+        augmentation_level=0.0, seed=0, resize="crop", clip_vision=NOT_CONNECTED,
+    ) -> io.NodeOutput:
+        _check(init_image, vae, width, height, clip_vision)
+        embedding = _embed(init_image[:1], clip_vision)
+        pixels = _augment(_resize(init_image[:1, :, :, :3], width, height, resize), augmentation_level, seed)
+        image_latent = vae.encode(pixels)
+        if image_latent.ndim != 4 or image_latent.shape[1] != 4:
+            raise ValueError(
+                f"{NODE}: the VAE makes latents of shape {list(image_latent.shape)}, expected [1, 4, h, w]. "
+                f"Connect the VAE of the SVD checkpoint or of Stable Diffusion 1."
+            )
+        common = {"motion_bucket_id": motion_bucket_id, "fps": fps, "augmentation_level": augmentation_level}
+        positive = [[embedding, {**common, "concat_latent_image": image_latent}]]
+        negative = [[torch.zeros_like(embedding), {**common, "concat_latent_image": torch.zeros_like(image_latent)}]]
+        latent = torch.zeros(video_frames, 4, height // 8, width // 8, device=management.intermediate_device())
+        return io.NodeOutput(positive, negative, {"samples": latent})
+
+
+def _check(image, vae, width, height, clip_vision):
+    if vae is None:
+        raise ValueError(f"{NODE}: vae is empty: the checkpoint brought none. Load one with Load VAE.")
+    if clip_vision is None:
+        raise ValueError(
+            f"{NODE}: clip_vision is empty: the checkpoint brought no image encoder. Load one with Load CLIP Vision, or "
+            f"leave the input unconnected."
+        )
+    for name, size in (("width", width), ("height", height)):
+        if size % 8:
+            raise ValueError(f"{NODE}: {name} {size} is not a multiple of 8; use {size // 8 * 8} or {size // 8 * 8 + 8}.")
+        if size % 64:
+            logging.warning("%s: %s %d is not a multiple of 64, on which SVD was trained.", NODE, name, size)
+    if image.shape[0] > 1:
+        logging.warning("%s: init_image holds %d pictures; the first is used.", NODE, image.shape[0])
+    if not torch.isfinite(image[:1]).all():
+        raise ValueError(f"{NODE}: init_image holds NaN or infinite pixels; expected values from 0 to 1.")
+
+
+def _embed(image, clip_vision):
+    """The image embedding [1, 1, width]; zeros, as in training without it, where no encoder is connected."""
+    if clip_vision is NOT_CONNECTED:
+        return torch.zeros(1, 1, CONTEXT_WIDTH)
+    embedding = clip_vision.encode_image(image).image_embeds.unsqueeze(0)
+    if embedding.shape[-1] != CONTEXT_WIDTH:
+        raise ValueError(
+            f"{NODE}: the image encoder gives embeddings of width {embedding.shape[-1]}, SVD needs {CONTEXT_WIDTH} "
+            f"(OpenCLIP ViT-H). Use the encoder of the SVD checkpoint."
+        )
+    return embedding
+
+
+def _resize(image, width, height, mode):
+    """image [1, h, w, 3] to [1, height, width, 3]."""
+    pixels = image.movedim(-1, 1)
+    if mode == "pad":
+        scale = min(width / pixels.shape[-1], height / pixels.shape[-2])
+        inner_w, inner_h = round(pixels.shape[-1] * scale), round(pixels.shape[-2] * scale)
+        pixels = comfy.utils.common_upscale(pixels, inner_w, inner_h, "bilinear", "disabled")
+        left, top = (width - inner_w) // 2, (height - inner_h) // 2
+        pixels = F.pad(pixels, (left, width - inner_w - left, top, height - inner_h - top))
+    else:
+        pixels = comfy.utils.common_upscale(pixels, width, height, "bilinear", "center" if mode == "crop" else "disabled")
+    return pixels.movedim(1, -1)
+
+
+def _augment(pixels, level, seed):
+    if level == 0:
+        return pixels
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
+    return pixels + noise.to(pixels) * level

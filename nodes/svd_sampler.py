@@ -1,0 +1,143 @@
+"""SVD Temporal UNet Sampler: denoises a clip with guidance that changes over its frames."""
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from .bridge.curve import parse_curve
+from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample, with_windows
+
+NODE = "SVD Temporal UNet Sampler"
+
+
+class SVDSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalUNetSVDSampler",
+            display_name=NODE,
+            category="Temporal UNet",
+            description="Denoises a video latent with a model of the Stable Video Diffusion family.",
+            search_aliases=["svd sampler", "video sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="A model of the SVD family, from Load UNet or the host's own loaders."),
+                io.Conditioning.Input("positive", tooltip="From SVD Image to Video."),
+                io.Conditioning.Input("negative", tooltip="From SVD Image to Video."),
+                io.Latent.Input("latent_image", tooltip="The latent of the clip; its length is the number of frames."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                    tooltip="Seed of the noise: another seed, another motion.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps. 20 to 30 is usual."),
+                io.Float.Input(
+                    "min_cfg", default=1.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="Guidance scale of the first frame, which the picture fixes already.",
+                ),
+                io.Float.Input(
+                    "max_cfg", default=2.5, min=0.0, max=100.0, step=0.1,
+                    tooltip="Guidance scale of the last frame (linear), the middle one (triangle) or all (constant). "
+                    "Higher keeps closer to the picture; too high burns colours.",
+                ),
+                io.Combo.Input(
+                    "guidance", options=["linear", "triangle", "constant", "curve"], default="linear",
+                    tooltip="How guidance changes over the clip: rising, rising and falling (good for chaining clips), "
+                    "the same throughout, or as guidance_curve says.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler",
+                    tooltip="The integration method. euler is what SVD was published with.",
+                ),
+                io.Combo.Input(
+                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="karras",
+                    tooltip="How noise falls from step to step. karras is what SVD was published with.",
+                ),
+                io.Float.Input(
+                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the noise to start from: below 1 the given latent shows through.",
+                ),
+                io.String.Input(
+                    "guidance_curve", default="0:1.0, 1:2.5", advanced=True,
+                    tooltip="For guidance = curve: position:scale points over the clip, 0 first frame, 1 last, such as "
+                    "0:1.0, 0.5:3, 1:1.0.",
+                ),
+                io.Float.Input(
+                    "guidance_start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    tooltip="Share of the steps after which guidance begins. Unguided steps take half the time.",
+                ),
+                io.Float.Input(
+                    "guidance_end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    tooltip="Share of the steps after which guidance ends. Unguided steps take half the time.",
+                ),
+                io.Int.Input(
+                    "window_frames", default=0, min=0, max=4096, advanced=True,
+                    tooltip="Longer clips are worked on in windows of this many frames. 0: the whole clip at once.",
+                ),
+                io.Int.Input(
+                    "window_overlap", default=6, min=0, max=4096, advanced=True,
+                    tooltip="Frames that neighbouring windows share; more makes smoother joints and takes longer.",
+                ),
+                io.Boolean.Input(
+                    "closed_loop", default=False, advanced=True,
+                    tooltip="With windows: they also run over the end of the clip into its start, so that it loops.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="samples")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent_image, seed, steps, min_cfg, max_cfg, guidance, sampler_name, scheduler,
+        denoise=1.0, guidance_curve="0:1.0, 1:2.5", guidance_start=0.0, guidance_end=1.0,
+        window_frames=0, window_overlap=6, closed_loop=False,
+    ) -> io.NodeOutput:
+        frames = _check(model, positive, latent_image["samples"])
+        curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
+        if 0 < window_frames < frames:
+            _check_overlap(window_frames, window_overlap)
+            model = with_windows(model, window_frames, window_overlap, closed_loop)
+        guider = FrameGuider(
+            model, frame_scales(guidance, min_cfg, max_cfg, curve, frames), guidance_start, guidance_end
+        )
+        guider.set_conds(positive, negative)
+        samples = sample(
+            guider, latent_image, seed=seed, steps=steps, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise
+        )
+        if not torch.isfinite(samples).all():
+            raise ValueError(
+                f"{NODE}: the result holds NaN or infinite values, which would decode to black frames. Load the UNet "
+                f"with weight_dtype bf16 or fp32, and check that nothing else patches the model."
+            )
+        return io.NodeOutput({**latent_image, "samples": samples})
+
+
+def _check(model, positive, latent) -> int:
+    """The number of frames, where model, conditioning and latent are such as this node takes."""
+    if not is_video_model(model):
+        raise ValueError(
+            f"{NODE}: the model is {type(model.model).__name__}, expected one of the Stable Video Diffusion family. "
+            f"Use the KSampler node for image models."
+        )
+    if latent.ndim != 4 or latent.shape[1] != 4:
+        raise ValueError(
+            f"{NODE}: latent_image has shape {list(latent.shape)}, expected [frames, 4, height/8, width/8]. "
+            f"Connect the latent of SVD Image to Video."
+        )
+    if latent.shape[0] == 0:
+        raise ValueError(f"{NODE}: latent_image holds 0 frames, expected at least 1.")
+    if not torch.isfinite(latent).all():
+        raise ValueError(f"{NODE}: latent_image holds NaN or infinite values; an earlier node went wrong.")
+    width, expected = positive[0][0].shape[-1], model.model.model_config.unet_config["context_dim"]
+    if width != expected:
+        raise ValueError(
+            f"{NODE}: positive has width {width}, expected the image embedding of width {expected}. "
+            f"Connect SVD Image to Video, not a text prompt."
+        )
+    return latent.shape[0]
+
+
+def _check_overlap(window_frames, window_overlap):
+    if window_overlap >= window_frames:
+        raise ValueError(
+            f"{NODE}: window_overlap {window_overlap} leaves nothing of windows of {window_frames} frames; expected "
+            f"less than {window_frames}."
+        )
