@@ -75,9 +75,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         config, family, names = detect(shapes, metadata)
         expected = expected_shapes(config)
         check_keys({name: shapes[on_disk] for name, on_disk in names.items()}, expected)
+        unexpected = sorted(names.keys() - expected.keys())
+        _check_unscaled(unexpected)
     except UNetFileError as error:
         raise UNetFileError(f"{path.name}: {error}") from None
-    unexpected = sorted(names.keys() - expected.keys())
     names = {name: names[name] for name in expected}
     return Checkpoint(path, config, family, shapes, names, metadata, unexpected, file)
 
@@ -112,6 +113,16 @@ def check_keys(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
         raise UNetFileError(
             f"of the {len(expected)} tensors that this UNet needs, {' and '.join(faults)}. The file is damaged or a part "
             f"of another model; get it again from its source."
+        )
+
+
+def _check_unscaled(unexpected: list[str]) -> None:
+    """Refuses quantised weights that need the scales beside them: read as they are they would be silently wrong."""
+    scales = [name for name in unexpected if any(mark in name for mark in ("scale", "comfy_quant", "absmax"))]
+    if scales:
+        raise UNetFileError(
+            f"its weights are quantised with scales of their own ({len(scales)} such tensors, {scales[0]}, …); expected "
+            f"plain fp32, fp16, bf16 or fp8. Load it with the host's Load Diffusion Model node."
         )
 
 

@@ -5,6 +5,7 @@ import comfy.model_management as management
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
+import comfy.utils
 import torch
 
 from ...unet import Checkpoint, UNetConfig, open_checkpoint
@@ -96,6 +97,8 @@ class _Zero123(comfy.model_base.Stable_Zero123):
 def _base_model(checkpoint: Checkpoint, model_config):
     """The host's BaseModel of the family with our network in it."""
     weights = checkpoint.state_dict(model_config.unet_config["dtype"])
+    if comfy.utils.DISABLE_MMAP:
+        weights = {name: weight.clone() for name, weight in weights.items()}
     markers = {name: checkpoint.tensor(name) for name in MARKERS if name in checkpoint.shapes}
     diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
     unet_config = model_config.unet_config

@@ -38,7 +38,7 @@ class UNetModel(unet.UNetModel):
         return super().forward(
             x, timesteps, context, y,
             num_frames=self._num_frames(x, transformer_options, num_video_frames),
-            controls=Residuals(**control) if control else (),
+            controls=Residuals(*(control.get(place, ()) for place in ("input", "middle", "output"))) if control else (),
             time_context=time_context,
             image_only=None if image_only_indicator is None else image_only_indicator.flatten(),
             hooks=HostHooks(transformer_options, self.config.model_channels, self.attn_precision, call),

@@ -1,8 +1,10 @@
 """Boots the real ComfyUI named by TEMPORAL_UNET_HOST once in this process and loads the pack as the host does."""
 
 import asyncio
+import atexit
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def _boot(host: str) -> str:
     """Starts the host's modules and the pack; returns the name under which the host imported the pack."""
     sys.path.insert(0, host)
-    argv, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", tempfile.mkdtemp(prefix="temporal-unet-")]
+    base = tempfile.mkdtemp(prefix="temporal-unet-")
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    argv, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", base]
     import comfy.options
 
     comfy.options.enable_args_parsing()

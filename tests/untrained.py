@@ -1,0 +1,148 @@
+"""Write small model files of random weights in the real layouts, so that every example workflow runs without a download.
+
+`python tests/untrained.py --out DIR` fills DIR as ComfyUI lays out its `models` folder. The weights are untrained: what they
+make is noise, but Load UNet and the host's loaders read each file as they read the real thing. Run again it writes the same
+bytes; a file is put in place only when it is whole. About 200 MB. The text encoders, which the host takes at full size only
+(1.6 GB), are written by a run of their own: `--text-encoders`.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+if __name__ == "__main__":  # pytest.ini does this for the tests
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from families import FULL, TINY, random_weights, write_unet  # noqa: E402
+
+# Real blocks at the real places, few channels: the sampler's time goes with the width, not with the layout.
+SVD = replace(TINY["svd"], channel_mult=(1, 1, 2, 2))
+SDXL = replace(
+    TINY["sdxl"], channel_mult=(1, 2, 2), depth_in=(0, 0, 1, 1, 1, 1), depth_out=(1, 1, 1, 1, 1, 1, 0, 0, 0), depth_middle=1
+)
+# As wide as the real one, because the host's ControlNet loader knows the heads of that width only; two levels keep it small.
+SD15 = replace(
+    FULL["sd1"], channel_mult=(1, 1), num_res_blocks=(1, 1), depth_in=(1, 0), depth_out=(0, 0, 1, 1), self_attention=(True,) * 2
+)
+HINT_CHANNELS = (3, 16, 16, 32, 32, 96, 96, 256)
+CLIP_L = {"width": 768, "layers": 12}
+CLIP_G = {"width": 1280, "layers": 32}
+
+
+def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int, gains: dict[str, float] | None = None) -> dict[str, torch.Tensor]:
+    """fp16 weights that keep activations near 1: matrices by their fan-in, norms 1, biases 0.
+
+    `gains`: a factor for the tensors whose names end so.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            value = torch.randn(shape, generator=generator) * torch.Size(shape[1:]).numel() ** -0.5
+        else:
+            value = torch.full(shape, float(name.endswith("weight")))
+        gain = next((gain for end, gain in (gains or {}).items() if name.endswith(end)), 1.0)
+        tensors[name] = (value * gain).half()
+    return tensors
+
+
+def controlnet_weights(seed: int) -> dict[str, torch.Tensor]:
+    """An SD 1 ControlNet as wide as `SD15`, in the layout of the original's repository: the UNet's first half and taps."""
+    def conv(name, into, out, size):
+        return {f"{name}.weight": (out, into, size, size), f"{name}.bias": (out,)}
+
+    unet = {name: value for name, value in random_weights(SD15, seed, torch.float16).items()
+            if name.startswith(("time_embed.", "input_blocks.", "middle_block."))}
+    width, blocks = SD15.model_channels, len({name.split(".")[1] for name in unet if name.startswith("input_blocks.")})
+    taps = {}
+    for number, (into, out) in enumerate(zip(HINT_CHANNELS, (*HINT_CHANNELS[1:], width))):
+        taps |= conv(f"input_hint_block.{2 * number}", into, out, 3)
+    for number in range(blocks):
+        taps |= conv(f"zero_convs.{number}.0", width, width, 1)
+    return unet | random_tensors(taps | conv("middle_block_out.0", width, width, 1), seed + 1)
+
+
+def vae_weights(seed: int) -> dict[str, torch.Tensor]:
+    """A tiny autoencoder (TAESD, https://github.com/madebyollin/taesd) as the host reads it: 4 latent channels, factor 8."""
+    def shapes(half, layers):
+        for number, layer in enumerate(layers):
+            if layer == "block":
+                for inner in (0, 2, 4):
+                    yield f"{half}.{number}.conv.{inner}.weight", (64, 64, 3, 3)
+                    yield f"{half}.{number}.conv.{inner}.bias", (64,)
+            elif layer is not None:
+                into, out, bias = layer
+                yield f"{half}.{number}.weight", (out, into, 3, 3)
+                if bias:
+                    yield f"{half}.{number}.bias", (out,)
+
+    scaling = (64, 64, False)
+    three = ["block"] * 3
+    encoder = [(3, 64, True), "block", scaling, *three, scaling, *three, scaling, *three, (64, 4, True)]
+    decoder = [None, (4, 64, True), None, *three, None, scaling, *three, None, scaling, *three, None, scaling, "block", (64, 3, True)]
+    tensors = random_tensors(
+        {**dict(shapes("taesd_encoder", encoder)), **dict(shapes("taesd_decoder", decoder))}, seed,
+        {".conv.4.weight": 0.3, ".weight": 2 ** 0.5},  # each block adds a little; the rest keeps its size through ReLU
+    )
+    last = tensors["taesd_decoder.19.weight"]
+    # Mostly differences between neighbours around mid-grey, so that pictures are neither black nor burnt out.
+    tensors["taesd_decoder.19.weight"] = 0.5 * (last - 0.8 * last.mean((2, 3), keepdim=True))
+    tensors["taesd_decoder.19.bias"] += 0.5
+    return tensors | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+
+
+def clip_weights(width: int, layers: int, seed: int) -> dict[str, torch.Tensor]:
+    """A CLIP text encoder in the layout of transformers' CLIPTextModelWithProjection."""
+    shapes = {
+        "text_model.embeddings.token_embedding.weight": (49408, width),
+        "text_model.embeddings.position_embedding.weight": (77, width),
+        "text_projection.weight": (width, width),
+    }
+    linear = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, width), "self_attn.v_proj": (width, width),
+              "self_attn.out_proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    for layer in (f"text_model.encoder.layers.{number}" for number in range(layers)):
+        for name, shape in linear.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        for name in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{layer}.{name}.weight": (width,), f"{layer}.{name}.bias": (width,)}
+    shapes |= {"text_model.final_layer_norm.weight": (width,), "text_model.final_layer_norm.bias": (width,)}
+    return random_tensors(shapes, seed)
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    place(path, lambda part: save_file(tensors, part))
+
+
+def place(path: Path, make) -> None:
+    """`path`, made by `make(temporary path)`: a half-written file never stands under the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    make(part)
+    os.replace(part, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write small untrained model files in the real layouts.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="becomes like ComfyUI's models folder")
+    parser.add_argument("--text-encoders", action="store_true", help="write CLIP-L and CLIP-G (1.6 GB) instead of the small files")
+    args = parser.parse_args()
+    if args.text_encoders:
+        write(args.out / "text_encoders" / "untrained_clip_l.safetensors", clip_weights(**CLIP_L, seed=6))
+        write(args.out / "text_encoders" / "untrained_clip_g.safetensors", clip_weights(**CLIP_G, seed=7))
+        return
+    unets = args.out / "diffusion_models"
+    for seed, (name, config) in enumerate({"svd": SVD, "sd15": SD15, "sdxl": SDXL}.items()):
+        place(unets / f"untrained_{name}.safetensors",
+              lambda part: write_unet(part, config, seed=seed, dtype=torch.float16))
+    write(args.out / "controlnet" / "untrained_sd15_controlnet.safetensors", controlnet_weights(seed=3))
+    write(args.out / "vae" / "untrained_vae.safetensors", vae_weights(seed=12))
+
+
+if __name__ == "__main__":
+    main()
