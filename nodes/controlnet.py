@@ -18,8 +18,8 @@ class ApplyControlNetResiduals(io.ComfyNode):
             description="Lets a ControlNet steer the sampling, with one control image for all frames or one for each.",
             search_aliases=["apply controlnet", "controlnet video"],
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                io.Conditioning.Input("positive", tooltip="The conditioning that the control is added to."),
+                io.Conditioning.Input("negative", tooltip="The conditioning that the control is added to."),
                 io.ControlNet.Input("control_net", tooltip="A ControlNet or T2I-Adapter of the model's own family."),
                 io.Image.Input("image", tooltip="The control images: one for all frames, or one per frame."),
                 io.Float.Input(

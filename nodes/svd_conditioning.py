@@ -51,7 +51,7 @@ class SVDConditioning(io.ComfyNode):
                     "loses likeness. 0 to 0.1 is usual.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, advanced=True,
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True,
                     tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
                 ),
                 io.Combo.Input(

@@ -31,7 +31,7 @@ class SVDSampler(io.ComfyNode):
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps. 20 to 30 is usual."),
                 io.Float.Input(
                     "min_cfg", default=1.0, min=0.0, max=100.0, step=0.1,
-                    tooltip="Guidance scale of the first frame, which the picture fixes already.",
+                    tooltip="Guidance scale of the first frame (and of the last with triangle); not used with constant and curve.",
                 ),
                 io.Float.Input(
                     "max_cfg", default=2.5, min=0.0, max=100.0, step=0.1,

@@ -44,8 +44,8 @@ TINY = {
     "unclip_l": replace(_SD2, adm_channels=1536),
     "unclip_h": replace(_SD2, adm_channels=2048),
     "lotus": replace(_SD2, adm_channels=4),
-    "x4_upscaler": replace(
-        _SD2, in_channels=7, num_classes=1000, self_attention=(False, False, False, True), num_heads=8,
+    "x4_upscaler": replace(  # level 0 has no transformers: it reads as attending to itself
+        _SD2, in_channels=7, num_classes=1000, self_attention=(True, False, False, True), num_heads=8,
         head_channels=None, depth_in=(0, 0, 1, 1, 1, 1, 1, 1), depth_out=(1,) * 9 + (0,) * 3,
     ),
     "sdxl_refiner": replace(

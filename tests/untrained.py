@@ -2,8 +2,10 @@
 
 `python tests/untrained.py --out DIR` fills DIR as ComfyUI lays out its `models` folder. The weights are untrained: what they
 make is noise, but Load UNet and the host's loaders read each file as they read the real thing. Run again it writes the same
-bytes; a file is put in place only when it is whole. About 200 MB. The text encoders, which the host takes at full size only
-(1.6 GB), are written by a run of their own: `--text-encoders`.
+bytes; a file is put in place only when it is whole. About 200 MB.
+
+What the host takes at full size only is written by runs of its own: `--text-encoders` (CLIP-L and CLIP-G, 1.6 GB) and
+`--svd-checkpoint` (a checkpoint with UNet, VAE and image encoder, 1.7 GB). The tests need them, `dev.py run` does not.
 """
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ SDXL = replace(
 SD15 = replace(
     FULL["sd1"], channel_mult=(1, 1), num_res_blocks=(1, 1), depth_in=(1, 0), depth_out=(0, 0, 1, 1), self_attention=(True,) * 2
 )
+VAE_SEED = 12  # of the pictures that the first forty make, the least tinted
 HINT_CHANNELS = (3, 16, 16, 32, 32, 96, 96, 256)
+SVD_REAL_WIDTH = replace(FULL["svd"], channel_mult=(1, 1, 1, 1))  # of the depths and width by which the host knows SVD
 CLIP_L = {"width": 768, "layers": 12}
 CLIP_G = {"width": 1280, "layers": 32}
 
@@ -92,7 +96,7 @@ def vae_weights(seed: int) -> dict[str, torch.Tensor]:
     )
     last = tensors["taesd_decoder.19.weight"]
     # Mostly differences between neighbours around mid-grey, so that pictures are neither black nor burnt out.
-    tensors["taesd_decoder.19.weight"] = 0.5 * (last - 0.8 * last.mean((2, 3), keepdim=True))
+    tensors["taesd_decoder.19.weight"] = 0.3 * (last - 0.8 * last.mean((2, 3), keepdim=True))
     tensors["taesd_decoder.19.bias"] += 0.5
     return tensors | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
 
@@ -115,6 +119,27 @@ def clip_weights(width: int, layers: int, seed: int) -> dict[str, torch.Tensor]:
     return random_tensors(shapes, seed)
 
 
+def image_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
+    """OpenCLIP ViT-H as it lies in an SVD checkpoint: the host knows it by its 32 layers."""
+    width, layers = 1280, 32
+    shapes = {"class_embedding": (width,), "conv1.weight": (width, 3, 14, 14), "positional_embedding": (257, width), "proj": (width, 1024)}
+    norms = ["ln_pre", "ln_post"]
+    for layer in (f"transformer.resblocks.{number}" for number in range(layers)):
+        norms += [f"{layer}.ln_1", f"{layer}.ln_2"]
+        linear = {"attn.in_proj_": (3 * width, width), "attn.out_proj.": (width, width),
+                  "mlp.c_fc.": (4 * width, width), "mlp.c_proj.": (width, 4 * width)}
+        for name, shape in linear.items():
+            shapes |= {f"{layer}.{name}weight": shape, f"{layer}.{name}bias": shape[:1]}
+    shapes |= {f"{name}.{part}": (width,) for name in norms for part in ("weight", "bias")}
+    return random_tensors(shapes, seed)
+
+
+def svd_checkpoint_parts(seed: int) -> dict[str, torch.Tensor]:
+    """What stands beside the UNet in an SVD checkpoint: image encoder and VAE."""
+    encoder = {f"conditioner.embedders.0.open_clip.model.visual.{name}": value for name, value in image_encoder_weights(seed).items()}
+    return encoder | {f"first_stage_model.{name}": value for name, value in vae_weights(VAE_SEED).items()}
+
+
 def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     place(path, lambda part: save_file(tensors, part))
 
@@ -131,17 +156,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write small untrained model files in the real layouts.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="becomes like ComfyUI's models folder")
     parser.add_argument("--text-encoders", action="store_true", help="write CLIP-L and CLIP-G (1.6 GB) instead of the small files")
+    parser.add_argument("--svd-checkpoint", action="store_true", help="write a checkpoint with image encoder (1.7 GB) instead of them")
     args = parser.parse_args()
     if args.text_encoders:
         write(args.out / "text_encoders" / "untrained_clip_l.safetensors", clip_weights(**CLIP_L, seed=6))
         write(args.out / "text_encoders" / "untrained_clip_g.safetensors", clip_weights(**CLIP_G, seed=7))
-        return
-    unets = args.out / "diffusion_models"
+    if args.svd_checkpoint:
+        place(args.out / "checkpoints" / "untrained_svd_checkpoint.safetensors", lambda part: write_unet(
+            part, SVD_REAL_WIDTH, seed=8, dtype=torch.float16, beside=svd_checkpoint_parts(seed=9)))
+    if not (args.text_encoders or args.svd_checkpoint):
+        write_small_files(args.out)
+
+
+def write_small_files(out: Path) -> None:
+    unets = out / "diffusion_models"
     for seed, (name, config) in enumerate({"svd": SVD, "sd15": SD15, "sdxl": SDXL}.items()):
         place(unets / f"untrained_{name}.safetensors",
               lambda part: write_unet(part, config, seed=seed, dtype=torch.float16))
-    write(args.out / "controlnet" / "untrained_sd15_controlnet.safetensors", controlnet_weights(seed=3))
-    write(args.out / "vae" / "untrained_vae.safetensors", vae_weights(seed=12))
+    write(out / "controlnet" / "untrained_sd15_controlnet.safetensors", controlnet_weights(seed=3))
+    write(out / "vae" / "untrained_vae.safetensors", vae_weights(VAE_SEED))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Reading a UNet out of a safetensors file: lazily, without a second copy in memory, every key accounted for."""
 
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -118,7 +119,8 @@ def check_keys(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
 
 def _check_unscaled(unexpected: list[str]) -> None:
     """Refuses quantised weights that need the scales beside them: read as they are they would be silently wrong."""
-    scales = [name for name in unexpected if any(mark in name for mark in ("scale", "comfy_quant", "absmax"))]
+    marks = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax")
+    scales = [name for name in unexpected if any(mark in name for mark in marks)]
     if scales:
         raise UNetFileError(
             f"its weights are quantised with scales of their own ({len(scales)} such tensors, {scales[0]}, …); expected "
@@ -128,7 +130,8 @@ def _check_unscaled(unexpected: list[str]) -> None:
 
 def _open(path: Path):
     if not path.is_file():
-        raise UNetFileError(f"{path.name}: no such file; expected a .safetensors file with a UNet.")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UNetFileError(f"{path.name}: {what}; expected a .safetensors file with a UNet.")
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
@@ -139,18 +142,36 @@ def _explain(path: Path, error: SafetensorError) -> str:
     """Why a file is no safetensors file, in words that say what to do."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(16)
-        if len(head) >= 8:
-            (header,) = struct.unpack("<Q", head[:8])
-            start = file.seek(8) and file.read(min(header, 1)) if header < 100_000_000 else b""
-    if head.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml")):
-        return "it is a web page, not a model: the download went wrong. Download the .safetensors file itself."
-    if head.startswith(b"version https://git-"):
-        return "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."
-    if head.startswith(b"GGUF"):
-        return "it is a GGUF file; expected safetensors."
-    if head.startswith((b"PK", b"\x80")):
-        return "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."
-    if len(head) >= 8 and start == b"{":
+        head = file.read(32)
+    if size == 0:
+        return "it is empty. Download it again."
+    if head[8:9] == b"{" and _is_cut(path, size):
         return f"it is cut off ({size:,} bytes found; {error}). Download it again."
-    return f"it is not a safetensors file ({error})."
+    for mark, reason in NOT_SAFETENSORS:
+        if head.lstrip().lower().startswith(mark):
+            return reason
+    return f"it is not a safetensors file ({error}). Download it again, or choose another file."
+
+
+NOT_SAFETENSORS = (
+    ((b"<!doc", b"<html", b"<?xml"),
+     "it is a web page, not a model: the download went wrong. Download the .safetensors file itself."),
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."),
+    (b"gguf", "it is a GGUF file; expected safetensors."),
+    ((b"pk\x03", b"\x80"),
+     "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."),
+)
+
+
+def _is_cut(path: Path, size: int) -> bool:
+    """Does the file end before its header, or the data that the header lists, is over?"""
+    with path.open("rb") as file:
+        (header_size,) = struct.unpack("<Q", file.read(8))
+        if 8 + header_size > size:
+            return True
+        try:
+            header = json.loads(file.read(header_size))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError):
+            return False
+    return 8 + header_size + max(ends, default=0) > size

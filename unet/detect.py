@@ -16,14 +16,15 @@ class UNetFileError(ValueError):
     """A file cannot be used as a UNet. The message says what was found, what was expected and what to do."""
 
 
+LORA = r"\blora_(up|down|A|B)\b|^lora_unet_"
+
 # What people mistake for a UNet: a mark in the tensors' names, what it is, where it belongs.
 OTHER_KINDS = (
-    (r"\blora_(up|down|A|B)\b|^lora_unet_", "a LoRA", "Load it with a LoRA loader, on top of a UNet."),
     (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", "a ControlNet", "Load it with a ControlNet loader."),
     (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes beside it."),
     (r"^(double_blocks|joint_blocks|model\.diffusion_model\.(double|joint)_blocks)\.|\bdouble_stream", "a transformer (DiT)",
      "Load it with the host's Load Diffusion Model node."),
-    (r"^down_blocks\.\d+\.(resnets|attentions)\.", "a UNet in diffusers' layout",
+    (r"^(unet\.)?down_blocks\.\d+\.(resnets|attentions)\.", "a UNet in diffusers' layout",
      "Use the single-file version of the model, or load it with the host's Load Diffusion Model node."),
     (r"^(text_model|vision_model|transformer\.resblocks|encoder\.block\.\d+\.layer)\b", "a text or image encoder",
      "Load it with a CLIP or CLIP Vision loader."),
@@ -44,13 +45,15 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[U
     family = find_family(config, shapes.keys())
     config = replace(config, num_heads=family.num_heads, head_channels=None if family.num_heads else 64)
     if metadata and HEAD_CHANNELS in metadata:
-        config = replace(config, num_heads=None, head_channels=int(metadata[HEAD_CHANNELS]))
+        config = replace(config, num_heads=None, head_channels=_head_channels(metadata[HEAD_CHANNELS]))
     _check_heads(config)
     return config, family, {name: prefix + on_disk for name, on_disk in names.items()}
 
 
 def find_prefix(names: Collection[str]) -> str:
     """What stands before the UNet's own key names in this file."""
+    if any(re.search(LORA, name) for name in names):
+        raise UNetFileError("it holds a LoRA, not a UNet. Load it with a LoRA loader, on top of a UNet.")
     for prefix in PREFIXES:
         if any(name.startswith(prefix + "input_blocks.") for name in names):
             if any(name.startswith(prefix + "output_blocks.") for name in names):
@@ -58,9 +61,9 @@ def find_prefix(names: Collection[str]) -> str:
     for pattern, kind, advice in OTHER_KINDS:
         if any(re.search(pattern, name) for name in names):
             raise UNetFileError(f"it holds {kind}, not a UNet. {advice}")
-    some = ", ".join(list(names)[:3])
+    some = f" such as {', '.join(list(names)[:3])}" if names else ""
     raise UNetFileError(
-        f"it holds no UNet of this family (found {len(names)} tensors: {some}, …; expected input_blocks.* and "
+        f"it holds no UNet of this family (found {len(names)} tensors{some}; expected input_blocks.* and "
         f"output_blocks.*). Supported: {supported()}."
     )
 
@@ -107,8 +110,8 @@ def read_config(shapes: Shapes) -> UNetConfig:
     mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels)
     attn2 = next((n for n in shapes if n.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
     proj_in = next((n for n in shapes if n.endswith(".proj_in.weight")), None)
-    label = shapes.get("label_emb.0.0.weight")
-    table = shapes.get("label_emb.weight")
+    if _has(shapes, "middle_block.") and not _has(shapes, "middle_block.0."):
+        raise UNetFileError("middle_block.0 is missing: the file is damaged or not a whole UNet.")
     return UNetConfig(
         in_channels=in_channels,
         out_channels=_shape(shapes, "out.2.weight")[0],
@@ -118,12 +121,12 @@ def read_config(shapes: Shapes) -> UNetConfig:
         depth_in=depth_in,
         depth_out=tuple(_depth(shapes, f"output_blocks.{i}.1.") for i in range(sum(res_blocks) + len(res_blocks))),
         depth_middle=_depth(shapes, "middle_block.1.") if _has(shapes, "middle_block.0.") else None,
-        context_dim=shapes[attn2][1] if attn2 else None,
+        context_dim=_shape(shapes, attn2)[1] if attn2 else None,
         linear_projection=proj_in is not None and len(shapes[proj_in]) == 2,
         self_attention=self_attention,
         temporal=any(".time_stack." in name for name in shapes),
-        adm_channels=label[1] if label else None,
-        num_classes=table[0] if table else None,
+        adm_channels=_shape(shapes, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in shapes else None,
+        num_classes=_shape(shapes, "label_emb.weight")[0] if "label_emb.weight" in shapes else None,
     )
 
 
@@ -171,13 +174,22 @@ def supported() -> str:
     return ", ".join(family.title for family in FAMILIES)
 
 
+def _head_channels(text):
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise UNetFileError(f"its metadata {HEAD_CHANNELS} is {text!r}, expected a whole number from 1 up.")
+    return int(text)
+
+
 def _check_heads(config):
-    for level, mult in enumerate(config.channel_mult):
-        heads, dim_head = config.heads(mult * config.model_channels)
-        if heads * dim_head != mult * config.model_channels:
+    depths = iter(config.depth_in)
+    for level, (mult, blocks) in enumerate(zip(config.channel_mult, config.num_res_blocks)):
+        channels = mult * config.model_channels
+        attends = any([next(depths) for _ in range(blocks)])
+        heads, dim_head = config.heads(channels)
+        if attends and heads * dim_head != channels:
             raise UNetFileError(
-                f"level {level} is {mult * config.model_channels} channels wide, which heads of width {dim_head} do not "
-                f"divide. A miniature names its own head width in the file's metadata as {HEAD_CHANNELS}."
+                f"level {level} is {channels} channels wide, which heads of width {dim_head} do not divide. A miniature "
+                f"names its own head width in the file's metadata as {HEAD_CHANNELS}."
             )
 
 
@@ -188,6 +200,8 @@ def _has(shapes, prefix):
 def _shape(shapes, name):
     if name not in shapes:
         raise UNetFileError(f"the tensor {name} is missing: the file is damaged or not a whole UNet.")
+    if len(shapes[name]) < 2:
+        raise UNetFileError(f"the tensor {name} has shape {list(shapes[name])}, expected a matrix: the file is damaged.")
     return shapes[name]
 
 

@@ -25,9 +25,9 @@ class Hooks:
         """The timestep embedding [b*t, 4*model_channels] before the label embedding is added."""
         return emb
 
-    def layer(self, layer: torch.nn.Module, x: torch.Tensor, step, size) -> torch.Tensor:
-        """Runs one layer of a block. `step` is a `model.Step`, `size` the (h, w) that an upsampling must reach."""
-        return step.run(layer, x, size)
+    def layer(self, layer: torch.nn.Module, x: torch.Tensor, step, next_skip: torch.Size | None) -> torch.Tensor:
+        """Runs one layer of a block. `step` is a `model.Step`, `next_skip` the shape that an upsampling must meet."""
+        return step.run(layer, x, next_skip)
 
     def input_block(self, h: torch.Tensor) -> torch.Tensor:
         """The result of an input block, before it is kept as a skip."""

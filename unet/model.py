@@ -24,8 +24,8 @@ class Step:
     image_only: torch.Tensor | None  # [b*t], set where a row is a still image
     hooks: Hooks
 
-    def run(self, layer: nn.Module, x: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-        """One layer on x [b*t, c, h, w], given what its kind takes."""
+    def run(self, layer: nn.Module, x: torch.Tensor, next_skip: torch.Size | None) -> torch.Tensor:
+        """One layer on x [b*t, c, h, w], given what its kind takes; upsampling reaches the size of the next skip."""
         if isinstance(layer, VideoResBlock):
             return layer(x, self.emb, self.num_frames, self.image_only)
         if isinstance(layer, ResBlock):
@@ -35,16 +35,16 @@ class Step:
         if isinstance(layer, SpatialTransformer):
             return layer(x, self.context, self.hooks)
         if isinstance(layer, Upsample):
-            return layer(x, size)
+            return layer(x, next_skip[2:])
         return layer(x)
 
 
 class TimestepEmbedSequential(nn.Sequential):
     """One numbered block: its layers in order, each given its part of the step."""
 
-    def forward(self, x: torch.Tensor, step: Step, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, step: Step, next_skip: torch.Size | None = None) -> torch.Tensor:
         for layer in self:
-            x = step.hooks.layer(layer, x, step, size)
+            x = step.hooks.layer(layer, x, step, next_skip)
         return x
 
 
@@ -91,7 +91,7 @@ class UNetModel(nn.Module):
         """The network's prediction [b*t, out_channels, h, w].
 
         x [b*t, c, h, w] (b videos of `num_frames` frames, all of one video after another; None = one video), of any h
-        and w; timesteps [b*t] or one number; context [b*t, keys, context_dim]; y [b*t, adm_channels], or [b*t] class
+        and w; timesteps [b*t] or [1]; context [b*t, keys, context_dim]; y [b*t, adm_channels], or [b*t] class
         numbers; c_concat [b*t, c', h, w] is joined to x's channels. One row of timesteps, context, c_concat or y serves
         the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each times
         `control_strength`; they are only read. Raises ValueError where shapes do not fit the network.
@@ -126,7 +126,7 @@ class UNetModel(nn.Module):
             hooks.enter_block("output", index)
             h, skip = hooks.output_block(h, residuals.add("output", skips.pop()))
             h = h if skip is None else torch.cat([h, skip], dim=1)
-            h = block(h, step, size=skips[-1].shape[2:] if skips else None)
+            h = block(h, step, next_skip=skips[-1].shape if skips else None)
 
         return self.out(h.to(x.dtype))
 
@@ -153,7 +153,8 @@ class UNetModel(nn.Module):
 
     def _label(self, y, rows, emb):
         if y is None:
-            raise ValueError("The UNet needs the vector condition y (size, motion or class), found none.")
+            width = "class numbers" if self.config.num_classes else f"width {self.config.adm_channels}"
+            raise ValueError(f"The UNet needs the vector condition y ({width}: size, motion or class), found none.")
         if self.config.num_classes is not None:
             return self.label_emb(_rows(y.reshape(-1), rows, "y")).to(emb.dtype)
         if y.shape[-1] != self.config.adm_channels:

@@ -43,15 +43,14 @@ class HostHooks(Hooks):
             emb = patch(emb, self.model_channels, self.options)
         return emb
 
-    def layer(self, layer, x, step, size):
+    def layer(self, layer, x, step, next_skip):
         for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
             if isinstance(layer, kind):
-                shape = None if size is None else (x.shape[0], x.shape[1], *size)
                 return patch(
-                    layer, x, step.emb, step.context, self.options, shape,
+                    layer, x, step.emb, step.context, self.options, next_skip,
                     step.time_context, step.num_frames, self.call["image_only_indicator"],
                 )
-        x = super().layer(layer, x, step, size)
+        x = super().layer(layer, x, step, next_skip)
         if isinstance(layer, SpatialTransformer):
             self.options["transformer_index"] += 1
         return x
@@ -85,11 +84,12 @@ class HostHooks(Hooks):
     # inside a transformer block
 
     def attn1(self, attn, x, context):
+        self.extra = None
         return self._attend("attn1", attn, x, context)
 
     def between(self, x):
         for patch in self.patches.get("middle_patch", ()):
-            x = patch(x, {**self._extra_options(), **self._heads})
+            x = patch(x, self.extra)
         return x
 
     def attn2(self, attn, x, context):
@@ -102,28 +102,21 @@ class HostHooks(Hooks):
 
     def _attend(self, name, attn, x, context):
         """One attention with its patches: `<name>_patch` on the inputs, a replacement, `<name>_output_patch`."""
-        self._heads = {"n_heads": attn.heads, "dim_head": attn.dim_head, "attn_precision": self.attn_precision}
-        patches = self.patches.get(f"{name}_patch", ())
-        outputs = self.patches.get(f"{name}_output_patch", ())
-        replacement = self._replacement(name)
-        if not (patches or outputs or replacement):
-            return attn(x, context, hooks=self)
-
-        extra = {**self._extra_options(), **self._heads}
+        self.extra = self.extra or self._extra_options(attn)
         value = None
-        if patches:
+        if patches := self.patches.get(f"{name}_patch"):
             context = x if context is None else context
             value = context
-        for patch in patches:
-            x, context, value = patch(x, context, value, extra)
-        if replacement:
+            for patch in patches:
+                x, context, value = patch(x, context, value, self.extra)
+        if replacement := self._replacement(name):
             context = x if context is None else context
             value = context if value is None else value
-            x = attn.to_out(replacement(attn.to_q(x), attn.to_k(context), attn.to_v(value), extra))
+            x = attn.to_out(replacement(attn.to_q(x), attn.to_k(context), attn.to_v(value), self.extra))
         else:
             x = attn(x, context, value, hooks=self)
-        for patch in outputs:
-            x = patch(x, extra)
+        for patch in self.patches.get(f"{name}_output_patch", ()):
+            x = patch(x, self.extra)
         return x
 
     def _replacement(self, name):
@@ -133,5 +126,7 @@ class HostHooks(Hooks):
         exact = (*block, self.options.get("block_index", 0)) if block else None
         return found.get(exact) or found.get(block)
 
-    def _extra_options(self):
-        return {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
+    def _extra_options(self, attn):
+        """What the patches of one transformer block are told, and share: all options but the patches themselves."""
+        options = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
+        return {**options, "n_heads": attn.heads, "dim_head": attn.dim_head, "attn_precision": self.attn_precision}

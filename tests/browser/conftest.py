@@ -1,0 +1,52 @@
+"""One real server with the pack, the untrained models and a photo; one Chromium; the editor in each of its renderers."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from comfy_server import Server
+from editor import RENDERERS, Editor, chromium
+
+UNTRAINED = Path(__file__).resolve().parents[1] / "untrained.py"
+
+
+@pytest.fixture(scope="session")
+def host():
+    if "TEMPORAL_UNET_HOST" not in os.environ:
+        pytest.fail("TEMPORAL_UNET_HOST names no ComfyUI: run the tests with `python dev.py test`.")
+    return Path(os.environ["TEMPORAL_UNET_HOST"])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def server(host, browser, tmp_path_factory):  # after the browser: without one nothing else need start
+    base = tmp_path_factory.mktemp("base")
+    subprocess.run([sys.executable, UNTRAINED, "--out", base / "models"], check=True)
+    (base / "input").mkdir()
+    shutil.copy(host / "input" / "example.png", base / "input")
+    with Server(host, Path(sys.executable), base, cpu=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=RENDERERS)
+def opened_editor(request, browser, server):
+    editor = Editor(browser, server, request.param)
+    assert editor.problems == [], "on opening the editor"
+    yield editor
+    editor.page.close()
+
+
+@pytest.fixture
+def editor(opened_editor):
+    """The editor; the test fails where the page reported an error or a warning meanwhile."""
+    opened_editor.problems.clear()
+    yield opened_editor
+    assert opened_editor.problems == []

@@ -1,0 +1,123 @@
+"""The real editor in a real Chromium: opened on a running ComfyUI, in one of its two renderers, and listened to for errors."""
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import re
+import shutil
+from collections.abc import Iterator
+
+from comfy_server import Server
+from playwright.sync_api import Browser, Page, sync_playwright
+
+RENDERERS = {"classic": False, "nodes2": True}  # name -> the setting Comfy.VueNodes.Enabled
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",
+]
+READY = "() => window.app?.vueAppReady && app.isGraphReady && app.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.spinner"
+# What the host's own page says on every start, or when it may not reach the internet.
+NOISE = re.compile("|".join((
+    r"status of 404 .*/user\.css$",
+    r"status of 404 .*/api/userdata\?dir=(workflows|subgraphs)&",
+    r"status of 404 .*/api/userdata/comfy\.templates\.json$",
+    r"ComfyApp graph accessed before initialization",
+    r"legacy queue/history menu is deprecated",
+    r"^warning: \[MaskEditor\]",
+    r"violates the .*Content Security Policy",
+    r"net::ERR_(NAME_NOT_RESOLVED|INTERNET_DISCONNECTED|CONNECTION_REFUSED|BLOCKED_BY_CSP) https://",
+)))
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium. Raises FileNotFoundError where there is none."""
+    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"tests/browser needs Chromium and found none of {', '.join(CHROMIUM_NAMES)} on the PATH: install it (Debian: "
+            f"`apt-get install chromium`)."
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Editor:
+    """The editor's page. `problems` are the page errors, and the console's errors and warnings that are not the host's noise."""
+
+    def __init__(self, browser: Browser, server: Server, renderer: str, width: int = 1600, height: int = 900, **settings) -> None:
+        self.server = server
+        self.problems: list[str] = []
+        server.post("/api/settings", {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.InstalledVersion": importlib.metadata.version("comfyui-frontend-package"),
+            "Comfy.VueNodes.Enabled": RENDERERS[renderer],
+            **settings,
+        })
+        self.page: Page = browser.new_page(viewport={"width": width, "height": height})
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.goto(server.url)
+        self.page.wait_for_function(READY, timeout=60_000)
+
+    def _console(self, message) -> None:
+        text = f"{message.type}: {message.text} {message.location.get('url', '')}".strip()
+        if message.type in ("error", "warning") and not NOISE.search(text):
+            self.problems.append(text)
+
+    def load_api(self, prompt: dict, name: str) -> None:
+        """Open an API-mode workflow."""
+        self.page.evaluate("([prompt, name]) => app.loadApiJson(prompt, name)", [prompt, name])
+        self._settle()
+
+    def load_template(self, workflow: dict, name: str) -> None:
+        """Open an editor workflow as the browser of templates does."""
+        self.page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name, {openSource: 'template'})", [workflow, name])
+        self._settle()
+
+    def prompt(self) -> dict:
+        """The API-mode workflow that the editor would send."""
+        return self._graph("output")
+
+    def workflow(self) -> dict:
+        """The workflow that the editor would save."""
+        return self._graph("workflow")
+
+    def node_boxes(self) -> dict[str, list[float]]:
+        """Where each node is drawn, in pixels of the page: id -> left, top, right, bottom."""
+        return self.page.evaluate("""() => Object.fromEntries(app.graph._nodes.map((node) => {
+            const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+            if (LiteGraph.vueNodesMode) return [node.id, [drawn.left, drawn.top, drawn.right, drawn.bottom]]
+            const [x, y, width, height] = node.boundingRect
+            const {left, top} = app.canvas.canvas.getBoundingClientRect()
+            const {scale, offset} = app.canvas.ds
+            const corner = [(x + offset[0]) * scale + left, (y + offset[1]) * scale + top]
+            return [node.id, [...corner, corner[0] + width * scale, corner[1] + height * scale]]
+        }))""")
+
+    def run(self, values: dict[str, dict]) -> str:
+        """Set widgets (node type -> name -> value), queue the graph as the Run button does; the prompt's id."""
+        return self.page.evaluate("""async (values) => {
+            for (const [type, widgets] of Object.entries(values)) {
+                const node = app.graph._nodes.find((node) => node.type === type)
+                for (const [name, value] of Object.entries(widgets)) {
+                    const widget = node.widgets.find((widget) => widget.name === name)
+                    widget.value = value
+                    widget.callback?.(value)
+                }
+            }
+            return (await app.api.queuePrompt(0, await app.graphToPrompt())).prompt_id
+        }""", values)
+
+    def _graph(self, part: str) -> dict:
+        """As JSON text: Playwright itself would hand over undefined values as None."""
+        return json.loads(self.page.evaluate("async (part) => JSON.stringify((await app.graphToPrompt())[part])", part))
+
+    def _settle(self) -> None:
+        """Wait until pictures have loaded and the graph has been drawn."""
+        self.page.wait_for_load_state("networkidle")
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

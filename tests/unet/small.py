@@ -1,0 +1,33 @@
+"""Networks of two levels, for behaviour that does not depend on the family's full layout."""
+
+from dataclasses import replace
+
+import torch
+from families import TINY, random_weights
+from unet import UNetModel
+
+_TWO_LEVELS = {
+    "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": (1, 1), "depth_in": (1, 1), "depth_out": (1,) * 4,
+    "self_attention": (True, True), "context_dim": 24, "head_channels": 16, "num_heads": None,
+}
+SVD = replace(TINY["svd"], **_TWO_LEVELS)
+SD = replace(TINY["sd2"], **_TWO_LEVELS)
+CLASSES = replace(SD, num_classes=10)  # y is a class number, as in the x4 upscaler
+SKIPS = 4  # of each: the first convolution, a residual block, a downsampling, a residual block
+
+
+def build(config, dtype=torch.float32):
+    model = UNetModel(config, dtype=dtype)
+    model.load_state_dict(random_weights(config, dtype=dtype))
+    return model.requires_grad_(False).eval()
+
+
+def skip_shapes(rows, height, width):
+    """Shapes of the residuals of one of these networks: those of the skips, then the middle's."""
+    half = (height + 1) // 2, (width + 1) // 2
+    return [(rows, 32, height, width)] * 2 + [(rows, 32, *half), (rows, 64, *half), (rows, 64, *half)]
+
+
+def controls(rows, height=8, width=8, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in skip_shapes(rows, height, width)]

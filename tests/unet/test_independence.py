@@ -1,0 +1,51 @@
+"""The networks run with no ComfyUI on the machine."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted((ROOT / "unet").rglob("*.py"))
+ALLOWED = {"torch", "safetensors", "numpy", "gguf"} | set(sys.stdlib_module_names)
+
+
+def imports(path):
+    """(level, dotted name) of everything that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_room_may(path):
+    outside = {name for level, name in imports(path) if level == 0 and name.split(".")[0] not in ALLOWED}
+    depth = len(path.relative_to(ROOT / "unet").parts)
+    above = {name for level, name in imports(path) if level > depth}
+    assert outside | above == set()
+
+
+def test_it_imports_and_runs_where_the_host_cannot_be_imported():
+    script = """
+import importlib.abc, sys
+
+class NoHost(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution"}:
+            raise ImportError(f"{name} is the host's")
+
+sys.meta_path.insert(0, NoHost())
+import torch, unet
+from dataclasses import replace
+from families import TINY, inputs
+config = replace(TINY["sd1_tiny"], context_dim=8)
+print(tuple(unet.UNetModel(config)(**inputs(config)).shape))
+"""
+    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+    run = subprocess.run([sys.executable, "-c", paths + script], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "(1, 4, 8, 8)"

@@ -1,0 +1,108 @@
+"""The transformers against their formulas in fp64 (formulas.py)."""
+
+import formulas
+import pytest
+import torch
+from families import relative_error
+from formulas import fill, randn
+from torch import nn
+from unet import Hooks, transformer
+
+PLAIN = {"operations": nn, "factory": {"dtype": None, "device": None}}
+
+
+def test_geglu_gates_with_the_exact_gelu():
+    layer, w = fill(transformer.GEGLU(8, 12, **PLAIN))
+    x = randn(2, 5, 8) * 3
+    value, gate = formulas.linear(x, w, "proj").chunk(2, -1)
+    assert relative_error(layer(x), value * formulas.gelu(gate)) <= 1e-12
+
+
+@pytest.mark.parametrize("heads, dim_head", [(1, 16), (2, 8), (8, 5)])
+def test_cross_attention_scales_by_the_root_of_the_head_width(heads, dim_head):
+    layer, w = fill(transformer.CrossAttention(12, 10, heads, dim_head, **PLAIN))
+    x, context = randn(2, 6, 12) * 4, randn(2, 3, 10, seed=2) * 4
+    assert relative_error(layer(x, context), formulas.cross_attention(x, context, w, heads)) <= 1e-10
+
+
+def test_cross_attention_attends_to_its_input_where_there_is_no_context():
+    layer, w = fill(transformer.CrossAttention(12, 12, 2, 6, **PLAIN))
+    x = randn(2, 6, 12)
+    assert relative_error(layer(x), formulas.cross_attention(x, x, w, 2)) <= 1e-10
+
+
+def test_cross_attention_takes_values_of_their_own():
+    layer, w = fill(transformer.CrossAttention(12, 10, 2, 6, **PLAIN))
+    x, context, value = randn(2, 6, 12), randn(2, 3, 10, seed=2), randn(2, 3, 10, seed=3)
+    q, k, v = (formulas.linear(z, w, name) for z, name in ((x, "to_q"), (context, "to_k"), (value, "to_v")))
+    expected = formulas.linear(formulas.attention(q, k, v, 2), w, "to_out.0")
+    assert relative_error(layer(x, context, value), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("self_attention", [True, False])
+@pytest.mark.parametrize("ff_in", [True, False])
+def test_transformer_block_equals_its_formula(ff_in, self_attention):
+    block, w = fill(
+        transformer.BasicTransformerBlock(16, 2, 8, 10, ff_in=ff_in, self_attention=self_attention, **PLAIN)
+    )
+    x, context = randn(2, 5, 16) * 0.01, randn(2, 3, 10, seed=2)  # small, so that the eps of the norms shows
+    expected = formulas.transformer_block(x, context, w, 2, self_attention)
+    assert relative_error(block(x, context, Hooks()), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "1x1 convolution"])
+def test_spatial_transformer_equals_its_formula(linear, depth):
+    layer, w = fill(transformer.SpatialTransformer(32, 2, 16, depth, 10, linear=linear, **PLAIN))
+    x, context = randn(2, 32, 3, 4) * 0.003, randn(2, 5, 10, seed=2)
+    expected = formulas.spatial_transformer(x, context, w, 2, depth)
+    assert relative_error(layer(x, context, Hooks()), expected) <= 1e-10
+
+
+def video_transformer(depth=1):
+    return fill(transformer.SpatialVideoTransformer(32, 2, 16, depth, 10, linear=True, **PLAIN))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("frames, batch", [(1, 2), (2, 1), (3, 2), (5, 2)])
+def test_video_transformer_equals_its_formula(frames, batch, depth):
+    layer, w = video_transformer(depth)
+    x, context = randn(batch * frames, 32, 2, 3), randn(batch * frames, 3, 10, seed=2)
+    expected = formulas.video_transformer(x, context, w, 2, depth, frames)
+    assert relative_error(layer(x, context, Hooks(), frames), expected) <= 1e-6  # frame positions are fp32
+
+
+def test_video_transformer_takes_a_time_context_of_its_own():
+    layer, w = video_transformer()
+    x, context, time_context = randn(6, 32, 2, 2), randn(6, 3, 10, seed=2), randn(6, 3, 10, seed=3)
+    expected = formulas.video_transformer(x, context, w, 2, 1, 3, time_context)
+    assert relative_error(layer(x, context, Hooks(), 3, time_context), expected) <= 1e-6
+
+
+def test_blocks_over_time_see_the_context_of_the_first_frame_alone():
+    layer, _ = video_transformer()
+    x, context, time_context = randn(6, 32, 2, 2), randn(6, 3, 10, seed=2), randn(6, 3, 10, seed=3)
+    others = time_context.clone()
+    others[[1, 2, 4, 5]] = 7.0
+    first = time_context.clone()
+    first[3] = 7.0
+    out = layer(x, context, Hooks(), 3, time_context)
+    assert torch.equal(layer(x, context, Hooks(), 3, others), out)
+    changed = layer(x, context, Hooks(), 3, first)
+    assert torch.equal(changed[:3], out[:3])
+    assert relative_error(changed[3:], out[3:]) > 1e-3
+
+
+def test_videos_of_a_batch_do_not_mix_in_a_video_transformer():
+    layer, _ = video_transformer()
+    x, context = randn(6, 32, 2, 3), randn(6, 3, 10, seed=2)
+    both = layer(x, context, Hooks(), 3)
+    for rows in (slice(0, 3), slice(3, 6)):
+        assert relative_error(both[rows], layer(x[rows], context[rows], Hooks(), 3)) <= 1e-12
+
+
+def test_still_images_pass_the_blocks_over_time_by():
+    layer, w = video_transformer()
+    x, context = randn(3, 32, 2, 2), randn(3, 3, 10, seed=2)
+    out = layer(x, context, Hooks(), 3, image_only=torch.ones(3))
+    assert relative_error(out, formulas.spatial_transformer(x, context, w, 2, 1)) <= 1e-10
