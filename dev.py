@@ -31,7 +31,7 @@ from comfy_server import Server, ServerError, failure, link_file  # noqa: E402
 
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "serve")
 # Untrained weights show that everything works, not a picture: small and few is enough.
-UNTRAINED_DEFAULTS = {"width": 512, "height": 320, "frames": 14, "steps": 8}
+UNTRAINED_DEFAULTS = {"width": 320, "height": 192, "frames": 14, "steps": 6}
 OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
     "width": [("TemporalUNetSVDConditioning", "width")],
     "height": [("TemporalUNetSVDConditioning", "height")],

@@ -72,10 +72,7 @@ def test_without_a_feature(pairs, plain):
 
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_runs(pairs, sampler):
-    if sampler.endswith("dpm_adaptive"):
-        sampler, options = sampler, {"steps": 2, "scheduler": "karras", "denoise": 0.1}
-    else:
-        options = {"steps": 2, "scheduler": "karras"}
+    options = {"steps": 2, "scheduler": "karras"}
     assert torch.isfinite(sample(pairs("svd").ours, *prompts(SMALL["svd"]), frames=2, size=(4, 4), sampler=sampler, **options)).all()
 
 
@@ -163,13 +160,12 @@ def test_hooks_with_keyframes_on_a_condition(same, node, key):
     same(name, lambda model: model, conds=(positive, negative), steps=3, limit=1e-3)
 
 
-@pytest.mark.parametrize("ratio", [0.3, 1.0])
 @pytest.mark.parametrize("name", ["sd1", "svd"])
-def test_merging_of_ours_and_the_hosts_both_ways(pairs, plain, node, name, ratio):
+def test_merging_of_ours_and_the_hosts_both_ways(pairs, plain, node, name):
     first, second = pairs(name), pairs(name, seed=1)
     merged = [
-        run_node(node("ModelMergeSimple"), a, b, ratio)[0]
-        for a, b in ((first.ours, second.host), (first.host, second.ours), (first.ours, second.ours), (first.host, second.host))
+        run_node(node("ModelMergeSimple"), a, b, 0.3)[0]
+        for a, b in ((first.ours, second.host), (first.host, second.ours), (first.host, second.host))
     ]
     results = [sample(model, *prompts(SMALL[name])) for model in merged]
     assert all(relative_error(result, results[-1]) <= 1e-3 for result in results[:-1])
@@ -190,8 +186,6 @@ def test_merging_by_blocks(pairs, plain, node):
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_what_is_saved_is_what_the_host_saves_and_loads(pairs, node, tmp_path, name, with_lora):
-    import comfy_extras.nodes_model_merging as merging
-
     files = []
     for side, model in zip(("ours", "host"), pairs(name)):
         if with_lora:
@@ -199,7 +193,7 @@ def test_what_is_saved_is_what_the_host_saves_and_loads(pairs, node, tmp_path, n
         files.append(tmp_path / f"{side}.safetensors")
         comfy.sd.save_checkpoint(str(files[-1]), model)
     ours, host = (load_file(path) for path in files)
-    assert ours.keys() == host.keys() and all(key.startswith("model.diffusion_model.") for key in ours if key in ours)
+    assert ours.keys() == host.keys() and all(key.startswith("model.diffusion_model.") for key in ours)
     assert all(ours[key].shape == host[key].shape for key in host)
     assert all(relative_error(ours[key], host[key]) <= 1e-6 for key in host)
     unet = pairs(name).host.model.diffusion_model
@@ -208,7 +202,6 @@ def test_what_is_saved_is_what_the_host_saves_and_loads(pairs, node, tmp_path, n
     if not with_lora:
         weights = pairs(name).weights
         assert all(torch.equal(loaded[key].float(), weights[key]) for key in weights)
-    assert merging.ModelSave is node("ModelSave")
 
 
 def test_the_model_save_node_and_our_loader_again(pairs, plain, node, pack):
@@ -225,7 +218,7 @@ def test_the_model_save_node_and_our_loader_again(pairs, plain, node, pack):
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 @pytest.mark.parametrize("freeu", ["FreeU", "FreeU_V2"])
 def test_freeu(same, node, name, freeu):
-    same(name, lambda model: run_node(node(freeu), model, 1.3, 1.4, 0.9, 0.2)[0])
+    same(name, lambda model: run_node(node(freeu), model, 1.3, 1.4, 0.9, 0.2)[0], size=(16, 16))
 
 
 @pytest.mark.parametrize("name", ["sd1", "svd"])
@@ -247,14 +240,14 @@ def test_deep_shrink(same, node, name, after_skip):
 
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 def test_perturbed_attention_guidance(same, node, name):
-    same(name, lambda model: run_node(node("PerturbedAttentionGuidance"), model, 3.0)[0], effect=1e-4)
+    same(name, lambda model: run_node(node("PerturbedAttentionGuidance"), model, 3.0)[0], size=(16, 16), effect=1e-4)
 
 
 def test_self_attention_guidance(same, node):
     same("sd1", lambda model: run_node(node("SelfAttentionGuidance"), model, 0.8, 2.0)[0], size=(16, 16))
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_token_merging(same, node, name):
     same(name, lambda model: run_node(node("TomePatchModel"), model, 0.5)[0], size=(16, 16), effect=1e-5)
 
