@@ -56,7 +56,7 @@ def hosts_for_tests(args: argparse.Namespace) -> list[Host]:
 
 def run_child(command: list, host: Host, **environment: str) -> int:
     """Run to the end, from the repository root; the exit status. When this process is stopped, the child may tidy up first."""
-    env = {**os.environ, "TEMPORAL_UNET_HOST": str(host.folder), **environment}
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ, "TEMPORAL_UNET_HOST": str(host.folder), **environment}
     process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env)
     try:
         return process.wait()
@@ -77,7 +77,8 @@ def untrained_models(host: Host) -> Path:
         say(f"Making small untrained models in {folder}")
         if run_child([host.python, script, "--out", folder], host):
             raise DevError(f"{script} failed: see its message above.")
-    return built(cache() / "untrained" / key(script.read_text(encoding="utf-8")), build)
+    texts = [path.read_text(encoding="utf-8") for path in (script, script.with_name("families.py"))]
+    return built(cache() / "untrained" / key(*texts), build)
 
 
 def link_models(models: Path, base: Path) -> None:

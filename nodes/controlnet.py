@@ -35,7 +35,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
                     tooltip="Share of the sampling after which the control ends.",
                 ),
                 io.String.Input(
-                    "frame_strengths", default="0:1.0", advanced=True,
+                    "frame_strengths", default="0:1.0", advanced=True, optional=True,
                     tooltip="Factor on the strength over the clip: position:value points, 0 first frame, 1 last, such as "
                     "0:1, 0.5:0.",
                 ),

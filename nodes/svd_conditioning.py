@@ -46,16 +46,17 @@ class SVDConditioning(io.ComfyNode):
                     tooltip="Frames per second that the model is told: less time between frames makes smaller steps.",
                 ),
                 io.Float.Input(
-                    "augmentation_level", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True,
+                    "augmentation_level", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True, optional=True,
                     tooltip="Noise added to the picture before encoding, in units of its range: frees the motion, "
                     "loses likeness. 0 to 0.1 is usual.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True,
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
+                    advanced=True, optional=True,
                     tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
                 ),
                 io.Combo.Input(
-                    "resize", options=["crop", "pad", "stretch"], default="crop", advanced=True,
+                    "resize", options=["crop", "pad", "stretch"], default="crop", advanced=True, optional=True,
                     tooltip="How the picture meets width and height: cut off what is over, add black bars, or distort.",
                 ),
                 io.ClipVision.Input(

@@ -56,28 +56,28 @@ class SVDSampler(io.ComfyNode):
                     tooltip="Share of the noise to start from: below 1 the given latent shows through.",
                 ),
                 io.String.Input(
-                    "guidance_curve", default="0:1.0, 1:2.5", advanced=True,
+                    "guidance_curve", default="0:1.0, 1:2.5", advanced=True, optional=True,
                     tooltip="For guidance = curve: position:scale points over the clip, 0 first frame, 1 last, such as "
                     "0:1.0, 0.5:3, 1:1.0.",
                 ),
                 io.Float.Input(
-                    "guidance_start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    "guidance_start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
                     tooltip="Share of the steps after which guidance begins. Unguided steps take half the time.",
                 ),
                 io.Float.Input(
-                    "guidance_end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    "guidance_end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
                     tooltip="Share of the steps after which guidance ends. Unguided steps take half the time.",
                 ),
                 io.Int.Input(
-                    "window_frames", default=0, min=0, max=4096, advanced=True,
+                    "window_frames", default=0, min=0, max=4096, advanced=True, optional=True,
                     tooltip="Longer clips are worked on in windows of this many frames. 0: the whole clip at once.",
                 ),
                 io.Int.Input(
-                    "window_overlap", default=6, min=0, max=4096, advanced=True,
+                    "window_overlap", default=6, min=0, max=4096, advanced=True, optional=True,
                     tooltip="Frames that neighbouring windows share; more makes smoother joints and takes longer.",
                 ),
                 io.Boolean.Input(
-                    "closed_loop", default=False, advanced=True,
+                    "closed_loop", default=False, advanced=True, optional=True,
                     tooltip="With windows: they also run over the end of the clip into its start, so that it loops.",
                 ),
             ],
@@ -114,8 +114,8 @@ def _check(model, positive, latent) -> int:
     """The number of frames, where model, conditioning and latent are such as this node takes."""
     if not is_video_model(model):
         raise ValueError(
-            f"{NODE}: the model is {type(model.model).__name__}, expected one of the Stable Video Diffusion family. "
-            f"Use the KSampler node for image models."
+            f"{NODE}: the model is {type(model.model.model_config).__name__}, expected one of the Stable Video Diffusion "
+            f"family. Use the KSampler node for image models."
         )
     if latent.ndim != 4 or latent.shape[1] != 4:
         raise ValueError(

@@ -100,9 +100,11 @@ class Server:
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         else:
             own_group = {"start_new_session": True, "preexec_fn": die_with_parent if sys.platform == "linux" else None}
+        # Without the second, OpenMP's threads wait by spinning, which stalls a machine whose cores are shared.
+        environment = {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive", **os.environ}
         with open(self.log_file, "wb") as log:
             self.process = subprocess.Popen([str(part) for part in command], cwd=self.host, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **own_group)
+                                            stderr=subprocess.STDOUT, env=environment, **own_group)
         try:
             self._wait_until_ready()
         except BaseException:

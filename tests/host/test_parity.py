@@ -1,10 +1,11 @@
 """Our network against the host's own on the same weights, for every member of the family."""
 
+import comfy.ldm.modules.attention as host_attention
 import pytest
 import torch
 from families import TINY, inputs, random_weights, relative_error
-from oracle import host_unet
-from unet import FAMILIES, UNetModel
+from oracle import host_unet, host_unet_config
+from unet import FAMILIES, Hooks, UNetModel
 
 ROWS = {family.name: family for family in FAMILIES}
 
@@ -107,21 +108,33 @@ def test_still_image_rows_and_an_own_time_context():
     assert relative_error(result, expected) <= 1e-5
 
 
+class HostAttention(Hooks):
+    """The host's choice of attention, as the bridge makes it: rounding is compared between networks, not kernels."""
+
+    def __init__(self, precision):
+        self.precision = precision
+
+    def attention(self, q, k, v, heads):
+        return host_attention.optimized_attention(q, k, v, heads, attn_precision=self.precision)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["svd", "sd1", "sd2", "sdxl"])
 def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
-    """Both networks in `dtype` against the same network in fp64; a tenth is the play of rounding between two orders."""
+    """Mean error of both networks in `dtype` against the same network in fp64; 3 % is the play of another rounding order."""
     config = TINY[name]
     frames = 3 if config.temporal else 1
-    weights = {key: value.to(dtype) for key, value in random_weights(config).items()}
-    call = {key: value.to(dtype) if value.is_floating_point() else value
-            for key, value in inputs(config, frames=frames, batch=2).items()}
-    reference = host_unet({k: v.double() for k, v in weights.items()}, ROWS[name], torch.float64)
-    exact = call_host(reference, {k: v.double() if v.is_floating_point() else v for k, v in call.items()}, frames)
-
-    ours = UNetModel(config, dtype=dtype)
-    ours.load_state_dict(weights)
-    host = host_unet(weights, ROWS[name], dtype)
-    our_error = relative_error(ours(**call, num_frames=frames), exact)
-    host_error = relative_error(call_host(host, call, frames), exact)
-    assert our_error <= 1.1 * host_error, f"ours {our_error:.2e}, the host's {host_error:.2e}"
+    errors = []
+    for seed in range(3 if config.temporal else 1):  # image networks run the very same kernels
+        weights = {key: value.to(dtype) for key, value in random_weights(config, seed).items()}
+        call = {key: value.to(dtype) for key, value in inputs(config, frames=frames, batch=2, seed=seed).items()}
+        reference = host_unet({k: v.double() for k, v in weights.items()}, ROWS[name], torch.float64)
+        exact = call_host(reference, {k: v.double() for k, v in call.items()}, frames)
+        host = host_unet(weights, ROWS[name], dtype)
+        ours = UNetModel(config, dtype=dtype)
+        ours.load_state_dict(weights)
+        hooks = HostAttention(host_unet_config(weights, ROWS[name]).get("attn_precision"))
+        result = ours(**call, num_frames=frames, hooks=hooks)
+        errors.append((relative_error(result, exact), relative_error(call_host(host, call, frames), exact)))
+    our_error, host_error = (sum(each) / len(errors) for each in zip(*errors))
+    assert our_error <= 1.03 * host_error, f"ours {our_error:.2e}, the host's {host_error:.2e}"

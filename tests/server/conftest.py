@@ -1,0 +1,146 @@
+"""A real ComfyUI server for the session, with untrained models, a photo, and three small nodes that make what no core node does."""
+
+import sys
+from pathlib import Path
+
+import dev
+import numpy as np
+import pytest
+import torch
+from client import Comfy
+from PIL import Image
+from prompts import SIZE, svd
+from safetensors.torch import load_file, save_file
+
+UNTRAINED = Path(__file__).resolve().parents[1] / "untrained.py"
+PROBES = '''
+import torch
+
+
+class ProbeImage:
+    """A grey picture of which one pixel is NaN."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        image = torch.full((1, 64, 64, 3), 0.5)
+        image[0, 5, 5, 0] = float("nan")
+        return (image,)
+
+
+class ProbeLatent:
+    """An empty latent with no frames, as a faulty node may hand one on."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        return ({"samples": torch.zeros(0, 4, 8, 8)},)
+
+
+class ProbeConditioning:
+    """A text conditioning of zeros."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"width": ("INT", {"default": 768, "min": 1, "max": 8192})}}
+
+    def make(self, width):
+        return ([[torch.zeros(1, 77, width), {"pooled_output": torch.zeros(1, 1280)}]],)
+
+
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (ProbeImage, ProbeLatent, ProbeConditioning)}
+'''
+
+
+def large_models(host: dev.Host) -> Path:
+    """Untrained files of which the host takes the full size only, in the cache beside the small ones."""
+    def build(folder: Path) -> None:
+        if dev.run_child([host.python, UNTRAINED, "--out", folder, "--text-encoders", "--svd-checkpoint"], host):
+            raise RuntimeError(f"{UNTRAINED} failed: see its message above.")
+    texts = [path.read_text(encoding="utf-8") for path in (UNTRAINED, UNTRAINED.with_name("families.py"))]
+    return dev.built(dev.cache() / "untrained" / dev.key(*texts, "large"), build)
+
+
+def write_photo(path: Path) -> None:
+    """A gradient with a bright square: edges for Canny, colour everywhere."""
+    y, x = np.mgrid[0:96, 0:128]
+    picture = np.stack([x * 2, y * 2, 255 - x], -1).astype(np.uint8)
+    picture[30:60, 40:90] = 255
+    Image.fromarray(picture).save(path)
+
+
+def write_bad_files(folder: Path, good: Path) -> None:
+    """What people choose as a UNet by mistake, or what a download left of it."""
+    whole = (good / "diffusion_models" / "untrained_svd.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "web_page.safetensors").write_text("<!DOCTYPE html>\n<html><body>Sign in to download</body></html>\n" + " " * 500)
+    save_file({f"lora_unet_input_blocks_1_1_proj_in.lora_{end}.weight": torch.zeros(4, 4) for end in ("up", "down")},
+              folder / "lora.safetensors")
+    dev.link_file(good / "vae" / "untrained_vae.safetensors", folder / "vae.safetensors")
+    weights = load_file(good / "diffusion_models" / "untrained_sdxl.safetensors")
+    prefix = "model.diffusion_model."
+    save_file({name: value for name, value in weights.items() if name != prefix + "time_embed.2.bias"}, folder / "missing_key.safetensors")
+    save_file({**weights, prefix + "out.0.weight": torch.zeros(7)}, folder / "misshaped_key.safetensors")
+
+
+def start(host: dev.Host, base: Path, models: list[Path]) -> Comfy:
+    """A server, to be entered with `with`, on a base directory with these models, the photo and the probes."""
+    for folder in models:
+        dev.link_models(folder, base)
+    for folder in ("input", "custom_nodes/probes"):
+        (base / folder).mkdir(parents=True)
+    write_photo(base / "input" / "photo.png")
+    (base / "custom_nodes" / "probes" / "__init__.py").write_text(PROBES)
+    return Comfy(host.folder, host.python, base, ["--preview-method", "latent2rgb"])
+
+
+@pytest.fixture(scope="session")
+def host():
+    return dev.Host("under test", Path(os.environ["TEMPORAL_UNET_HOST"]), Path(sys.executable))
+
+
+@pytest.fixture(scope="session")
+def server(host, tmp_path_factory):
+    """The server that the tests share."""
+    base, small = tmp_path_factory.mktemp("comfyui"), dev.untrained_models(host)
+    # As a checkpoint without an image encoder.
+    dev.link_file(small / "diffusion_models" / "untrained_sd15.safetensors", base / "models" / "checkpoints" / "untrained_sd15.safetensors")
+    running = start(host, base, [small, large_models(host)])
+    write_bad_files(base / "models" / "diffusion_models", small)
+    with running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fresh_server(host, tmp_path_factory):
+    """A server that has run nothing yet: what other tests left to be freed does not disturb a measure."""
+    with start(host, tmp_path_factory.mktemp("comfyui"), [dev.untrained_models(host)]) as running:
+        yield running
+
+
+@pytest.fixture
+def alive(server):
+    """After a test that does harm: a good prompt still gives its frames."""
+    yield
+    assert server.pictures(server.run(svd(frames=2, steps=1))).shape == (2, SIZE, SIZE, 3)
+
+
+@pytest.fixture(scope="session")
+def node_info(server):
+    """What /object_info says of every node, by id."""
+    return server.get("/object_info")
+
+
+def pytest_configure(config):
+    if not os.environ.get("TEMPORAL_UNET_HOST"):
+        raise pytest.UsageError("TEMPORAL_UNET_HOST must name a ComfyUI checkout; `python dev.py test` sets it.")

@@ -1,0 +1,125 @@
+"""Bad input ends a prompt with one error that names the node or file, what was found and what was expected; the server lives on."""
+
+import re
+
+import dev
+import pytest
+from prompts import changed, image_model, node, only, svd, with_control
+
+pytestmark = pytest.mark.usefixtures("alive")
+SD15, SDXL = "untrained_sd15.safetensors", "untrained_sdxl.safetensors"
+CONDITIONING, SAMPLER = "TemporalUNetSVDConditioning", "TemporalUNetSVDSampler"
+
+
+def svd_with(class_type: str, extra: dict | None = None, **inputs) -> dict:
+    return {**changed(svd(), class_type, **inputs), **(extra or {})}
+
+
+def unet(name: str) -> dict:
+    return svd_with("TemporalUNetLoader", unet_name=name)
+
+
+def controlled_svd(extra: dict | None = None, **inputs) -> dict:
+    prompt = svd()
+    return {**with_control(prompt, only(prompt, SAMPLER), **inputs), **(extra or {})}
+
+
+def controlled_image(unet_name: str, context: int, batch: int = 1, extra: dict | None = None, **inputs) -> dict:
+    return {**with_control(image_model(unet_name, context, batch), "sampler", **inputs), **(extra or {})}
+
+
+def copies(amount: int) -> dict:
+    return {"copies": node("RepeatImageBatch", image=["control_photo", 0], amount=amount)}
+
+
+PROBE_IMAGE = {"probe": node("ProbeImage")}
+NO_ENCODER = {"checkpoint": node("ImageOnlyCheckpointLoader", ckpt_name=SD15)}
+RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message must say)
+    "truncated file": (unet("truncated.safetensors"), "TemporalUNetLoader", ["truncated.safetensors", "cut off", "Download it again"]),
+    "web page": (unet("web_page.safetensors"), "TemporalUNetLoader", ["web_page.safetensors", "web page", r"\.safetensors file itself"]),
+    "LoRA": (unet("lora.safetensors"), "TemporalUNetLoader", ["lora.safetensors", "a LoRA, not a UNet", "LoRA loader"]),
+    "VAE": (unet("vae.safetensors"), "TemporalUNetLoader", ["vae.safetensors", "a VAE, not a UNet", "Load VAE"]),
+    "missing key": (
+        unet("missing_key.safetensors"), "TemporalUNetLoader",
+        ["missing_key.safetensors", "1 missing", r"time_embed\.2\.bias", "damaged"],
+    ),
+    "misshaped key": (
+        unet("misshaped_key.safetensors"), "TemporalUNetLoader",
+        ["misshaped_key.safetensors", "1 of another shape", r"out\.0\.weight is \[7\] instead of \[64\]"],
+    ),
+    "SD1 ControlNet on SVD": (
+        controlled_svd(), SAMPLER, ["Apply ControlNet Residuals", "is for Stable Diffusion 1", "the model is .*SVD", "Load a ControlNet"],
+    ),
+    "SD1 ControlNet on SDXL": (
+        controlled_image(SDXL, 2048), "KSampler",
+        ["Apply ControlNet Residuals", "is for Stable Diffusion 1", "the model is SDXL", "Load a ControlNet"],
+    ),
+    "3 control images for a batch of 2": (
+        controlled_image(SD15, 768, batch=2, extra=copies(3), image=["copies", 0]), "KSampler",
+        ["Apply ControlNet Residuals", "3 control images for 2", "expected 1 .* or 2"],
+    ),
+    "curve of frame strengths": (
+        controlled_image(SD15, 768, frame_strengths="0:1, half:2"), "TemporalUNetApplyControlNetResiduals",
+        ["Apply ControlNet Residuals: frame_strengths", "'half:2'", "expected position:value points"],
+    ),
+    "latent of 16 channels": (
+        svd_with(SAMPLER, {"sd3": node("EmptySD3LatentImage", width=64, height=64, batch_size=3)}, latent_image=["sd3", 0]), SAMPLER,
+        ["SVD Temporal UNet Sampler: latent_image", r"\[3, 16, 8, 8\]", r"expected \[frames, 4, "],
+    ),
+    "latent of 0 frames": (
+        svd_with(SAMPLER, {"probe": node("ProbeLatent")}, latent_image=["probe", 0]), SAMPLER,
+        ["SVD Temporal UNet Sampler: latent_image", "0 frames", "at least 1"],
+    ),
+    "width not divisible by 8": (
+        svd_with(CONDITIONING, width=1020), CONDITIONING,
+        ["SVD Image to Video: width 1020", "multiple of 8", "1016 or 1024"],
+    ),
+    "SD1 model in the SVD sampler": (
+        unet(SD15), SAMPLER,
+        ["SVD Temporal UNet Sampler", "Stable Diffusion 1|SD ?1", "expected .*Stable Video Diffusion", "KSampler"],
+    ),
+    "text prompt in the SVD sampler": (
+        svd_with(SAMPLER, {"text": node("ProbeConditioning", width=768)}, positive=["text", 0]), SAMPLER,
+        ["SVD Temporal UNet Sampler: positive", "width 768", "expected .*1024", "SVD Image to Video"],
+    ),
+    "checkpoint without image encoder": (
+        svd_with(CONDITIONING, NO_ENCODER, clip_vision=["checkpoint", 1]), CONDITIONING,
+        ["SVD Image to Video: clip_vision", "no image encoder", "Load CLIP Vision"],
+    ),
+    "NaN in the photo": (
+        svd_with(CONDITIONING, PROBE_IMAGE, init_image=["probe", 0]), CONDITIONING,
+        ["SVD Image to Video: init_image", "NaN", "expected values from 0 to 1"],
+    ),
+    "curve of guidance": (
+        svd_with(SAMPLER, guidance="curve", guidance_curve="0:1, banana"), SAMPLER,
+        ["SVD Temporal UNet Sampler: guidance_curve", "'banana'", "expected position:value points"],
+    ),
+    "windows that only overlap": (
+        svd_with(SAMPLER, window_frames=2, window_overlap=2), SAMPLER,
+        ["SVD Temporal UNet Sampler: window_overlap 2", "windows of 2 frames", "less than 2"],
+    ),
+}
+REFUSALS = {  # name -> (prompt, what the refusal must say)
+    "0 frames": (svd_with(CONDITIONING, video_frames=0), [CONDITIONING, "video_frames", "smaller than min"]),
+    "unknown file": (unet("no_such.safetensors"), ["TemporalUNetLoader", "unet_name", "no_such.safetensors", "not in"]),
+    "unknown guidance": (svd_with(SAMPLER, guidance="spiral"), [SAMPLER, "guidance", "spiral", "linear"]),
+    "vae left unconnected": (svd_with(CONDITIONING, vae=None), [CONDITIONING, "vae", "[Rr]equired"]),
+}
+
+
+@pytest.mark.parametrize("name", RUN_TIME_FAULTS)
+def test_a_fault_is_told_by_the_node_that_meets_it(server, name):
+    prompt, node_type, expected = RUN_TIME_FAULTS[name]
+    fault = server.fault(prompt)
+    assert fault["node_type"] == node_type, fault["exception_message"]
+    message = fault["exception_message"].strip()
+    assert not [words for words in expected if not re.search(words, message)], message
+    assert len(message) < 1000 and "Traceback" not in message, message
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_the_host_refuses_what_the_schema_rules_out(server, name):
+    prompt, expected = REFUSALS[name]
+    with pytest.raises(dev.ServerError) as refusal:
+        server.queue(prompt)
+    assert not [words for words in expected if not re.search(words, str(refusal.value))], str(refusal.value)

@@ -1,0 +1,126 @@
+"""The nodes as /object_info shows them: ids, names, defaults and ranges are a contract with every saved workflow."""
+
+import pytest
+
+SEED = {"default": 0, "min": 0, "max": 2**64 - 1}
+SHARE_START, SHARE_END = {"default": 0.0, "min": 0.0, "max": 1.0}, {"default": 1.0, "min": 0.0, "max": 1.0}
+CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, outputs)
+    "TemporalUNetLoader": (
+        "Load UNet",
+        {
+            "unet_name": ("COMBO", {}),
+            "weight_dtype": ("COMBO", {"default": "default", "options": [
+                "default", "fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]}),
+        },
+        [("MODEL", "model"), ("STRING", "info")],
+    ),
+    "TemporalUNetSVDConditioning": (
+        "SVD Image to Video",
+        {
+            "init_image": ("IMAGE", {}),
+            "vae": ("VAE", {}),
+            "width": ("INT", {"default": 1024, "step": 8}),
+            "height": ("INT", {"default": 576, "step": 8}),
+            "video_frames": ("INT", {"default": 14, "min": 1, "max": 4096}),
+            "motion_bucket_id": ("INT", {"default": 127, "min": 1, "max": 1023}),
+            "fps": ("INT", {"default": 6, "min": 1, "max": 1024}),
+            "augmentation_level": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 10.0}),
+            "seed": ("INT", SEED),
+            "resize": ("COMBO", {"default": "crop", "options": ["crop", "pad", "stretch"]}),
+            "clip_vision": ("CLIP_VISION", {}),
+        },
+        [("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent")],
+    ),
+    "TemporalUNetSVDSampler": (
+        "SVD Temporal UNet Sampler",
+        {
+            "model": ("MODEL", {}),
+            "positive": ("CONDITIONING", {}),
+            "negative": ("CONDITIONING", {}),
+            "latent_image": ("LATENT", {}),
+            "seed": ("INT", SEED),
+            "steps": ("INT", {"default": 20, "min": 1}),
+            "min_cfg": ("FLOAT", {"default": 1.0}),
+            "max_cfg": ("FLOAT", {"default": 2.5}),
+            "guidance": ("COMBO", {"default": "linear", "options": ["linear", "triangle", "constant", "curve"]}),
+            "sampler_name": ("COMBO", {"default": "euler"}),
+            "scheduler": ("COMBO", {"default": "karras"}),
+            "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0}),
+            "guidance_curve": ("STRING", {"advanced": True}),
+            "guidance_start": ("FLOAT", {**SHARE_START, "advanced": True}),
+            "guidance_end": ("FLOAT", {**SHARE_END, "advanced": True}),
+            "window_frames": ("INT", {"default": 0, "min": 0, "advanced": True}),
+            "window_overlap": ("INT", {"default": 6, "min": 0, "advanced": True}),
+            "closed_loop": ("BOOLEAN", {"default": False, "advanced": True}),
+        },
+        [("LATENT", "samples")],
+    ),
+    "TemporalUNetApplyControlNetResiduals": (
+        "Apply ControlNet Residuals",
+        {
+            "positive": ("CONDITIONING", {}),
+            "negative": ("CONDITIONING", {}),
+            "control_net": ("CONTROL_NET", {}),
+            "image": ("IMAGE", {}),
+            "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0}),
+            "start_percent": ("FLOAT", SHARE_START),
+            "end_percent": ("FLOAT", SHARE_END),
+            "frame_strengths": ("STRING", {"advanced": True}),
+            "mask": ("MASK", {}),
+            "vae": ("VAE", {}),
+        },
+        [("CONDITIONING", "positive"), ("CONDITIONING", "negative")],
+    ),
+}
+OPTIONAL = {"clip_vision", "mask", "vae of TemporalUNetApplyControlNetResiduals"}
+
+
+def inputs_of(info: dict) -> dict[str, tuple[str, dict, str]]:
+    """Input name -> (type, options, "required" or "optional"), in the order of the node."""
+    found = {}
+    for kind, entries in info["input"].items():
+        for name, (type_, *rest) in entries.items():
+            options = dict(rest[0]) if rest else {}
+            if isinstance(type_, list):  # how the host writes a combo of the older API
+                type_, options["options"] = "COMBO", type_
+            found[name] = (type_, options, kind)
+    return found
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_the_node_is_as_the_contract_says(node_info, node_id):
+    display_name, expected, outputs = CONTRACT[node_id]
+    info = node_info[node_id]
+    found = inputs_of(info)
+    assert info["display_name"] == display_name
+    assert info["category"] == "Temporal UNet"
+    assert list(found) == list(expected)
+    for name, (type_, options) in expected.items():
+        assert found[name][0] == type_, name
+        assert {key: found[name][1].get(key) for key in options} == options, name
+    assert list(zip(info["output"], info["output_name"])) == outputs
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_sockets_that_may_stay_empty_and_advanced_inputs_are_optional(node_info, node_id):
+    """So API-mode JSON may leave out what it does not set, also when a later version adds an input."""
+    inputs = inputs_of(node_info[node_id])
+    found = {name for name, (*_, kind) in inputs.items() if kind == "optional"}
+    sockets = {name for name in inputs if name in OPTIONAL or f"{name} of {node_id}" in OPTIONAL}
+    assert found == sockets | {name for name, (_, options, _) in inputs.items() if options.get("advanced")}
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_every_input_has_a_tooltip(node_info, node_id):
+    bare = [name for name, (_, options, _) in inputs_of(node_info[node_id]).items() if len(options.get("tooltip", "")) < 20]
+    assert not bare
+
+
+def test_load_unet_lists_both_folders(node_info):
+    names = inputs_of(node_info["TemporalUNetLoader"])["unet_name"][1]["options"]
+    assert {"untrained_svd.safetensors", "checkpoints/untrained_svd_checkpoint.safetensors"} <= set(names)
+
+
+def test_no_other_node_is_added(node_info):
+    ours = {node_id for node_id, info in node_info.items() if info["python_module"] == "custom_nodes.temporal-unet"}
+    assert ours == set(CONTRACT)

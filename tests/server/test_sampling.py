@@ -1,0 +1,35 @@
+"""The same prompt gives the same frames, another seed or another control others."""
+
+import numpy as np
+from client import cached
+from prompts import image_model, only, svd, with_control
+
+
+def computed(server, prompt: dict, sampler: str = "TemporalUNetSVDSampler") -> np.ndarray:
+    """The pictures of a prompt whose sampler really ran: the host keeps the results of the last prompt only."""
+    entry = server.run(prompt)
+    assert only(prompt, sampler) not in cached(entry), "the host took the sampler's result from its cache"
+    return server.pictures(entry)
+
+
+def test_a_seed_gives_the_same_frames_again_and_another_seed_others(server):
+    first = computed(server, svd(seed=1))
+    other = computed(server, svd(seed=2))
+    again = computed(server, svd(seed=1))
+    assert np.array_equal(again, first)
+    assert not np.array_equal(other, first)
+
+
+def test_all_frames_differ(server):
+    frames = computed(server, svd(frames=3))
+    assert len(np.unique(frames.reshape(3, -1), axis=0)) == 3
+
+
+def test_the_control_image_steers_the_picture(server):
+    prompt = with_control(image_model("untrained_sd15.safetensors", 768), "sampler")
+    steered = computed(server, prompt, "KSampler")
+    prompt["control"]["inputs"]["strength"] = 0.0
+    unsteered = computed(server, prompt, "KSampler")
+    prompt["sampler"]["inputs"] |= {"positive": ["positive", 0], "negative": ["positive", 0]}
+    assert not np.array_equal(steered, unsteered)
+    assert np.array_equal(unsteered, computed(server, prompt, "KSampler"))
