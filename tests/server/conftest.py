@@ -1,5 +1,6 @@
 """A real ComfyUI server for the session, with untrained models, a photo, and three small nodes that make what no core node does."""
 
+import os
 import sys
 from pathlib import Path
 
