@@ -113,7 +113,7 @@ def _check(image, vae, width, height, clip_vision):
 
 
 def _embed(image, clip_vision):
-    """The image embedding [1, 1, width]; zeros, as in training without it, where no encoder is connected."""
+    """The image embedding [1, 1, width]; zeros, as in the negative, where no encoder is connected."""
     if clip_vision is NOT_CONNECTED:
         return torch.zeros(1, 1, CONTEXT_WIDTH)
     embedding = clip_vision.encode_image(image).image_embeds.unsqueeze(0)
