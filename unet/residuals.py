@@ -45,11 +45,16 @@ class Residuals:
         residual = self.waiting[place].pop()
         if residual is None:
             return h
-        if residual.shape[1:] != h.shape[1:] or h.shape[0] % residual.shape[0]:
+        if residual.shape[1:] != h.shape[1:]:
             raise ValueError(
                 f"A control residual of shape {list(residual.shape)} cannot be added to the {place} activations of shape "
-                f"{list(h.shape)}: the ControlNet was made for another kind of model, or its image count fits neither "
-                f"one nor the number of frames. Use a ControlNet of this model's family."
+                f"{list(h.shape)}: the ControlNet was made for another kind of model. Use one of this model's family."
+            )
+        if h.shape[0] % residual.shape[0]:
+            raise ValueError(
+                f"A control residual of shape {list(residual.shape)} cannot be added to the {place} activations of shape "
+                f"{list(h.shape)}: its {residual.shape[0]} rows do not follow the frames. Give one control image, or one "
+                f"per frame, through a node that follows context windows."
             )
         residual = residual.to(dtype=h.dtype, device=h.device)
         return h + residual.repeat(h.shape[0] // residual.shape[0], 1, 1, 1)

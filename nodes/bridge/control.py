@@ -24,7 +24,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         self.curve = curve
         self.mask = mask
         self.extra_hooks = inner.extra_hooks
-        self.shown: list[int] | None = None  # the frames whose images the inner net holds
+        self.shown: tuple[list[int], int] | None = None  # the frames, and rows, whose images the inner net holds
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
@@ -36,7 +36,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         frames, total = _frames(x_noisy.shape[0] // batched_number, transformer_options)
-        self._show(frames, total)
+        self._show(frames, total, x_noisy.shape[0])
         control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if control is None:
             return previous
@@ -45,17 +45,20 @@ class FrameControl(comfy.controlnet.ControlBase):
             control = {place: [_weigh(r, weights, batched_number) for r in rs] for place, rs in control.items()}
         return control if previous is None else _merge(previous, control)
 
-    def _show(self, frames, total):
-        """Gives the inner net the images of these frames; it resizes them anew only when the frames change."""
+    def _show(self, frames, total, rows):
+        """Gives the inner net the images of these frames; it prepares them anew only when frames or rows change.
+
+        (A T2I-Adapter of the host keeps residuals for the rows of its first call.)
+        """
         count = self.images.shape[0]
         if count not in (1, total):
             raise ValueError(
                 f"Apply ControlNet Residuals: found {count} control images for {total} frames; expected 1 (for all "
                 f"frames) or {total} (one per frame)."
             )
-        if count == 1 or self.shown == frames:
+        if count == 1 or self.shown == (frames, rows):
             return
-        self.shown = frames
+        self.shown = frames, rows
         self.inner.cond_hint_original = self.images[frames]
         self.inner.cond_hint = None
 

@@ -10,6 +10,7 @@ import latent_preview
 import torch
 
 from .curve import evaluate_curve
+from .unet import UNetModel
 
 
 def is_video_model(model) -> bool:
@@ -37,25 +38,27 @@ def frame_scales(shape: str, min_cfg: float, max_cfg: float, curve: list[tuple[f
 class FrameGuider(comfy.samplers.CFGGuider):
     """The host's guider with per-frame scales [frames], acting from `start` to `end` (shares of the steps).
 
-    Outside that share, and where every scale is 1, the negative is not evaluated at all.
+    Outside that share, and where every scale is 1, the negative is not evaluated, unless a sampler or a node on the model
+    asks for it. Where all scales are equal this is the host's guider, and guidance nodes on the model act as they do there.
     """
 
     def __init__(self, patcher, scales: torch.Tensor, start: float, end: float):
-        super().__init__(patcher.clone())
+        super().__init__(patcher)
+        self.scales = None if torch.all(scales == scales[0]) else scales
         self.start, self.end = start, end
         self.set_cfg(scales.max().item())
-        if not torch.all(scales == 1):
-            self.model_patcher.set_model_sampler_cfg_function(_per_frame(scales), disable_cfg1_optimization=True)
-            self.model_options = self.model_patcher.model_options
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
-        if self._guided(timestep, model_options["transformer_options"]["sample_sigmas"]):
-            return super().predict_noise(x, timestep, model_options, seed)
-        plain = {key: value for key, value in model_options.items()
-                 if key not in ("sampler_cfg_function", "disable_cfg1_optimization")}
-        return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, None, self.conds.get("positive"), 1.0, model_options=plain, seed=seed
-        )
+        if not self._guided(timestep, model_options["transformer_options"]["sample_sigmas"]):
+            plain = {key: value for key, value in model_options.items() if key != "sampler_cfg_function"}
+            positive, negative = self.conds.get("positive"), self.conds.get("negative")
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, negative, positive, 1.0, model_options=plain, seed=seed
+            )
+        if self.scales is not None:  # the host leaves out the negative at a scale of exactly 1, which only the maximum is
+            guide = {"sampler_cfg_function": _per_frame(self.scales), "disable_cfg1_optimization": True}
+            model_options = {**model_options, **guide}
+        return super().predict_noise(x, timestep, model_options, seed)
 
     def _guided(self, timestep, sigmas):
         """Is this step's share of the run (0 = first step) inside [start, end)? An end of 1 includes the last."""
@@ -77,11 +80,14 @@ def with_windows(model, length: int, overlap: int, closed_loop: bool):
     """A clone of the model that works in the host's context windows of `length` frames."""
     model = model.clone()
     schedule = windows.ContextSchedules.UNIFORM_LOOPED if closed_loop else windows.ContextSchedules.STATIC_STANDARD
-    model.model_options["context_handler"] = windows.IndexListContextHandler(
+    handler = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule(schedule),
         fuse_method=windows.get_matching_fuse_method(windows.ContextFuseMethods.PYRAMID),
         context_length=length, context_overlap=overlap, context_stride=1, closed_loop=closed_loop, dim=0,
     )
+    if not isinstance(model.model.diffusion_model, UNetModel):
+        handler.causal_window_fix = False  # the host's own SVD network fails on the frame that this prepends
+    model.model_options["context_handler"] = handler
     windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
     return model
 
