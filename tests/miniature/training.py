@@ -1,0 +1,149 @@
+"""What the training scripts share: schedule, running average of the weights, checkpoints, log, and writing safetensors."""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from safetensors.torch import save_file
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE / "weights"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "temporal-unet" / "miniature"
+
+
+def arguments(description: str, *, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, default=CACHE, help="where checkpoints and logs go (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 is fastest on a busy machine")
+    parser.add_argument("--bf16", action="store_true", help="compute in bf16 where that is faster (weights stay fp32)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end by then, with the rate lowered in time")
+    return parser
+
+
+def rate_at(progress: float, warmup: float = 0.03) -> float:
+    """Share of the highest rate at `progress` (0 to 1): linear warm-up, then a cosine to 2 %."""
+    if progress < warmup:
+        return progress / warmup + 1e-3
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+class Run:
+    """One training run: counts steps, steps the optimiser, averages weights, logs, and can be taken up again.
+
+    Progress is the share of the steps done, or of the minutes used where those would end first, so that a slow machine
+    also gets its low rates at the end. Under torchrun each worker has batches of its own and gradients are averaged.
+    """
+
+    def __init__(self, name: str, model: nn.Module, args: argparse.Namespace, *, average: float = 0.999):
+        torch.set_num_threads(args.threads)
+        self.workers, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        if self.workers > 1:
+            distributed.init_process_group("gloo")
+        self.model, self.args, self.average = model, args, average
+        args.work.mkdir(parents=True, exist_ok=True)
+        self.file, self.log_file = args.work / f"{name}.pt", args.work / f"{name}.jsonl"
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.mean = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        if self.file.exists():
+            self._resume()
+        self.clock = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, max(self.step / self.args.steps, self.seconds / 60 / self.args.minutes))
+
+    def precision(self):
+        """The context in which the network runs."""
+        return torch.autocast(torch.device(self.args.device).type, torch.bfloat16, enabled=self.args.bf16)
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One step down `loss`."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {self.step}; lower --rate and start from the last checkpoint.")
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.args.rate * rate_at(self.progress)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        loss = self._average(loss.detach())
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(self.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for key, value in self.model.state_dict().items():
+                self.mean[key].lerp_(value, 1 - keep)
+        self.losses.append(loss.item())
+
+    def seed_step(self) -> np.random.Generator:
+        """Seeds torch for this step and worker, and gives numpy's generator for it: a resumed run is the same run."""
+        torch.manual_seed((self.args.seed * 1_000_003 + self.step) * self.workers + self.rank)
+        return np.random.default_rng([self.args.seed, self.step, self.rank])
+
+    def _average(self, loss: torch.Tensor) -> torch.Tensor:
+        """Averages gradients, loss and time over the workers, which so stay equal."""
+        if self.workers == 1:
+            return loss
+        used = [p for p in self.parameters if p.grad is not None]
+        flat = torch.cat([*(p.grad.flatten() for p in used), loss.reshape(1), loss.new_tensor([self.seconds])])
+        distributed.all_reduce(flat)
+        flat /= self.workers
+        self.seconds = flat[-1].item()
+        for p, grad in zip(used, flat[:-2].split([p.numel() for p in used])):
+            p.grad.copy_(grad.view_as(p))
+        return flat[-2]
+
+    def log(self, **more) -> None:
+        """Writes the mean loss since the last entry."""
+        if self.rank:
+            return
+        entry = {"step": self.step, "seconds": round(self.seconds), "loss": sum(self.losses) / max(1, len(self.losses)), **more}
+        self.losses = []
+        line = json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in entry.items()})
+        print(line, flush=True)
+        with self.log_file.open("a") as file:
+            file.write(line + "\n")
+
+    def save(self) -> None:
+        if self.rank:
+            return
+        state = {
+            "model": self.model.state_dict(), "mean": self.mean, "optimiser": self.optimiser.state_dict(),
+            "step": self.step, "seconds": self.seconds,
+        }
+        torch.save(state, self.file.with_suffix(".part"))
+        self.file.with_suffix(".part").replace(self.file)
+
+    def _resume(self):
+        state = torch.load(self.file, map_location=self.args.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.mean, self.step, self.seconds = state["mean"], state["step"], state["seconds"]
+        print(f"taken up again at step {self.step}, after {self.seconds:.0f} s, from {self.file}", flush=True)
+
+
+def write_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, and its line in SHA256SUMS beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata)
+    path.chmod(0o644)
+    sums = path.parent / "SHA256SUMS"
+    lines = [line for line in sums.read_text().splitlines() if not line.endswith(path.name)] if sums.exists() else []
+    lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
+    sums.write_text("\n".join(sorted(lines, key=lambda line: line.split()[-1])) + "\n")
