@@ -181,9 +181,10 @@ class Server:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             self._check_alive()
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-            if entry:
-                return entry
+            with contextlib.suppress(OSError):  # a server that has just died is told by the check above, with its log
+                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+                if entry:
+                    return entry
             time.sleep(0.2)
         raise ServerError(f"Prompt {prompt_id} had not ended after {timeout:g} s; the end of the log:\n{self.log(40)}")
 
