@@ -170,7 +170,9 @@ def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtyp
     print("host", {k: round(v, 1) if isinstance(v, float) else v for k, v in host.items()})
     assert ours["dtype"] == host["dtype"]
     assert error <= 1e-4
-    assert ours["CPU seconds"] <= 1.3 * host["CPU seconds"] + 0.5  # of the clock other processes take their share
+    # Where the dtype is kept ours is ahead by far. Converting is the same work in both, with play from fresh pages.
+    bound = host["CPU seconds"] if dtype == "float16" else 1.5 * host["CPU seconds"] + 1
+    assert ours["CPU seconds"] <= bound
     assert ours["peak anon"] <= host["peak anon"] + 64
     assert ours["VmHWM"] <= host["VmHWM"] + 64
     assert path.stat().st_size > {"sd1": 1.7e9, "svd": 3e9}[name]
