@@ -62,11 +62,11 @@ class SVDSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "guidance_start", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
-                    tooltip="Share of the steps after which guidance begins. Unguided steps take half the time.",
+                    tooltip="Share of the steps after which guidance begins. Unguided steps leave out the negative: half the work.",
                 ),
                 io.Float.Input(
                     "guidance_end", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, optional=True,
-                    tooltip="Share of the steps after which guidance ends. Unguided steps take half the time.",
+                    tooltip="Share of the steps after which guidance ends. Unguided steps leave out the negative: half the work.",
                 ),
                 io.Int.Input(
                     "window_frames", default=0, min=0, max=4096, advanced=True, optional=True,

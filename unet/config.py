@@ -54,10 +54,6 @@ class Family:
     num_heads: int | None = None  # where heads are counted; else they are 64 wide
     marker: str | None = None  # a tensor beside the UNet that this member brings
 
-    @property
-    def temporal(self) -> bool:
-        return self.match["temporal"]
-
 
 def _sd1(name, title, host="SD15", marker=None, **match):
     match = {"temporal": False, "linear_projection": False, "adm_channels": None, **match}
