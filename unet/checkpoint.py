@@ -1,8 +1,9 @@
-"""Reading a UNet out of a safetensors file: lazily, without a second copy in memory, every key accounted for."""
+"""Reading a UNet or ControlNet out of a safetensors file: lazily, without a second copy in memory, every key accounted for."""
 
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,21 +13,20 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .config import Family, UNetConfig
+from .controlnet import ControlNetConfig, SVDControlNet, is_svd_controlnet, original_names, read_controlnet_config
 from .detect import UNetFileError, detect
 from .model import UNetModel
 
 
-@dataclass
-class Checkpoint:
-    """An open safetensors file with a UNet in it. Tensors are read, or only mapped, when they are asked for."""
+@dataclass(kw_only=True)
+class NetworkFile:
+    """An open safetensors file with a network in it. Tensors are read, or only mapped, when they are asked for."""
 
     path: Path
-    config: UNetConfig
-    family: Family
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file
-    names: Mapping[str, str]  # the UNet's own key names to those in the file
+    names: Mapping[str, str]  # the network's own key names to those in the file
     metadata: Mapping[str, str]
-    unexpected: list[str] = field(default_factory=list)  # tensors under the UNet's prefix that it does not use
+    unexpected: list[str] = field(default_factory=list)  # tensors under the network's prefix that it does not use
     file: object = None
 
     @property
@@ -38,7 +38,7 @@ class Checkpoint:
         return self.file.get_tensor(on_disk)
 
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the UNet's numbers have in the file."""
+        """The dtype that most of the network's numbers have in the file."""
         counts: dict[torch.dtype, int] = {}
         for on_disk in self.names.values():
             dtype = _DTYPES.get(self.file.get_slice(on_disk).get_dtype(), torch.float32)
@@ -46,7 +46,7 @@ class Checkpoint:
         return max(counts, key=counts.get)
 
     def state_dict(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """The UNet's tensors under its own key names, as `dtype` (None = as in the file).
+        """The network's tensors under its own key names, as `dtype` (None = as in the file).
 
         Tensors that are in that dtype already stay mapped from the file. Mix factors are kept in fp32.
         """
@@ -55,6 +55,21 @@ class Checkpoint:
             wanted = torch.float32 if name.endswith(".mix_factor") else dtype
             state[name] = self.tensor(on_disk).to(wanted)
         return state
+
+
+@dataclass(kw_only=True)
+class Checkpoint(NetworkFile):
+    """An open file with a UNet in it."""
+
+    config: UNetConfig
+    family: Family
+
+
+@dataclass(kw_only=True)
+class ControlNetFile(NetworkFile):
+    """An open file with an SVD ControlNet in it."""
+
+    config: ControlNetConfig
 
 
 _DTYPES = {
@@ -69,20 +84,52 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises UNetFileError, which names the file, where it is no safetensors file, holds no UNet of the family, or where
     keys of the UNet are missing or have another shape.
     """
+    path, file, shapes, metadata = _header(path)
+    with _named(path):
+        config, family, names = detect(shapes, metadata)
+        names, unexpected = _account(names, shapes, expected_shapes(config), "UNet")
+    return Checkpoint(
+        path=path, config=config, family=family, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected,
+        file=file,
+    )
+
+
+def open_controlnet(path: str | Path) -> ControlNetFile:
+    """Opens a file with an SVD ControlNet in the public layout, reading its header only; raises as `open_checkpoint`."""
+    path, file, shapes, metadata = _header(path)
+    with _named(path):
+        if not is_svd_controlnet(shapes):
+            raise UNetFileError("it holds no SVD ControlNet (expected controlnet_mid_block.* and down_blocks.*).")
+        names = original_names(shapes)
+        config = read_controlnet_config({name: shapes[on_disk] for name, on_disk in names.items()}, metadata)
+        names, unexpected = _account(names, shapes, expected_shapes(config, SVDControlNet), "ControlNet")
+    return ControlNetFile(
+        path=path, config=config, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected, file=file
+    )
+
+
+def _header(path: str | Path):
+    """(path, the open file, shape of every tensor in it, its metadata)."""
     path = Path(path)
     file = _open(path)
+    return path, file, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}
+
+
+@contextmanager
+def _named(path: Path):
+    """Puts the file's name before what a UNetFileError says."""
     try:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        metadata = file.metadata() or {}
-        config, family, names = detect(shapes, metadata)
-        expected = expected_shapes(config)
-        check_keys({name: shapes[on_disk] for name, on_disk in names.items()}, expected)
-        unexpected = sorted(names.keys() - expected.keys())
-        _check_unscaled(unexpected)
+        yield
     except UNetFileError as error:
         raise UNetFileError(f"{path.name}: {error}") from None
-    names = {name: names[name] for name in expected}
-    return Checkpoint(path, config, family, shapes, names, metadata, unexpected, file)
+
+
+def _account(names, shapes, expected, kind: str):
+    """(names of what the network needs, what it does not use); raises where anything is missing, misshaped or scaled."""
+    check_keys({name: shapes[on_disk] for name, on_disk in names.items()}, expected, kind)
+    unexpected = sorted(names.keys() - expected.keys())
+    _check_unscaled(unexpected)
+    return {name: names[name] for name in expected}, unexpected
 
 
 def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = None, device="cpu") -> UNetModel:
@@ -93,9 +140,9 @@ def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = No
     return model.requires_grad_(False).eval().to(device)
 
 
-def expected_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: UNetConfig | ControlNetConfig, network=UNetModel) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of this network."""
-    model = UNetModel(config, operations=BARE, device="meta")
+    model = network(config, operations=BARE, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -108,7 +155,9 @@ LAYERS = ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
 BARE = SimpleNamespace(**{name: _bare(getattr(nn, name)) for name in LAYERS})
 
 
-def check_keys(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_keys(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], kind: str = "UNet"
+) -> None:
     """Raises UNetFileError where keys are missing or misshaped: counts them and names the first three of each."""
     missing = [name for name in expected if name not in found]
     misshaped = [
@@ -123,7 +172,7 @@ def check_keys(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
     ]
     if faults:
         raise UNetFileError(
-            f"of the {len(expected)} tensors that this UNet needs, {' and '.join(faults)}. The file is damaged or a part "
+            f"of the {len(expected)} tensors that this {kind} needs, {' and '.join(faults)}. The file is damaged or a part "
             f"of another model; get it again from its source."
         )
 

@@ -44,10 +44,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[U
     config = read_config(unet)
     family = find_family(config, shapes.keys())
     config = replace(config, num_heads=family.num_heads, head_channels=None if family.num_heads else 64)
-    if metadata and HEAD_CHANNELS in metadata:
-        config = replace(config, num_heads=None, head_channels=_head_channels(metadata[HEAD_CHANNELS]))
-    _check_heads(config)
-    return config, family, {name: prefix + on_disk for name, on_disk in names.items()}
+    return own_head_width(config, metadata), family, {name: prefix + on_disk for name, on_disk in names.items()}
 
 
 def find_prefix(names: Collection[str]) -> str:
@@ -106,6 +103,17 @@ def _renumber(name, places):
 
 def read_config(shapes: Shapes) -> UNetConfig:
     """The config of the UNet whose own key names and shapes these are; heads are left at their default."""
+    encoder = read_encoder(shapes)
+    blocks = sum(encoder.num_res_blocks) + len(encoder.num_res_blocks)
+    return replace(
+        encoder,
+        out_channels=_shape(shapes, "out.2.weight")[0],
+        depth_out=tuple(_depth(shapes, f"output_blocks.{i}.1.") for i in range(blocks)),
+    )
+
+
+def read_encoder(shapes: Shapes) -> UNetConfig:
+    """The same of the way down and the middle alone, as a ControlNet has them; out_channels is 0, depth_out empty."""
     model_channels, in_channels = _shape(shapes, "input_blocks.0.0.weight")[:2]
     mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels)
     attn2 = next((n for n in shapes if n.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
@@ -114,12 +122,12 @@ def read_config(shapes: Shapes) -> UNetConfig:
         raise UNetFileError("middle_block.0 is missing: the file is damaged or not a whole UNet.")
     return UNetConfig(
         in_channels=in_channels,
-        out_channels=_shape(shapes, "out.2.weight")[0],
+        out_channels=0,
         model_channels=model_channels,
         channel_mult=mults,
         num_res_blocks=res_blocks,
         depth_in=depth_in,
-        depth_out=tuple(_depth(shapes, f"output_blocks.{i}.1.") for i in range(sum(res_blocks) + len(res_blocks))),
+        depth_out=(),
         depth_middle=_depth(shapes, "middle_block.1.") if _has(shapes, "middle_block.0.") else None,
         context_dim=_shape(shapes, attn2)[1] if attn2 else None,
         linear_projection=proj_in is not None and len(shapes[proj_in]) == 2,
@@ -128,6 +136,14 @@ def read_config(shapes: Shapes) -> UNetConfig:
         adm_channels=_shape(shapes, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=_shape(shapes, "label_emb.weight")[0] if "label_emb.weight" in shapes else None,
     )
+
+
+def own_head_width(config: UNetConfig, metadata: Mapping[str, str] | None) -> UNetConfig:
+    """The config with the head width that the file's metadata names, where it names one; raises where it does not fit."""
+    if metadata and HEAD_CHANNELS in metadata:
+        config = replace(config, num_heads=None, head_channels=_head_channels(metadata[HEAD_CHANNELS]))
+    _check_heads(config)
+    return config
 
 
 def _read_levels(shapes, model_channels):

@@ -26,7 +26,7 @@ class Hooks:
         return emb
 
     def layer(self, layer: torch.nn.Module, x: torch.Tensor, step, next_skip: torch.Size | None) -> torch.Tensor:
-        """Runs one layer of a block. `step` is a `model.Step`, `next_skip` the shape that an upsampling must meet."""
+        """Runs one layer of a block. `step` is an `encoder.Step`, `next_skip` the shape that an upsampling must meet."""
         return step.run(layer, x, next_skip)
 
     def input_block(self, h: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ gives without an image encoder) and in a loss that weighs the surroundings of th
     torchrun --nproc-per-node 2 tests/miniature/train_svd.py --threads 1 --bf16    # about 60 minutes on two CPU cores
 """
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,11 +29,11 @@ from unet import Hooks, UNetConfig, UNetModel  # noqa: E402
 from unet.layers import timestep_embedding  # noqa: E402
 
 CONFIG = UNetConfig(
-    in_channels=8, out_channels=4, model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1),
-    depth_in=(0, 1), depth_out=(1, 0, 0, 0), depth_middle=1, context_dim=1024, linear_projection=True,
+    in_channels=8, out_channels=4, model_channels=64, channel_mult=(1, 1), num_res_blocks=(1, 1),
+    depth_in=(0, 1), depth_out=(0, 0, 0, 0), depth_middle=1, context_dim=1024, linear_projection=True,
     self_attention=(True, True), temporal=True, adm_channels=768, head_channels=16,
 )
-SIGMA = (1.4, 1.7)  # mean and standard deviation of ln sigma in training
+SIGMA = (1.8, 1.8)  # mean and standard deviation of ln sigma in training
 DROPPED = 0.12  # share of clips trained without the first frame, for classifier-free guidance
 EMPHASIS = 8.0  # how much more the sprite's surroundings weigh in the loss
 FLIGHT = 16  # frames of a flight, from which clips of 8 frames are cut
@@ -71,6 +72,11 @@ def new_model() -> UNetModel:
             if ".attn2.to_" in name and not name.endswith("bias"):
                 parameter.requires_grad_(False)
     return model
+
+
+def inside(name: str) -> bool:
+    """Is this a parameter of the network's inside, not of its first or last convolution?"""
+    return not name.startswith(("input_blocks.0.", "out."))
 
 
 def vector_condition(motion_bucket_id: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
@@ -128,10 +134,11 @@ class Flights:
             start = rng.integers(FLIGHT - stride * (world.FRAMES - 1))
             cut = slice(start, start + stride * (world.FRAMES - 1) + 1, stride)
             pace = stride * self.paces[flight]
-            fps = rng.integers(world.FPS[0], min(world.FPS[1], int(world.SPEED * world.BUCKETS[1] / pace + 1e-6)) + 1)
+            slowest = max(world.FPS[0], math.ceil(world.SPEED * world.BUCKETS[0] / pace - 1e-6))
+            fps = rng.integers(slowest, min(world.FPS[1], int(world.SPEED * world.BUCKETS[1] / pace + 1e-6)) + 1)
             latents.append(self.latents[flight, cut])
             centres.append(self.centres[flight, cut])
-            buckets.append(max(1, round(pace * fps / world.SPEED)))
+            buckets.append(round(pace * fps / world.SPEED))
             rates.append(fps)
         return {
             "latents": torch.stack(latents), "centres": torch.from_numpy(np.stack(centres)).float(),
@@ -182,33 +189,34 @@ def validate(model: UNetModel, batch: dict[str, torch.Tensor]) -> float:
 
 def write(run: Run, autoencoder: vae.TinyAutoencoder, loss: float) -> None:
     """The UNet's averaged weights and the autoencoder as one fp16 file in the layout of an SVD checkpoint."""
-    tensors = {f"model.diffusion_model.{key}": _store(key, value) for key, value in run.mean.items()}
+    tensors = {f"model.diffusion_model.{key}": store(key, value) for key, value in run.mean.items()}
     for key, value in vae.full_layout(autoencoder.state_dict()).items():
-        tensors[f"first_stage_model.{key}"] = _store(key, value)
+        tensors[f"first_stage_model.{key}"] = store(key, value)
     write_weights(run.args.weights / "miniature_svd.safetensors", tensors, {
         "title": "Temporal UNet miniature SVD",
         "description": "Image to video for the synthetic moving world of tests/miniature/world.py, 128x128, 8 frames.",
         "training": f"tests/miniature/vae.py, then tests/miniature/train_svd.py, seed {run.args.seed}, {run.step} steps of "
                     f"{run.args.batch * run.workers} clips, {run.seconds:.0f} s on {run.args.device}, held-out loss {loss:.4f}",
+        "commit": run.commit,
         "license": "Apache-2.0",
         "temporal_unet.head_channels": str(CONFIG.head_channels),
         "temporal_unet.num_frames": str(world.FRAMES),
     })
 
 
-def _store(key: str, value: torch.Tensor) -> torch.Tensor:
+def store(key: str, value: torch.Tensor) -> torch.Tensor:
     keep = key.endswith("mix_factor") or key in ("vae_scale", "vae_shift")
     return value.detach().cpu().clone().to(torch.float32 if keep else torch.float16)
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], steps=12000, batch=2, rate=1.5e-3)
+    parser = arguments(__doc__.splitlines()[0], steps=8000, batch=2, rate=1.5e-3)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where miniature_svd.safetensors goes")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     autoencoder = vae.load(args.work, args.device)
     model = new_model().to(args.device)
-    run = Run("svd", model, args)
+    run = Run("svd", model, args, matrices=inside)
     flights = Flights(autoencoder, args.seed * run.workers + run.rank, args.work / f"flights_{run.rank}.pt")
     averaged = UNetModel(CONFIG, operations=LAYERS).to(args.device)
 

@@ -12,9 +12,11 @@ import numpy as np
 SIZE = 128  # pixels, width and height of a picture
 FRAMES = 8  # of a clip
 MARGIN = 15  # pixels between a sprite's centre and the border where it bounces
-SPEED = 0.25  # pixels a second for each step of motion_bucket_id: 127 at 6 fps moves 5.3 pixels a frame
-FPS = (4, 12)  # range in training
-BUCKETS = (1, 255)  # range in training
+SPEED = 0.15  # pixels a second for each step of motion_bucket_id: 127 at 6 fps moves 3.2 pixels a frame
+FPS = (5, 10)  # range in training
+BUCKETS = (32, 255)  # range in training
+DRAWN_PACE = (2.0, 6.5)  # pixels a frame along a drawn path
+DRAWN_TURN = (0.15, 0.45)  # radians a frame by which it turns
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
 
 COLOURS = (
@@ -148,12 +150,42 @@ def draw(picture: np.ndarray, world: World, centre: np.ndarray, heading: float) 
     return coverage
 
 
-def render(world: World, frames: int = FRAMES) -> Clip:
-    """The video of this world, from its first frame on."""
-    centres, headings = motion(world, frames)
+def render(world: World, frames: int = FRAMES, path: tuple[np.ndarray, np.ndarray] | None = None) -> Clip:
+    """The video of this world, from its first frame on; `path` (centres [t, 2], headings [t]) in place of its own."""
+    centres, headings = motion(world, frames) if path is None else path
     video = np.repeat(backdrop(world)[None], frames, axis=0)
     sprite = np.stack([draw(video[i], world, centres[i], headings[i]) for i in range(frames)])
     return Clip(world, video, centres, sprite)
+
+
+def drawn_path(world: World, seed: int, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
+    """A curve away from the natural path, at a pace of its own: centres [t, 2] in pixels and headings [t].
+
+    It starts as the world does; the sprite points along it and bounces at the borders.
+    """
+    rng = np.random.default_rng([20_231_126, seed])
+    pace = rng.uniform(*DRAWN_PACE)
+    turn = rng.uniform(*DRAWN_TURN) * rng.choice([-1, 1])
+    centre, flip, angle = np.array(world.start), np.ones(2), world.heading
+    centres, headings = [], []
+    for _ in range(frames):
+        direction = flip * (np.cos(angle), np.sin(angle))
+        centres.append(centre)
+        headings.append(np.arctan2(direction[1], direction[0]))
+        angle += turn
+        centre = centre + pace * flip * (np.cos(angle), np.sin(angle))
+        outside = (centre < MARGIN) | (centre > SIZE - 1 - MARGIN)
+        centre = np.where(outside, 2 * np.clip(centre, MARGIN, SIZE - 1 - MARGIN) - centre, centre)
+        flip = np.where(outside, -flip, flip)
+    return np.stack(centres), np.array(headings)
+
+
+def position_map(centres: np.ndarray) -> np.ndarray:
+    """The control images of a path [t, 2]: a white disc of 7 pixels' radius at each centre on black, [t, h, w, 3]."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    away = np.hypot(x - centres[:, 0, None, None], y - centres[:, 1, None, None])
+    disc = np.clip(7.5 - away, 0, 1).astype(np.float32)
+    return np.repeat(disc[..., None], 3, axis=-1)
 
 
 def with_motion(world: World, motion_bucket_id: int, fps: int | None = None) -> World:

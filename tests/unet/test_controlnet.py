@@ -1,0 +1,143 @@
+"""Our SVD ControlNet against diffusers' blocks put together by ControlNetSDVModel's formulas, from one file."""
+
+import re
+from dataclasses import replace
+
+import formulas
+import pytest
+import torch
+import torch.nn.functional as F
+from families import TINY, inputs, random_weights, relative_error
+from safetensors.torch import save_file
+from test_diffusers import diffusers, to_diffusers
+from unet import SVDControlNet, UNetFileError, UNetModel, open_checkpoint, open_controlnet
+
+CONFIG = TINY["svd"]
+WIDTHS = (4, 6, 8, 10)  # of the hint net
+SKIPS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256)
+ENCODER = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.")
+
+
+def public_tensors(config=CONFIG, seed=3):
+    """A random ControlNet under the names of the public files."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator) * 0.2
+
+    tensors = {to_diffusers(k): v for k, v in random_weights(config, seed).items() if k.startswith(ENCODER)}
+    hint = {"conv_in": (WIDTHS[0], 3), "conv_out": (64, WIDTHS[-1])}
+    for i, (narrow, wide) in enumerate(zip(WIDTHS, WIDTHS[1:])):
+        hint |= {f"blocks.{2 * i}": (narrow, narrow), f"blocks.{2 * i + 1}": (wide, narrow)}
+    for name, (n_out, n_in) in hint.items():
+        tensors[f"controlnet_cond_embedding.{name}.weight"] = random(n_out, n_in, 3, 3)
+        tensors[f"controlnet_cond_embedding.{name}.bias"] = random(n_out)
+    zero_convs = {f"controlnet_down_blocks.{i}": width for i, width in enumerate(SKIPS)} | {"controlnet_mid_block": 256}
+    for name, width in zero_convs.items():
+        tensors |= {f"{name}.weight": random(width, width, 1, 1), f"{name}.bias": random(width)}
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return public_tensors()
+
+
+@pytest.fixture
+def file(tensors, tmp_path):
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "depth.safetensors")
+    return tmp_path / "depth.safetensors"
+
+
+def load(file):
+    opened = open_controlnet(file)
+    net = SVDControlNet(opened.config)
+    net.load_state_dict(opened.state_dict())
+    return net.requires_grad_(False).eval()
+
+
+def reference(tensors, call, ids, hint, frames):
+    """ControlNetSDVModel.forward, written out with diffusers' own blocks."""
+    net = diffusers.UNetSpatioTemporalConditionModel(
+        block_out_channels=(64, 128, 256, 256), num_attention_heads=(1, 2, 4, 4), in_channels=8, out_channels=4,
+        addition_time_embed_dim=256, projection_class_embeddings_input_dim=768, cross_attention_dim=1024,
+        layers_per_block=2,
+    ).requires_grad_(False)
+    own = {name: value for name, value in tensors.items() if not name.startswith("controlnet_")}
+    missing, unexpected = net.load_state_dict(own, strict=False)
+    assert not unexpected and all(re.match("up_blocks|conv_norm_out|conv_out", name) for name in missing)
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.GroupNorm) and ".resnets." in name:
+            module.eps = 1e-5
+    videos = ids.shape[0]
+    emb = net.time_embedding(net.time_proj(call["timesteps"][::frames]))
+    emb = emb + net.add_embedding(net.add_time_proj(ids.flatten()).reshape(videos, -1))
+    emb = emb.repeat_interleave(frames, dim=0)
+    context = call["context"]
+    image_only = torch.zeros(videos, frames)
+
+    def conv(name, x, **more):
+        return F.conv2d(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"], **more)
+
+    h = net.conv_in(call["x"])
+    e = F.silu(conv("controlnet_cond_embedding.conv_in", hint, padding=1))
+    for i in range(6):
+        e = F.silu(conv(f"controlnet_cond_embedding.blocks.{i}", e, padding=1, stride=1 + i % 2))
+    h = h + conv("controlnet_cond_embedding.conv_out", e, padding=1)
+    skips = [h]
+    for block in net.down_blocks:
+        more = {"encoder_hidden_states": context} if hasattr(block, "attentions") else {}
+        h, new = block(hidden_states=h, temb=emb, image_only_indicator=image_only, **more)
+        skips += new
+    h = net.mid_block(h, emb, context, image_only)
+    return [conv(f"controlnet_down_blocks.{i}", skip) for i, skip in enumerate(skips)] + [conv("controlnet_mid_block", h)]
+
+
+@pytest.mark.parametrize("frames", [1, 3, 14])
+def test_residuals_equal_diffusers(file, tensors, frames):
+    call = inputs(CONFIG, frames=frames, batch=2)
+    call["context"] = call["context"][::frames].repeat_interleave(frames, dim=0)
+    ids = torch.tensor([[5.0, 128.0, 0.02], [24.0, 30.0, 0.5]])
+    y = torch.stack([torch.cat([formulas.sinusoids(float(number), 256) for number in row]) for row in ids])
+    call["y"] = y.float().repeat_interleave(frames, dim=0)
+    hint = torch.rand(2 * frames, 3, 64, 64) * 2 - 1
+    expected = reference(tensors, call, ids, hint, frames)
+    net = load(file)
+    ours = net(call.pop("x"), net.embed_hint(hint), **call, num_frames=frames)
+    assert len(ours) == len(expected) == 13
+    assert max(relative_error(a, b) for a, b in zip(ours, expected)) <= 1e-5
+
+
+def test_residuals_fit_the_unet_and_steer_it(file):
+    unet = UNetModel(CONFIG).requires_grad_(False).eval()
+    unet.load_state_dict(random_weights(CONFIG))
+    net = load(file)
+    call = inputs(CONFIG, frames=2)
+    residuals = net(hint=net.embed_hint(torch.rand(2, 3, 64, 64)), **call)
+    assert relative_error(unet(**call, controls=residuals), unet(**call)) > 1e-2
+
+
+def test_a_net_without_attention_takes_no_context(tmp_path):
+    """A miniature may leave the transformers out of its way down and have a single block in its middle."""
+    config = replace(CONFIG, depth_in=(0,) * 8, depth_out=(0,) * 12, depth_middle=0, context_dim=None)
+    tensors = public_tensors(config)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "small.safetensors")
+    net = load(tmp_path / "small.safetensors")
+    call = inputs(CONFIG, frames=2)
+    with_context = net(hint=net.embed_hint(torch.rand(2, 3, 64, 64)), **call)
+    assert len(with_context) == 13
+
+
+def test_a_file_that_lacks_a_part_is_refused(tensors, tmp_path):
+    cut = {name: value for name, value in tensors.items() if not name.startswith("controlnet_down_blocks.11.")}
+    save_file({name: value.contiguous() for name, value in cut.items()}, tmp_path / "cut.safetensors")
+    with pytest.raises(UNetFileError, match=r"cut.safetensors: of the \d+ tensors that this ControlNet needs, 2 missing"):
+        open_controlnet(tmp_path / "cut.safetensors")
+
+
+def test_another_file_is_told_apart(file, tmp_path):
+    with pytest.raises(UNetFileError, match="it holds a ControlNet, not a UNet"):
+        open_checkpoint(file)
+    save_file(random_weights(CONFIG), tmp_path / "unet.safetensors")
+    with pytest.raises(UNetFileError, match="unet.safetensors: it holds no SVD ControlNet"):
+        open_controlnet(tmp_path / "unet.safetensors")

@@ -1,0 +1,183 @@
+"""The ControlNet of Stable Video Diffusion, and reading one out of a file in the layout of the public ones.
+
+Source: CiaraRowles' svd-temporal-controlnet (diffusers' class ControlNetSDVModel), after Zhang et al. 2023 (arXiv 2302.05543).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import UNetConfig
+from .detect import UNetFileError, own_head_width, read_encoder
+from .encoder import Builder, Encoder
+from .hooks import Hooks
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """The shape of one ControlNet: the way down that it shares with its UNet, and the net that reads the control image."""
+
+    encoder: UNetConfig
+    hint_channels: int  # of the control image
+    hint_widths: tuple[int, ...]  # of the hint net at full size, a half, a quarter, …
+
+
+class HintNet(nn.Module):
+    """A control image [n, hint_channels, 8h, 8w] to what is added after the first convolution [n, channels, h, w]."""
+
+    def __init__(self, hint_channels: int, widths: tuple[int, ...], channels: int, *, operations, factory: dict):
+        super().__init__()
+
+        def conv(n_in, n_out, stride=1):
+            return operations.Conv2d(n_in, n_out, 3, padding=1, stride=stride, **factory)
+
+        self.conv_in = conv(hint_channels, widths[0])
+        self.blocks = nn.ModuleList()
+        for narrow, wide in zip(widths, widths[1:]):
+            self.blocks += [conv(narrow, narrow), conv(narrow, wide, stride=2)]
+        self.conv_out = conv(widths[-1], channels)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        h = F.silu(self.conv_in(image))
+        for block in self.blocks:
+            h = F.silu(block(h))
+        return self.conv_out(h)
+
+
+class SVDControlNet(Encoder):
+    """A copy of the UNet's way down that sees the control images and gives a residual for each skip and the middle."""
+
+    def __init__(self, config: ControlNetConfig, *, operations=nn, dtype: torch.dtype | None = None, device=None):
+        factory = {"dtype": dtype, "device": device}
+        build = Builder(config.encoder, operations, factory)
+        super().__init__(config.encoder, build, dtype)
+        self.hint = config
+        width = config.encoder.model_channels
+        self.controlnet_cond_embedding = HintNet(
+            config.hint_channels, config.hint_widths, width, operations=operations, factory=factory
+        )
+        self.controlnet_down_blocks = nn.ModuleList(
+            operations.Conv2d(channels, channels, 1, **factory) for channels in build.skips
+        )
+        self.controlnet_mid_block = operations.Conv2d(build.channels, build.channels, 1, **factory)
+
+    def embed_hint(self, image: torch.Tensor) -> torch.Tensor:
+        """Control images [n, hint_channels, 8h, 8w] in -1 to 1 to [n, model_channels, h, w]; the same at every step."""
+        return self.controlnet_cond_embedding(image)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        hint: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None = None,
+        y: torch.Tensor | None = None,
+        c_concat: torch.Tensor | None = None,
+        num_frames: int | None = None,
+        *,
+        hooks: Hooks | None = None,
+    ) -> list[torch.Tensor]:
+        """The residuals in the order of `UNetModel.forward`'s `controls`: one for each input block, then the middle's.
+
+        `hint` [b*t, model_channels, h, w] is `embed_hint` of the frames' control images; all else as the UNet takes it.
+        """
+        hooks = hooks or Hooks()
+        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, None, None, hooks)
+        h = x
+        residuals = []
+        for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.controlnet_down_blocks)):
+            hooks.enter_block("input", index)
+            h = block(h, step)
+            h = h + hint if index == 0 else h
+            residuals.append(zero_conv(h))
+        hooks.enter_block("middle", 0)
+        h = self.middle_block(h, step)
+        return [*residuals, self.controlnet_mid_block(h)]
+
+
+# diffusers' names inside a block, and those of the original, in the order in which they are tried.
+INSIDE = (
+    (r"spatial_res_block\.", ""), (r"temporal_res_block\.", "time_stack."),
+    (r"norm1\.", "in_layers.0."), (r"conv1\.", "in_layers.2."), (r"time_emb_proj\.", "emb_layers.1."),
+    (r"norm2\.", "out_layers.0."), (r"conv2\.", "out_layers.3."), (r"conv_shortcut\.", "skip_connection."),
+)
+ATTENTION = (
+    (r"temporal_transformer_blocks\.", "time_stack."),
+    (r"time_pos_embed\.linear_1\.", "time_pos_embed.0."), (r"time_pos_embed\.linear_2\.", "time_pos_embed.2."),
+)
+OUTSIDE = (
+    (r"conv_in\.", "input_blocks.0.0."),
+    (r"time_embedding\.linear_1\.", "time_embed.0."), (r"time_embedding\.linear_2\.", "time_embed.2."),
+    (r"add_embedding\.linear_1\.", "label_emb.0.0."), (r"add_embedding\.linear_2\.", "label_emb.0.2."),
+)
+
+
+def is_svd_controlnet(names) -> bool:
+    """Do these tensors make an SVD ControlNet in the public layout?"""
+    return any(name.startswith("controlnet_mid_block.") for name in names) and any(
+        ".temporal_res_block." in name for name in names
+    )
+
+
+def original_names(names) -> dict[str, str]:
+    """Maps the original's key names, which our networks have, to those of diffusers' layout."""
+    starts = _block_starts(names)
+    return {_original(name, starts): name for name in names}
+
+
+def _block_starts(names) -> list[int]:
+    """The number of the first input block of each down block: one for each residual block, one for a downsampling."""
+    starts, following = [], 1
+    level = 0
+    while level_names := [name for name in names if name.startswith(f"down_blocks.{level}.")]:
+        starts.append(following)
+        following += len({name.split(".")[3] for name in level_names if name.split(".")[2] == "resnets"})
+        following += any(name.split(".")[2] == "downsamplers" for name in level_names)
+        level += 1
+    return starts
+
+
+def _original(name: str, starts: list[int]) -> str:
+    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", name):
+        block = f"input_blocks.{starts[int(found[1])] + int(found[3])}"
+        return f"{block}.0.{_res(found[4])}" if found[2] == "resnets" else f"{block}.1.{_rename(found[4], ATTENTION)}"
+    if found := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.*)", name):
+        level = int(found[1])
+        return f"input_blocks.{starts[level + 1] - 1}.0.op.{found[2]}"
+    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name):
+        if found[1] == "attentions":
+            return f"middle_block.1.{_rename(found[3], ATTENTION)}"
+        return f"middle_block.{2 * int(found[2])}.{_res(found[3])}"
+    return _rename(name, OUTSIDE)
+
+
+def _res(name: str) -> str:
+    """Both parts of a name such as `temporal_res_block.conv1.weight`."""
+    for pattern, new in INSIDE:
+        name = re.sub("^(time_stack\\.)?" + pattern, lambda found, new=new: (found[1] or "") + new, name)
+    return name
+
+
+def _rename(name: str, rules) -> str:
+    for pattern, new in rules:
+        name = re.sub("^" + pattern, new, name)
+    return name
+
+
+def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> ControlNetConfig:
+    """The config of the ControlNet whose original key names and shapes these are."""
+    encoder = own_head_width(read_encoder(shapes), metadata)
+    hint = "controlnet_cond_embedding."
+    if f"{hint}conv_in.weight" not in shapes:
+        raise UNetFileError(f"the tensor {hint}conv_in.weight is missing: the file is damaged or not a whole ControlNet.")
+    widths, channels = shapes[f"{hint}conv_in.weight"][:2]
+    widths = [widths]
+    while f"{hint}blocks.{2 * len(widths) - 1}.weight" in shapes:
+        widths.append(shapes[f"{hint}blocks.{2 * len(widths) - 1}.weight"][0])
+    return ControlNetConfig(encoder, channels, tuple(widths))
