@@ -29,14 +29,15 @@ from comfy_host import (  # noqa: E402
 )
 from comfy_server import Server, ServerError, failure, link_file  # noqa: E402
 
-MADE_IN_CACHE = ("envs", "hosts", "untrained", "serve")
-# Untrained weights show that everything works, not a picture: small and few is enough.
-UNTRAINED_DEFAULTS = {"width": 320, "height": 192, "frames": 14, "steps": 6}
+MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
 OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
     "width": [("TemporalUNetSVDConditioning", "width")],
     "height": [("TemporalUNetSVDConditioning", "height")],
     "frames": [("TemporalUNetSVDConditioning", "video_frames")],
     "steps": [("TemporalUNetSVDSampler", "steps")],
+    "fps": [("TemporalUNetSVDConditioning", "fps"), ("CreateVideo", "fps")],
+    "motion_bucket_id": [("TemporalUNetSVDConditioning", "motion_bucket_id")],
+    "max_cfg": [("TemporalUNetSVDSampler", "max_cfg")],
     "seed": [("TemporalUNetSVDConditioning", "seed"), ("TemporalUNetSVDSampler", "seed")],
 }
 VIDEO_SUFFIXES = (".mp4", ".webm", ".webp")
@@ -69,30 +70,30 @@ def run_child(command: list, host: Host, **environment: str) -> int:
         raise
 
 
-def untrained_models(host: Host) -> Path:
-    """A models folder with small files of random weights, made by tests/untrained.py."""
-    script = ROOT / "tests" / "untrained.py"
-
+def made_models(host: Host, name: str, script: Path, *sources: Path) -> Path:
+    """A models folder that `script --out FOLDER` fills; made anew when it or one of its `sources` changes."""
     def build(folder: Path) -> None:
-        say(f"Making small untrained models in {folder}")
+        say(f"Making {name} models in {folder}")
         if run_child([host.python, script, "--out", folder], host):
             raise DevError(f"{script} failed: see its message above.")
-    texts = [path.read_text(encoding="utf-8") for path in (script, script.with_name("families.py"))]
-    return built(cache() / "untrained" / key(*texts), build)
+    texts = [path.read_text(encoding="utf-8") for path in (script, *sources)]
+    return built(cache() / name / key(*texts), build)
+
+
+def untrained_models(host: Host) -> Path:
+    """Small files of random weights in every layout, for the tests and for trying."""
+    return made_models(host, "untrained", ROOT / "tests" / "untrained.py", ROOT / "tests" / "families.py")
+
+
+def demo_models(host: Host) -> Path:
+    """The trained miniature, and a picture of its world with what is to be known of it."""
+    miniature = ROOT / "tests" / "miniature"
+    return made_models(host, "demo", miniature / "lay_out.py", miniature / "world.py", miniature / "weights" / "SHA256SUMS")
 
 
 def link_models(models: Path, base: Path) -> None:
     for file in models.rglob("*.safetensors"):
         link_file(file, base / "models" / file.relative_to(models))
-
-
-def default_photo(host: Host) -> Path:
-    """A rocket launch, released into the public domain, from scikit-image; the host's example picture where that is missing."""
-    with contextlib.suppress(DevError):
-        photo = Path(ask_python(host.python, "__import__('skimage').__path__[0]")) / "data" / "rocket.jpg"
-        if photo.is_file():
-            return photo
-    return host.folder / "input" / "example.png"
 
 
 def set_input(workflow: dict, class_type: str, name: str, value) -> None:
@@ -108,22 +109,23 @@ def prepared_workflow(args: argparse.Namespace, host: Host, base: Path) -> dict:
     """The API-mode workflow for `run`, with its photo and models laid into the base directory."""
     kind = "svd_checkpoint_image_to_video" if args.svd else "svd_image_to_video"
     workflow = json.loads((ROOT / "example_workflows" / "api" / f"{kind}.json").read_text(encoding="utf-8"))
-    photo = args.image or default_photo(host)
-    (base / "input").mkdir()
-    shutil.copy(photo, base / "input" / photo.name)
-    set_input(workflow, "LoadImage", "image", photo.name)
     if args.svd:
+        photo, settings = host.folder / "input" / "example.png", {}
         link_file(args.svd, base / "models" / "checkpoints" / args.svd.name)
         set_input(workflow, "TemporalUNetLoader", "unet_name", f"checkpoints/{args.svd.name}")
         set_input(workflow, "ImageOnlyCheckpointLoader", "ckpt_name", args.svd.name)
     else:
-        link_models(untrained_models(host), base)
-        set_input(workflow, "TemporalUNetLoader", "unet_name", "untrained_svd.safetensors")
-        set_input(workflow, "VAELoader", "vae_name", "untrained_vae.safetensors")
+        demo = demo_models(host)
+        photo, settings = demo / "first_frame.png", json.loads((demo / "world.json").read_text(encoding="utf-8"))
+        link_models(demo, base)
+        set_input(workflow, "TemporalUNetLoader", "unet_name", "miniature_svd.safetensors")
+        set_input(workflow, "VAELoader", "vae_name", "miniature_vae.safetensors")
+    photo = args.image or photo
+    (base / "input").mkdir()
+    shutil.copy(photo, base / "input" / photo.name)
+    set_input(workflow, "LoadImage", "image", photo.name)
     for option, places in OPTION_INPUTS.items():
-        value = getattr(args, option)
-        if value is None and not args.svd:
-            value = UNTRAINED_DEFAULTS.get(option)
+        value = settings.get(option) if getattr(args, option) is None else getattr(args, option)
         for class_type, name in places if value is not None else ():
             set_input(workflow, class_type, name, value)
     return workflow
@@ -158,7 +160,8 @@ def command_run(args: argparse.Namespace) -> None:
         video = next(path for path in (args.out.absolute() / name for name in names) if not path.exists())
         shutil.copy(made, video)
     if not args.svd:
-        say("The weights are untrained, so the video is noise: name a real svd.safetensors with --svd to see the photo move.")
+        say("Made by the miniature that is trained in tests/miniature and knows only its own small world: "
+            "for other pictures name a real svd.safetensors with --svd.")
     say(str(video))
 
 
@@ -214,6 +217,7 @@ def command_serve(args: argparse.Namespace) -> None:
     host = host_for(args)
     base = cache() / "serve"
     link_models(untrained_models(host), base)
+    link_models(demo_models(host), base)
     with Server(host.folder, host.python, base, port=args.port) as server:
         say(f"{server.url}  (models and outputs: {base}; Ctrl-C ends it)")
         server.process.wait()
@@ -223,6 +227,14 @@ def command_serve(args: argparse.Namespace) -> None:
 def command_setup(args: argparse.Namespace) -> None:
     for host in hosts_for_tests(args):
         say(f"ComfyUI {host.name}: {host.folder}\n  its Python: {host.python}")
+
+
+def command_bench(args: argparse.Namespace) -> None:
+    """Measures; see the scripts for what and how."""
+    host = users_host(args)
+    host = test_environment(host) if host else pinned_host(NEWEST)
+    scripts = {"quality": ROOT / "tests" / "miniature" / "quality.py"}
+    sys.exit(run_child([host.python, scripts[args.what], "--host", host.folder, *args.pytest_args], host))
 
 
 def command_clean(args: argparse.Namespace) -> None:
@@ -252,14 +264,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
     command("setup", command_setup, "Make the environments and hosts, nothing else.")
     run = command("run", command_run, "Animate a photo, headless; the last line names the video.")
-    run.add_argument("--image", type=Path, metavar="PATH", help="the photo (default: a rocket launch)")
-    run.add_argument("--svd", type=Path, metavar="PATH", help="svd.safetensors, the full checkpoint (default: untrained weights)")
+    run.add_argument("--image", type=Path, metavar="PATH", help="the photo (default: a picture of the miniature's world)")
+    run.add_argument("--svd", type=Path, metavar="PATH", help="svd.safetensors, the full checkpoint (default: the trained miniature)")
     run.add_argument("--out", type=Path, metavar="DIR", default=Path("output"), help="where the video goes (default: ./output)")
     for option in OPTION_INPUTS:
-        run.add_argument(f"--{option}", type=int, metavar="N")
+        run.add_argument(f"--{option.replace('_', '-')}", type=float if option == "max_cfg" else int, metavar="N")
     command("test", command_test, "Run all tests; arguments after -- go to pytest.")
     serve = command("serve", command_serve, "Start the editor with the pack installed.")
     serve.add_argument("--port", type=int, default=8188)
+    bench = command("bench", command_bench, "Measure; arguments after -- go to the measuring script.")
+    bench.add_argument("what", choices=["quality"], help="quality: videos of the miniature against the truth")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])
 

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .controlnet import ApplyControlNetResiduals
+from .controlnet_loader import LoadControlNet
 from .loader import LoadUNet
 from .svd_conditioning import SVDConditioning
 from .svd_sampler import SVDSampler
@@ -10,7 +11,7 @@ from .svd_sampler import SVDSampler
 
 class TemporalUNetExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadUNet, SVDConditioning, SVDSampler, ApplyControlNetResiduals]
+        return [LoadUNet, SVDConditioning, SVDSampler, LoadControlNet, ApplyControlNetResiduals]
 
 
 async def comfy_entrypoint() -> TemporalUNetExtension:

@@ -5,7 +5,9 @@ ControlNet of SVD; `config.py` is the table of the family, `detect.py` tells whi
 it; `hooks.py` and `residuals.py` are where a host and a ControlNet come in.
 """
 
-from .checkpoint import Checkpoint, ControlNetFile, load_unet, open_checkpoint, open_controlnet
+from .checkpoint import (
+    Checkpoint, ControlNetFile, holds_svd_controlnet, load_unet, open_checkpoint, open_controlnet,
+)
 from .config import FAMILIES, Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
 from .detect import UNetFileError, detect
@@ -15,5 +17,5 @@ from .residuals import Residuals
 
 __all__ = [
     "FAMILIES", "Checkpoint", "ControlNetConfig", "ControlNetFile", "Family", "Hooks", "Residuals", "SVDControlNet",
-    "UNetConfig", "UNetFileError", "UNetModel", "detect", "load_unet", "open_checkpoint", "open_controlnet",
+    "UNetConfig", "UNetFileError", "UNetModel", "detect", "holds_svd_controlnet", "load_unet", "open_checkpoint", "open_controlnet",
 ]

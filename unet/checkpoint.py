@@ -108,6 +108,12 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
     )
 
 
+def holds_svd_controlnet(path: str | Path) -> bool:
+    """Is this a safetensors file with an SVD ControlNet in it? Raises UNetFileError where a .safetensors file is damaged."""
+    path = Path(path)
+    return path.suffix.lower() == ".safetensors" and is_svd_controlnet(_open(path).keys())
+
+
 def _header(path: str | Path):
     """(path, the open file, shape of every tensor in it, its metadata)."""
     path = Path(path)

@@ -3,6 +3,7 @@
 import logging
 
 from ...unet import Checkpoint
+from .svd_control import SVDControl
 
 
 def describe(checkpoint: Checkpoint, model) -> str:
@@ -20,6 +21,14 @@ def describe(checkpoint: Checkpoint, model) -> str:
         lines.append(f"{len(checkpoint.unexpected)} tensors not used ({some}, …)")
         logging.warning("Load UNet: %s: %s", checkpoint.path.name, lines[-1])
     return "\n".join(lines)
+
+
+def describe_controlnet(control, name: str) -> str:
+    """What kind of ControlNet was loaded from the file `name`, and its size."""
+    kind = "SVD ControlNet (residuals for every frame)" if isinstance(control, SVDControl) else type(control).__name__
+    nets = [patcher.model for patcher in control.get_models()]
+    parameters = sum(p.numel() for net in nets for p in net.parameters())
+    return "\n".join([kind, f"{parameters / 1e6:,.1f} M parameters", name])
 
 
 def _short(dtype) -> str:

@@ -1,6 +1,6 @@
 """How good are the videos? Made ones against the true continuation, on worlds that training never saw.
 
-As a library: `boot` once, `Studio` makes videos through the pack's real nodes, `score` and `summary` compare. As a command:
+As a library: boot a host (`host_in_process.boot`), then `Studio` makes videos through the pack's real nodes, `score` and `summary` compare. As a command:
 
     python tests/miniature/quality.py --host PATH_TO_COMFYUI [--worlds 32] [--json FILE] [--sheet FILE.png]
 
@@ -8,11 +8,9 @@ PSNR and SSIM are scikit-image's, on frames 1 to 7 (frame 0 is given). Centres a
 """
 
 import argparse
-import asyncio
 import json
 import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,35 +23,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "host")]
 sys.path += [str(HERE.parent), str(ROOT)]  # last: the host has a `nodes` of its own
 
 import world  # noqa: E402
+from host_in_process import boot, node  # noqa: E402
 
 WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
+CONTROLNET = "miniature_svd_controlnet_path.safetensors"  # beside them
 STEPS, MIN_CFG, MAX_CFG = 20, 1.0, 1.5
-BUCKETS = (15, 45, 75, 105, 135, 165, 195, 225, 255)  # at which the speed is measured
-
-
-def boot(host: str | Path) -> str:
-    """Starts the modules of the ComfyUI in `host` in this process, with the pack; returns the pack's module name."""
-    sys.path.insert(0, str(host))
-    argv, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", tempfile.mkdtemp(prefix="temporal-unet-")]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401  (reads sys.argv)
-
-    sys.argv = argv
-    import nodes
-
-    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-    if not asyncio.run(nodes.load_custom_node(str(ROOT))):
-        raise RuntimeError("The host could not import the pack; see its log above.")
-    return str(ROOT).replace(".", "_x_")
-
-
-def node(name: str):
-    """The node class that the host has under this id."""
-    import nodes
-
-    return nodes.NODE_CLASS_MAPPINGS[name]
+BUCKETS = (40, 65, 90, 115, 140, 165, 190, 215, 240)  # at which the speed is measured
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the ControlNet is measured
 
 
 class Studio:
@@ -65,6 +41,7 @@ class Studio:
         import folder_paths
         from safetensors import safe_open
 
+        comfy.utils.PROGRESS_BAR_ENABLED = False
         self.weights = Path(weights)
         with safe_open(self.weights, framework="pt") as file:
             self.head_channels = int(file.metadata()["temporal_unet.head_channels"])
@@ -73,6 +50,10 @@ class Studio:
         self.vae = comfy.sd.VAE(sd=_under(tensors, "first_stage_model."))
         self.unet = _under(tensors, "model.diffusion_model.")
         self.model = node("TemporalUNetLoader").execute(unet_name=self.weights.name).result[0]
+        self.controlnet = None
+        if (self.weights.parent / CONTROLNET).exists():
+            folder_paths.add_model_folder_path("controlnet", str(self.weights.parent))
+            self.controlnet = node("TemporalUNetControlNetLoader").execute(control_net_name=CONTROLNET).result[0]
 
     def conditioning(self, of: world.World, frames: int = world.FRAMES):
         """(positive, negative, latent) for the video that starts with this world's first frame."""
@@ -86,9 +67,21 @@ class Studio:
     def decode(self, latent) -> np.ndarray:
         return node("VAEDecode")().decode(self.vae, latent)[0].float().numpy()
 
-    def make(self, of: world.World, *, seed=0, steps=STEPS, cfg=(MIN_CFG, MAX_CFG), model=None, **more) -> np.ndarray:
-        """The video [t, h, w, 3] by the pack's nodes; `model` in place of the miniature as it is, `more` for the sampler."""
+    def make(
+        self, of: world.World, *, seed=0, steps=STEPS, cfg=(MIN_CFG, MAX_CFG), model=None, path=None, strength=1.0, **more
+    ) -> np.ndarray:
+        """The video [t, h, w, 3] by the pack's nodes.
+
+        `model` in place of the miniature as it is; with `path` (centres [t, 2]) the ControlNet leads the sprite along it at
+        `strength`; `more` for the sampler.
+        """
         positive, negative, latent = self.conditioning(of)
+        if path is not None:
+            import torch
+
+            positive, negative = node("TemporalUNetApplyControlNetResiduals").execute(
+                positive, negative, self.controlnet, torch.from_numpy(world.position_map(path)), strength, 0.0, 1.0
+            ).result
         samples = node("TemporalUNetSVDSampler").execute(
             model or self.model, positive, negative, latent, seed, steps, *cfg, "linear", "euler", "karras", **more
         ).result[0]
@@ -216,6 +209,35 @@ def motion_response(studio: Studio, worlds: int = 4, **settings) -> dict:
     }
 
 
+def path_following(studio: Studio, worlds: int = 16, strengths=STRENGTHS, **settings) -> tuple[dict, list[np.ndarray]]:
+    """Does the ControlNet lead the sprite? Distances in pixels to the drawn path, and the videos of the first two worlds.
+
+    `centre` is at strength 1, per frame and as a mean; `by_strength` for each of `strengths` the mean distance.
+    """
+    away = np.zeros((len(strengths), worlds, world.FRAMES))
+    natural, rows, equal = [], [], []
+    for number, of in enumerate(held_out(worlds)):
+        path, headings = world.drawn_path(of, world.HELD_OUT + number)
+        free = studio.make(of, seed=number, **settings)
+        for i, strength in enumerate(strengths):
+            made = studio.make(of, seed=number, path=path, strength=strength, **settings)
+            away[i, number] = np.linalg.norm(centres_of(made, of) - path, axis=1)
+            if strength == 0:
+                equal.append(np.array_equal(made, free))
+            if strength == 1 and number < 2:
+                rows += [world.render(of, path=(path, headings)).frames, made]
+        natural.append(np.linalg.norm(world.render(of).centres - path, axis=1)[1:].mean())
+        print(f"path {number}: {away[strengths.index(1), number, 1:].mean():.2f} px at strength 1", flush=True)
+    mean = away[:, :, 1:].mean((1, 2))
+    at_one = away[strengths.index(1)]
+    return {
+        "worlds": worlds, "centre": round(float(mean[strengths.index(1)]), 3),
+        "centre_by_frame": at_one.mean(0).round(2).tolist(), "centre_worst_video": round(float(at_one[:, 1:].mean(1).max()), 2),
+        "strengths": strengths, "by_strength": mean.round(2).tolist(),
+        "natural_path": round(float(np.mean(natural)), 2), "strength_0_is_bit_equal": all(equal),
+    }, rows
+
+
 def sheet(rows: list[np.ndarray], path: Path) -> None:
     """A contact sheet: a video a row."""
     from PIL import Image
@@ -277,6 +299,7 @@ def main() -> None:
     parser.add_argument("--host-worlds", type=int, help="how many of them the host's own UNet makes too (default: all)")
     parser.add_argument("--no-motion", action="store_true", help="leave out the response to motion_bucket_id")
     parser.add_argument("--motion-worlds", type=int, default=4)
+    parser.add_argument("--path-worlds", type=int, default=16, help="how many worlds the ControlNet is measured on")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here: true and made, in turns")
     args = parser.parse_args()
@@ -292,6 +315,9 @@ def main() -> None:
         report, rows = measure(studio, args.worlds, host_worlds, settings)
         if not args.no_motion:
             report["motion"] = motion_response(studio, args.motion_worlds, **settings)
+        if studio.controlnet is not None and args.path_worlds:
+            report["path"], led = path_following(studio, args.path_worlds, **settings)
+            rows += led
     report = {"settings": {**settings, "worlds": args.worlds}, **report}
     text = "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items()) + "\n}\n"
     print(text)

@@ -55,6 +55,11 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         },
         [("LATENT", "samples")],
     ),
+    "TemporalUNetControlNetLoader": (
+        "Load ControlNet",
+        {"control_net_name": ("COMBO", {})},
+        [("CONTROL_NET", "control_net"), ("STRING", "info")],
+    ),
     "TemporalUNetApplyControlNetResiduals": (
         "Apply ControlNet Residuals",
         {

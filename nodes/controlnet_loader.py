@@ -1,0 +1,47 @@
+"""Load ControlNet: a file of any ControlNet of the family to a CONTROL_NET."""
+
+import comfy.controlnet
+import folder_paths
+from comfy_api.latest import io
+
+from ..unet import holds_svd_controlnet
+from .bridge.info import describe_controlnet
+from .bridge.svd_control import load_svd_controlnet
+
+NODE = "Load ControlNet"
+
+
+class LoadControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalUNetControlNetLoader",
+            display_name=NODE,
+            category="Temporal UNet",
+            description="Loads a ControlNet: those of Stable Video Diffusion, and all that the host loads itself.",
+            search_aliases=["load controlnet model", "svd controlnet", "temporal controlnet"],
+            inputs=[
+                io.Combo.Input(
+                    "control_net_name", options=folder_paths.get_filename_list("controlnet"),
+                    tooltip="A file from models/controlnet. What kind it is, is told from the file itself.",
+                ),
+            ],
+            outputs=[
+                io.ControlNet.Output(display_name="control_net"),
+                io.String.Output(display_name="info", tooltip="What was found in the file, as text."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, control_net_name: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("controlnet", control_net_name)
+        if holds_svd_controlnet(path):
+            control = load_svd_controlnet(path)
+        else:
+            control = comfy.controlnet.load_controlnet(path)
+        if control is None:
+            raise ValueError(
+                f"{NODE}: {control_net_name} holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or "
+                f"T2I-Adapter file."
+            )
+        return io.NodeOutput(control, describe_controlnet(control, control_net_name))

@@ -1,0 +1,62 @@
+"""Lays out what a workflow with the miniature needs: a models folder, a picture to start from, a path to follow.
+
+    python tests/miniature/lay_out.py --out DIR [--seed N]
+
+writes into DIR, as in the host's `models`: diffusion_models/miniature_svd.safetensors (the whole file, which Load UNet
+reads), vae/miniature_vae.safetensors (the autoencoder alone, which the host's Load VAE reads) and the ControlNet; beside
+them first_frame.png, true.png (the true frames, side by side) and world.json (motion and size) of a held-out world, and
+path.png, the control images of a path through it, side by side.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import world  # noqa: E402
+
+WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
+CONTROLNET = WEIGHTS.with_name("miniature_svd_controlnet_path.safetensors")
+SHOWN = world.HELD_OUT + 3  # the world of the demo
+PREFIX = "first_stage_model."
+
+
+def lay_out(out: Path, seed: int = SHOWN) -> None:
+    for folder in ("diffusion_models", "vae", "controlnet"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(WEIGHTS, out / "diffusion_models" / WEIGHTS.name)
+    shutil.copy(CONTROLNET, out / "controlnet" / CONTROLNET.name)
+    with safe_open(WEIGHTS, framework="pt") as file:
+        vae = {key[len(PREFIX):]: file.get_tensor(key) for key in file.keys() if key.startswith(PREFIX)}
+    save_file(vae, out / "vae" / "miniature_vae.safetensors")
+    clip = world.render(world.sample_world(seed))
+    _picture(clip.frames[0]).save(out / "first_frame.png")
+    _picture(np.concatenate(list(clip.frames), axis=1)).save(out / "true.png")
+    path, _ = world.drawn_path(clip.world, seed)
+    _picture(np.concatenate(list(world.position_map(path)), axis=1)).save(out / "path.png")
+    facts = {
+        "motion_bucket_id": clip.world.motion_bucket_id, "fps": clip.world.fps,
+        "width": world.SIZE, "height": world.SIZE, "frames": world.FRAMES, "steps": 20, "max_cfg": 1.5,
+    }
+    (out / "world.json").write_text(json.dumps(facts) + "\n")
+
+
+def _picture(frame: np.ndarray) -> Image.Image:
+    return Image.fromarray((frame * 255).round().astype(np.uint8))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=SHOWN, help="of the world; from 10,000,000 on they are held out")
+    args = parser.parse_args()
+    lay_out(args.out, args.seed)
