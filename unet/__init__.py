@@ -2,7 +2,7 @@
 
 `model.py` is the network, `encoder.py` its way down and middle, `layers.py` and `transformer.py` the parts, `controlnet.py` the
 ControlNet of SVD; `config.py` is the table of the family, `detect.py` tells which member a file holds, `checkpoint.py` reads
-it; `hooks.py` and `residuals.py` are where a host and a ControlNet come in.
+it; `chunks.py` and `memory.py` keep its working memory small and tell it; `hooks.py` and `residuals.py` are where a host and a ControlNet come in.
 """
 
 from .checkpoint import (
@@ -12,10 +12,11 @@ from .config import FAMILIES, Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
 from .detect import UNetFileError, detect
 from .hooks import Hooks
+from .memory import activation_bytes
 from .model import UNetModel
 from .residuals import Residuals
 
 __all__ = [
     "FAMILIES", "Checkpoint", "ControlNetConfig", "ControlNetFile", "Family", "Hooks", "Residuals", "SVDControlNet",
-    "UNetConfig", "UNetFileError", "UNetModel", "detect", "holds_svd_controlnet", "load_unet", "open_checkpoint", "open_controlnet",
+    "UNetConfig", "UNetFileError", "UNetModel", "activation_bytes", "detect", "holds_svd_controlnet", "load_unet", "open_checkpoint", "open_controlnet",
 ]

@@ -57,7 +57,6 @@ class SVDControlNet(Encoder):
         factory = {"dtype": dtype, "device": device}
         build = Builder(config.encoder, operations, factory)
         super().__init__(config.encoder, build, dtype)
-        self.hint = config
         width = config.encoder.model_channels
         self.controlnet_cond_embedding = HintNet(
             config.hint_channels, config.hint_widths, width, operations=operations, factory=factory
@@ -82,22 +81,26 @@ class SVDControlNet(Encoder):
         num_frames: int | None = None,
         *,
         hooks: Hooks | None = None,
+        budget: int | None = None,
     ) -> list[torch.Tensor]:
         """The residuals in the order of `UNetModel.forward`'s `controls`: one for each input block, then the middle's.
 
-        `hint` [b*t, model_channels, h, w] is `embed_hint` of the frames' control images; all else as the UNet takes it.
+        `hint` [b*t, model_channels, h, w] is `embed_hint` of the frames' control images; all else, `budget` too, as the UNet
+        takes it.
         """
         hooks = hooks or Hooks()
-        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, None, None, hooks)
+        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, None, None, hooks, budget)
         h = x
         residuals = []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.controlnet_down_blocks)):
             hooks.enter_block("input", index)
-            h = block(h, step)
+            for layer in block:
+                h = hooks.layer(layer, h, step, None)
             h = h + hint if index == 0 else h
             residuals.append(zero_conv(h))
         hooks.enter_block("middle", 0)
-        h = self.middle_block(h, step)
+        for layer in self.middle_block:
+            h = hooks.layer(layer, h, step, None)
         return [*residuals, self.controlnet_mid_block(h)]
 
 

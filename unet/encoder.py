@@ -21,29 +21,26 @@ class Step:
     num_frames: int
     image_only: torch.Tensor | None  # [b*t], set where a row is a still image
     hooks: Hooks
+    budget: int | None = None  # working memory of one layer in bytes, as in `chunks.by_rows`
 
     def run(self, layer: nn.Module, x: torch.Tensor, next_skip: torch.Size | None) -> torch.Tensor:
         """One layer on x [b*t, c, h, w], given what its kind takes; upsampling reaches the size of the next skip."""
         if isinstance(layer, VideoResBlock):
-            return layer(x, self.emb, self.num_frames, self.image_only)
+            return layer(x, self.emb, self.num_frames, self.image_only, self.budget)
         if isinstance(layer, ResBlock):
-            return layer(x, self.emb)
+            return layer(x, self.emb, self.budget)
+        budget = None if self.hooks.patched else self.budget  # a patch may look at the whole batch
         if isinstance(layer, SpatialVideoTransformer):
-            return layer(x, self.context, self.hooks, self.num_frames, self.time_context, self.image_only)
+            return layer(x, self.context, self.hooks, self.num_frames, self.time_context, self.image_only, budget)
         if isinstance(layer, SpatialTransformer):
-            return layer(x, self.context, self.hooks)
+            return layer(x, self.context, self.hooks, budget)
         if isinstance(layer, Upsample):
-            return layer(x, next_skip[2:])
+            return layer(x, next_skip[2:], self.budget)
         return layer(x)
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """One numbered block: its layers in order, each given its part of the step."""
-
-    def forward(self, x: torch.Tensor, step: Step, next_skip: torch.Size | None = None) -> torch.Tensor:
-        for layer in self:
-            x = step.hooks.layer(layer, x, step, next_skip)
-        return x
+    """One numbered block. Networks run its layers one by one, so that nothing holds on to what a layer took in."""
 
 
 class Encoder(nn.Module):
@@ -59,7 +56,7 @@ class Encoder(nn.Module):
         self.middle_block = build.middle_block()
 
     def begin(
-        self, x, timesteps, context, y, c_concat, num_frames, time_context, image_only, hooks: Hooks
+        self, x, timesteps, context, y, c_concat, num_frames, time_context, image_only, hooks: Hooks, budget=None
     ) -> tuple[torch.Tensor, "Step"]:
         """(x with c_concat joined, what the layers need of this call); arguments as in `UNetModel.forward`."""
         x = self._join(x, c_concat)
@@ -69,7 +66,8 @@ class Encoder(nn.Module):
         emb = hooks.embedding(self.time_embed(emb.to(x.dtype)))
         emb = emb + self._label(y, rows, emb) if self.label_emb is not None else emb
         context = self._context(context, rows)
-        return x, Step(emb, context, _rows(time_context, rows, "time_context"), num_frames, image_only, hooks)
+        time_context = _rows(time_context, rows, "time_context")
+        return x, Step(emb, context, time_context, num_frames, image_only, hooks, budget)
 
     def _join(self, x, c_concat):
         if c_concat is not None:

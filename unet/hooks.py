@@ -12,6 +12,9 @@ class Hooks:
     host subclasses it (see `nodes/bridge/hooks.py` for ComfyUI's patches).
     """
 
+    # Does anything look into the transformers? Then they are not run in parts, since it may count on the whole batch.
+    patched = False
+
     def enter_block(self, kind: str, index: int) -> None:
         """The network starts `kind` ("input", "middle", "output") block number `index`."""
 

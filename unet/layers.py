@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .chunks import by_rows
+
 GROUPS = 32
 
 
@@ -31,9 +33,12 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
 
-    def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, size: tuple[int, int] | None = None, budget: int | None = None
+    ) -> torch.Tensor:
         size = size or (x.shape[-2] * 2, x.shape[-1] * 2)
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        row = 2 * x.shape[1] * size[0] * size[1] * x.element_size()
+        return by_rows(lambda rows: self.conv(F.interpolate(rows, size=size, mode="nearest")), budget, row, x)
 
 
 class Downsample(nn.Module):
@@ -69,6 +74,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int, *, operations, factory: dict):
         super().__init__()
+        self.out_channels = out_channels
         self.in_layers = nn.Sequential(
             operations.GroupNorm(GROUPS, channels, eps=1e-5, **factory),
             nn.SiLU(),
@@ -85,8 +91,12 @@ class ResBlock(nn.Module):
             nn.Identity() if channels == out_channels else operations.Conv2d(channels, out_channels, 1, **factory)
         )
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """x [n, channels, h, w], emb [n, emb_channels] to [n, out_channels, h, w]."""
+    def forward(self, x: torch.Tensor, emb: torch.Tensor, budget: int | None = None) -> torch.Tensor:
+        """x [n, channels, h, w], emb [n, emb_channels] to [n, out_channels, h, w]; `budget` as in `chunks.by_rows`."""
+        row = (2 * x.shape[1] + 3 * self.out_channels) * x.shape[2] * x.shape[3] * x.element_size()
+        return by_rows(self._rows, budget, row, x, emb)
+
+    def _rows(self, x, emb):
         h = self.in_layers(x)
         h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)
@@ -126,10 +136,14 @@ class VideoResBlock(ResBlock):
         self.time_mixer = AlphaBlender(factory=factory)
 
     def forward(
-        self, x: torch.Tensor, emb: torch.Tensor, num_frames: int, image_only: torch.Tensor | None = None
+        self, x: torch.Tensor, emb: torch.Tensor, num_frames: int, image_only: torch.Tensor | None = None,
+        budget: int | None = None,
     ) -> torch.Tensor:
-        """x [b*t, channels, h, w], emb [b*t, emb_channels], image_only [b*t] to [b*t, out_channels, h, w]."""
-        x = super().forward(x, emb)
+        """x [b*t, channels, h, w], emb [b*t, emb_channels], image_only [b*t] to [b*t, out_channels, h, w].
+
+        With a `budget` the part in space runs by frames; the part over time is whole, its statistics being over all frames.
+        """
+        x = super().forward(x, emb, budget)
         video = x.unflatten(0, (-1, num_frames)).transpose(1, 2)  # [b, c, t, h, w]
         video = self.time_stack(video, emb.unflatten(0, (-1, num_frames)))
         return self.time_mixer(x, video.transpose(1, 2).flatten(0, 1), image_only)

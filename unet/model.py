@@ -44,6 +44,7 @@ class UNetModel(Encoder):
         time_context: torch.Tensor | None = None,
         image_only: torch.Tensor | None = None,
         hooks: Hooks | None = None,
+        budget: int | None = None,
     ) -> torch.Tensor:
         """The network's prediction [b*t, out_channels, h, w].
 
@@ -51,31 +52,36 @@ class UNetModel(Encoder):
         and w; timesteps [b*t] or [1]; context [b*t, keys, context_dim]; y [b*t, adm_channels], or [b*t] class
         numbers; c_concat [b*t, c', h, w] is joined to x's channels. One row of timesteps, context, c_concat or y serves
         the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each times
-        `control_strength`; they are only read. Raises ValueError where shapes do not fit the network.
+        `control_strength`; they are only read. `budget`: working memory in bytes that a layer shall keep to, by running
+        on a part of the frames or pixels at a time; the result is the same to rounding. Raises ValueError where shapes do
+        not fit the network.
         """
         hooks = hooks or Hooks()
         residuals = self._residuals(controls, control_strength)
-        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, time_context, image_only, hooks)
+        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, time_context, image_only, hooks, budget)
 
         h = x
         skips = []
         for index, block in enumerate(self.input_blocks):
             hooks.enter_block("input", index)
-            h = block(h, step)
+            for layer in block:
+                h = hooks.layer(layer, h, step, None)
             h = hooks.input_block(residuals.add("input", h))
             skips.append(h)
             h = hooks.after_skip(h)
 
         hooks.enter_block("middle", 0)
-        if self.middle_block is not None:
-            h = self.middle_block(h, step)
+        for layer in self.middle_block or ():
+            h = hooks.layer(layer, h, step, None)
         h = hooks.middle_block(residuals.add("middle", h), step.emb)
 
         for index, block in enumerate(self.output_blocks):
             hooks.enter_block("output", index)
             h, skip = hooks.output_block(h, residuals.add("output", skips.pop()))
             h = h if skip is None else torch.cat([h, skip], dim=1)
-            h = block(h, step, next_skip=skips[-1].shape if skips else None)
+            del skip
+            for layer in block:
+                h = hooks.layer(layer, h, step, skips[-1].shape if skips else None)
 
         return self.out(h.to(x.dtype))
 

@@ -4,8 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .chunks import by_rows, spans
 from .hooks import Hooks
 from .layers import GROUPS, AlphaBlender, timestep_embedding
+
+
+WORK = 18  # working memory of a transformer block in copies of its input, most of it in the feed-forward
 
 
 class GEGLU(nn.Module):
@@ -140,14 +144,20 @@ class SpatialTransformer(nn.Module):
             return self.proj_out(tokens).transpose(1, 2).unflatten(2, size).contiguous()
         return self.proj_out(tokens.transpose(1, 2).unflatten(2, size).contiguous())
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks) -> torch.Tensor:
-        """x [n, c, h, w], context [n, keys, context_dim] to x's shape."""
+    def forward(
+        self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks, budget: int | None = None
+    ) -> torch.Tensor:
+        """x [n, c, h, w], context [n, keys, context_dim] to x's shape; `budget` as in `chunks.by_rows`."""
         hooks.enter_transformer(x.shape)
-        tokens = self.to_tokens(x)
+        row = WORK * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
+        tokens = by_rows(self.to_tokens, budget, row, x)
         for depth, block in enumerate(self.transformer_blocks):
             hooks.enter_depth(depth)
-            tokens = block(tokens, context, hooks)
-        return self.to_image(tokens, x.shape[2:]) + x
+            tokens = by_rows(lambda *rows: block(*rows, hooks), budget, row, tokens, context)  # noqa: B023
+        return self._back(tokens, x, row, budget)
+
+    def _back(self, tokens, x, row, budget):
+        return by_rows(lambda part, image: self.to_image(part, x.shape[2:]) + image, budget, row, tokens, x)
 
 
 class SpatialVideoTransformer(SpatialTransformer):
@@ -189,22 +199,39 @@ class SpatialVideoTransformer(SpatialTransformer):
         num_frames: int,
         time_context: torch.Tensor | None = None,
         image_only: torch.Tensor | None = None,
+        budget: int | None = None,
     ) -> torch.Tensor:
         """x [b*t, c, h, w], context and time_context [b*t, keys, context_dim], image_only [b*t] to x's shape.
 
-        The blocks over time see the context of the first frame of each video at every pixel.
+        The blocks over time see the context of the first frame of each video at every pixel. With a `budget` the blocks in
+        space run by frames and those over time by pixels.
         """
         hooks.enter_transformer(x.shape)
-        pixels = x.shape[2] * x.shape[3]
-        time_context = context if time_context is None else time_context
-        time_context = time_context[::num_frames].repeat_interleave(pixels, dim=0)  # [b*h*w, keys, context_dim]
-        tokens = self.to_tokens(x)
+        row = WORK * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
+        time_context = (context if time_context is None else time_context)[::num_frames]
+        tokens = by_rows(self.to_tokens, budget, row, x)
         positions = self.frame_positions(num_frames, tokens)
         for depth, (block, time_block) in enumerate(zip(self.transformer_blocks, self.time_stack)):
             hooks.enter_depth(depth)
-            tokens = block(tokens, context, hooks)
-            video = tokens.unflatten(0, (-1, num_frames)) + positions  # [b, t, h*w, c]
-            video = time_block(video.transpose(1, 2).flatten(0, 1), time_context, hooks)  # [b*h*w, t, c]
-            video = video.unflatten(0, (-1, pixels)).transpose(1, 2).flatten(0, 1)  # [b*t, h*w, c]
-            tokens = self.time_mixer(tokens, video, image_only)
-        return self.to_image(tokens, x.shape[2:]) + x
+            tokens = by_rows(lambda *rows: block(*rows, hooks), budget, row, tokens, context)  # noqa: B023
+            tokens = self._over_time(time_block, tokens, positions, time_context, hooks, num_frames, image_only, budget)
+        return self._back(tokens, x, row, budget)
+
+    def _over_time(self, block, tokens, positions, time_context, hooks, num_frames, image_only, budget):
+        """Tokens [b*t, h*w, c] blended with what the block over time makes of them; written in place where in parts."""
+        pixels = tokens.shape[1]
+        each = WORK * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
+        parts = list(spans(pixels, each, budget))
+        for part in parts:
+            own = tokens[:, part]
+            count = own.shape[1]
+            video = own.unflatten(0, (-1, num_frames)) + positions  # [b, t, pixels, c]
+            video = block(
+                video.transpose(1, 2).flatten(0, 1), time_context.repeat_interleave(count, dim=0), hooks
+            )  # [b*pixels, t, c]
+            video = video.unflatten(0, (-1, count)).transpose(1, 2).flatten(0, 1)  # [b*t, pixels, c]
+            mixed = self.time_mixer(own, video, image_only)
+            if len(parts) == 1:
+                return mixed
+            tokens[:, part] = mixed
+        return tokens

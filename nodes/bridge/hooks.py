@@ -22,6 +22,7 @@ class HostHooks(Hooks):
         self.call = call
         self.patches = options.get("patches", {})
         self.replacements = options.get("patches_replace", {})
+        self.patched = any("attn" in name or name == "middle_patch" for name in (*self.patches, *self.replacements))
         options["original_shape"] = list(call["x"].shape)
         options["transformer_index"] = 0
 

@@ -9,6 +9,7 @@ import comfy.utils
 import torch
 
 from ...unet import Checkpoint, UNetConfig, open_checkpoint
+from .memory import tell_memory
 from .unet import UNetModel
 
 # Tensors beside the UNet by which the host tells how a model was trained (v-prediction, EDM), and those of Zero123.
@@ -113,6 +114,8 @@ def _base_model(checkpoint: Checkpoint, model_config):
     del unet_config["disable_unet_model_creation"]
     unet_config.update(own_config(checkpoint.config))
     model.diffusion_model = diffusion_model
+    if checkpoint.config.temporal:
+        tell_memory(model, checkpoint.config)
     return model.to(management.unet_offload_device())
 
 

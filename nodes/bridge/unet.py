@@ -1,11 +1,17 @@
 """Our UNet under ComfyUI's calling convention: what the host puts into a MODEL as its `diffusion_model`."""
 
+import logging
+
+import comfy.model_management as management
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ... import unet
 from ...unet import Residuals
 from .hooks import HostHooks
+from .memory import BUDGETS, fitting_budget, runs_one_by_one
+
+PLACES = ("input", "middle", "output")
 
 
 class UNetModel(unet.UNetModel):
@@ -34,14 +40,41 @@ class UNetModel(unet.UNetModel):
         self, x, timesteps, context, y=None, control=None, transformer_options={}, *,
         time_context=None, image_only_indicator=None, num_video_frames=None, **_,
     ):
-        call = {"x": x, "timesteps": timesteps, "context": context, "y": y, "image_only_indicator": image_only_indicator}
+        frames = self._num_frames(x, transformer_options, num_video_frames)
+        rows = {
+            "x": x, "timesteps": timesteps, "context": context, "y": y, "time_context": time_context,
+            "image_only": None if image_only_indicator is None else image_only_indicator.flatten(),
+        }
+        if not self.config.temporal:
+            return self._call(rows, control, transformer_options, frames, None)
+        videos = x.shape[0] // frames
+        if videos == 1 or not runs_one_by_one(self.config, x, frames):
+            return self._within_memory(rows, control, transformer_options, frames)
+        parts = (_video(number, videos, rows, control, transformer_options) for number in range(videos))
+        return torch.cat([self._within_memory(*part, frames) for part in parts])
+
+    def _within_memory(self, rows, control, options, frames):
+        """One call in as large parts as memory allows; where it runs out all the same, again in smaller ones."""
+        level = fitting_budget(self.config, rows["x"], frames)
+        while True:
+            try:
+                return self._call(rows, control, options, frames, BUDGETS[level])
+            except torch.OutOfMemoryError:
+                if level == len(BUDGETS) - 1:
+                    raise
+            level += 1
+            logging.warning(
+                "Temporal UNet: out of memory; going on with layers in parts of %d MiB.", BUDGETS[level] // 2**20
+            )
+            management.soft_empty_cache()
+
+    def _call(self, rows, control, options, frames, budget):
+        call = {name: rows[name] for name in ("x", "timesteps", "context", "y")}
+        call["image_only_indicator"] = rows["image_only"]
         return super().forward(
-            x, timesteps, context, y,
-            num_frames=self._num_frames(x, transformer_options, num_video_frames),
-            controls=Residuals(*(control.get(place, ()) for place in ("input", "middle", "output"))) if control else (),
-            time_context=time_context,
-            image_only=None if image_only_indicator is None else image_only_indicator.flatten(),
-            hooks=HostHooks(transformer_options, self.config.model_channels, self.attn_precision, call),
+            **rows, num_frames=frames, budget=budget,
+            controls=Residuals(*(control.get(place, ()) for place in PLACES)) if control else (),
+            hooks=HostHooks(options, self.config.model_channels, self.attn_precision, call),
         )
 
     def _num_frames(self, x, transformer_options, num_video_frames):
@@ -51,3 +84,21 @@ class UNetModel(unet.UNetModel):
         if "cond_or_uncond" in transformer_options:
             return x.shape[0] // len(transformer_options["cond_or_uncond"])
         return num_video_frames
+
+
+def _video(number: int, videos: int, rows: dict, control: dict | None, options: dict):
+    """(rows, control, options) of one of the batch's videos, as the host gives them where it runs one at a time."""
+    total = rows["x"].shape[0]
+    count = total // videos
+    own = slice(number * count, (number + 1) * count)
+
+    def part(value):
+        return value[own] if isinstance(value, torch.Tensor) and value.shape[:1] == (total,) else value
+
+    options = {**options, "sigmas": part(options.get("sigmas"))}
+    for name in ("cond_or_uncond", "uuids"):
+        if name in options:
+            options[name] = options[name][number:number + 1]
+    if control is not None:
+        control = {place: [part(residual) for residual in control.get(place, ())] for place in PLACES}
+    return {name: part(value) for name, value in rows.items()}, control, options

@@ -49,7 +49,7 @@ def test_control_residuals_equal_the_host(name):
     call = inputs(TINY[name], frames=frames, batch=2)
     skips = []
     for block in ours.input_blocks:
-        block.register_forward_hook(lambda module, args, out: skips.append(torch.randn_like(out)))
+        block[-1].register_forward_hook(lambda module, args, out: skips.append(torch.randn_like(out)))
     ours(**call, num_frames=frames)
     controls = [*skips, torch.randn_like(skips[-1])]
     before = [control.clone() for control in controls]
@@ -66,9 +66,9 @@ def test_without_a_middle_block_its_residual_leaves_the_skip_alone():
     ours, host = build("koala_700m")
     call = inputs(TINY["koala_700m"])
     last = []
-    ours.input_blocks[-1].register_forward_hook(lambda module, args, out: last.append(out))
+    ours.input_blocks[-1][-1].register_forward_hook(lambda module, args, out: last.append(out))
     expected_skip = []
-    ours.output_blocks[0].register_forward_pre_hook(lambda module, args: expected_skip.append(args[0]))
+    ours.output_blocks[0][0].register_forward_pre_hook(lambda module, args: expected_skip.append(args[0]))
     ours(**call)
     residual = torch.randn_like(last[0])
     ours(**call, controls=_zeros(ours, call, residual))
@@ -81,7 +81,7 @@ def test_without_a_middle_block_its_residual_leaves_the_skip_alone():
 def _zeros(unet, call, middle):
     """Residuals of zeros for every skip of `unet`, then `middle`."""
     shapes = []
-    handles = [b.register_forward_hook(lambda m, a, out: shapes.append(out.shape)) for b in unet.input_blocks]
+    handles = [b[-1].register_forward_hook(lambda m, a, out: shapes.append(out.shape)) for b in unet.input_blocks]
     unet(**call)
     for handle in handles:
         handle.remove()

@@ -117,7 +117,7 @@ def test_an_input_residual_reaches_both_h_and_the_skip():
     model, call = svd()
     residual = small.controls(3)[0]
     seen = []
-    model.input_blocks[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.input_blocks[1][0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     _, plain = run(model, call)
     _, adapted = run(model, call, controls=Residuals(input=[residual]))
     assert torch.equal(seen[1], seen[0] + residual)

@@ -1,0 +1,99 @@
+"""Layers in parts of frames and pixels: the same result, in less memory."""
+
+import pytest
+import torch
+from families import TINY, inputs, random_weights, relative_error
+from live import peak_bytes
+from unet import Hooks, SVDControlNet, UNetConfig, UNetModel
+from unet.chunks import by_rows, spans
+
+SVD = UNetConfig(
+    in_channels=8, out_channels=4, model_channels=320, channel_mult=(1, 2, 4, 4), num_res_blocks=(2, 2, 2, 2),
+    depth_in=(1, 1, 1, 1, 1, 1, 0, 0), depth_out=(0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1), depth_middle=1, context_dim=1024,
+    linear_projection=True, self_attention=(True,) * 4, temporal=True, adm_channels=768,
+)
+
+
+def model(name, dtype=torch.float32):
+    net = UNetModel(TINY[name], dtype=dtype).requires_grad_(False).eval()
+    net.load_state_dict(random_weights(TINY[name], dtype=dtype))
+    return net
+
+
+@pytest.mark.parametrize("name", ["svd", "sd1", "sdxl"])
+@pytest.mark.parametrize("budget", [1, 100_000, 400_000])
+def test_the_result_does_not_depend_on_the_budget(name, budget):
+    """The smallest budget runs single frames and pixels, the others several; two videos (or images), odd size."""
+    net = model(name)
+    frames = 5 if TINY[name].temporal else 1
+    call = inputs(TINY[name], frames=frames, batch=2, size=(9, 6))
+    assert relative_error(net(**call, num_frames=frames, budget=budget), net(**call, num_frames=frames)) <= 2e-6
+
+
+def test_rows_marked_as_still_images_keep_their_place():
+    net = model("svd")
+    call = inputs(TINY["svd"], frames=4)
+    still = torch.tensor([1, 0, 0, 1])
+    assert relative_error(net(**call, image_only=still, budget=1), net(**call, image_only=still)) <= 2e-6
+
+
+def test_a_budget_of_one_works_on_single_rows():
+    net = model("svd")
+    seen = []
+    net.input_blocks[1][0].in_layers.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    net(**inputs(TINY["svd"], frames=3), budget=1)
+    assert seen == [1, 1, 1]
+
+
+def test_patched_transformers_see_the_whole_batch():
+    class Patched(Hooks):
+        patched = True
+        seen = []
+
+        def attn1(self, attn, x, context):
+            self.seen.append(x.shape[0])
+            return super().attn1(attn, x, context)
+
+    net = model("svd")
+    net(**inputs(TINY["svd"], frames=3, size=(8, 8)), hooks=Patched(), budget=1)
+    assert Patched.seen[0] == 3 and Patched.seen[1] == 64  # frames in space, pixels over time
+
+
+def test_spans_cover_everything_in_equal_parts():
+    assert [(s.start, s.stop) for s in spans(7, 10, 35)] == [(0, 3), (3, 6), (6, 7)]
+    assert [(s.start, s.stop) for s in spans(7, 10, 5)] == [(i, i + 1) for i in range(7)]
+    assert [(s.start, s.stop) for s in spans(7, 10, None)] == [(0, 7)]
+
+
+def test_rows_follow_one_another():
+    x, y = torch.randn(7, 3), torch.randn(7, 3)
+    assert torch.equal(by_rows(lambda a, b: a * b, 24, 12, x, y), x * y)
+
+
+class OutputOnly(Hooks):
+    """Attention that costs its output alone, as the fused kernels of a GPU do; on the meta device nothing is computed."""
+
+    def attention(self, q, k, v, heads):
+        return torch.empty_like(q)
+
+
+def svd_peak(frames, budget, size=(72, 128)):
+    """Peak live bytes of one call of the full SVD in fp16, beside the weights and the call's own arguments."""
+    net = UNetModel(SVD, dtype=torch.float16, device="meta")
+    call = {
+        "x": torch.empty(frames, 8, *size, dtype=torch.float16, device="meta"),
+        "timesteps": torch.empty(frames, device="meta"),
+        "context": torch.empty(frames, 1, 1024, dtype=torch.float16, device="meta"),
+        "y": torch.empty(frames, 768, dtype=torch.float16, device="meta"),
+    }
+    with torch.no_grad():
+        return peak_bytes(lambda: net(**call, budget=budget, hooks=OutputOnly()))
+
+
+GIB = 2**30
+
+
+def test_a_whole_call_at_1024x576():
+    assert svd_peak(25, 32 * 2**20) <= 1.5 * GIB
+    assert svd_peak(25, 512 * 2**20) <= 2.5 * GIB
+    assert svd_peak(25, None) >= 3 * GIB  # or the two above say nothing
