@@ -5,7 +5,8 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.curve import parse_curve
-from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample, with_windows
+from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample
+from .bridge.windows import automatic_length, with_windows
 
 NODE = "SVD Temporal UNet Sampler"
 
@@ -70,15 +71,17 @@ class SVDSampler(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "window_frames", default=0, min=0, max=4096, advanced=True, optional=True,
-                    tooltip="Longer clips are worked on in windows of this many frames. 0: the whole clip at once.",
+                    tooltip="Longer clips are worked on in windows of this many frames. 0: as many as the model was trained on "
+                    "(25 where the file does not tell).",
                 ),
                 io.Int.Input(
                     "window_overlap", default=6, min=0, max=4096, advanced=True, optional=True,
-                    tooltip="Frames that neighbouring windows share; more makes smoother joints and takes longer.",
+                    tooltip="Frames that neighbouring windows share; more makes smoother joints and takes longer. With "
+                    "window_frames 0 at most half of a window.",
                 ),
                 io.Boolean.Input(
                     "closed_loop", default=False, advanced=True, optional=True,
-                    tooltip="With windows: they also run over the end of the clip into its start, so that it loops.",
+                    tooltip="In clips longer than a window: windows also run over the end into the start, so that the clip loops.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="samples")],
@@ -92,9 +95,7 @@ class SVDSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
-        if 0 < window_frames < frames:
-            _check_overlap(window_frames, window_overlap)
-            model = with_windows(model, window_frames, window_overlap, closed_loop)
+        model = _windowed(model, frames, window_frames, window_overlap, closed_loop)
         guider = FrameGuider(
             model, frame_scales(guidance, min_cfg, max_cfg, curve, frames), guidance_start, guidance_end
         )
@@ -133,6 +134,19 @@ def _check(model, positive, latent) -> int:
             f"Connect SVD Image to Video, not a text prompt."
         )
     return latent.shape[0]
+
+
+def _windowed(model, frames, window_frames, window_overlap, closed_loop):
+    """The model with windows where the clip is longer than one; those of the host's own node stay."""
+    if window_frames == 0 and "context_handler" in model.model_options:
+        return model
+    length = window_frames or automatic_length(model, frames)
+    if length >= frames:
+        return model
+    if window_frames == 0:
+        window_overlap = min(window_overlap, length // 2)
+    _check_overlap(length, window_overlap)
+    return with_windows(model, length, window_overlap, closed_loop)
 
 
 def _check_overlap(window_frames, window_overlap):

@@ -1,0 +1,99 @@
+"""Clips longer than a model was trained on: windows that hand the picture on to one another and are fused smoothly."""
+
+import comfy.context_windows as windows
+import comfy.model_management as management
+import torch
+
+LONGEST = 25  # frames: clips up to this length stay whole where the trained length is not known (SVD-XT's)
+FRAMES_KEY = "temporal_unet.num_frames"  # a patcher's attachment, and file metadata: the length a model was trained on
+
+
+def automatic_length(model, frames: int) -> int:
+    """The window for a clip of `frames` frames: what the model was trained on, else as much of the clip as is usual."""
+    return min(frames, model.get_attachment(FRAMES_KEY) or LONGEST)
+
+
+def window_starts(total: int, length: int, overlap: int, step: int, closed_loop: bool) -> list[int]:
+    """First frames of the windows of one step, in the order of time; the first is 0, where the given picture belongs.
+
+    The others move from step to step, so that no joint stays in one place; in a loop the last run over the end of the clip.
+    """
+    stride = length - overlap
+    offset = 1 + int(stride * (step * GOLDEN % 1)) if stride > 1 else 1
+    if closed_loop:
+        return [0, *range(offset, total, stride)]
+    last = total - length
+    return [0, *range(min(offset, last), last, stride), last]
+
+
+GOLDEN = 0.6180339887498949  # multiples of it modulo 1 spread evenly, however many there are
+
+
+def pyramid(length: int) -> torch.Tensor:
+    """Weights [length] of a window's frames: highest in the middle, never 0."""
+    position = torch.arange(length, dtype=torch.float32)
+    return torch.minimum(position, length - 1 - position) + 1
+
+
+class ClipWindows(windows.IndexListContextHandler):
+    """Runs each step in windows of `length` frames, of which neighbours share `overlap`.
+
+    SVD takes the first frame of what it sees for the given picture. So a window that starts later is given, in the
+    picture's place, what the windows before it have just made of its first frame; with the picture itself each window would
+    start the clip anew. Memory is that of one window; controls and hooks see the host's own `context_window`.
+    """
+
+    def __init__(self, length: int, overlap: int, closed_loop: bool):
+        super().__init__(
+            context_schedule=None, fuse_method=None, context_length=length, context_overlap=overlap,
+            closed_loop=closed_loop, dim=0,
+        )
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options):
+        return x_in.shape[0] > self.context_length
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
+        """The denoised clip for each of `conds`, as the host's `calc_cond_batch` gives it."""
+        self._model = model
+        self.set_step(timestep, model_options)
+        total = x_in.shape[0]
+        weights = pyramid(self.context_length).to(x_in.device).reshape(-1, 1, 1, 1)
+        sums = [torch.zeros_like(x_in) for _ in conds]
+        weight = x_in.new_zeros(total, 1, 1, 1)
+        for start in window_starts(total, self.context_length, self.context_overlap, self._step, self.closed_loop):
+            management.throw_exception_if_processing_interrupted()
+            indices = [(start + i) % total for i in range(self.context_length)]
+            window = windows.IndexListContextWindow(indices, dim=0, total_frames=total)
+            parts = [self.get_resized_cond(cond, x_in, window) for cond in conds]
+            if start > 0 and self.context_overlap > 0:
+                picture = model.process_latent_out(sums[0][start] / weight[start])
+                parts = [_given(part, picture) for part in parts]
+            options = {**model_options, "transformer_options": {
+                **model_options["transformer_options"], "context_window": window}}
+            made = calc_cond_batch(model, parts, x_in[indices], timestep[indices], options)
+            for total_of_cond, part in zip(sums, made):
+                total_of_cond[indices] += weights * part
+            weight[indices] += weights
+        return [total_of_cond / weight for total_of_cond in sums]
+
+
+def _given(conditions, picture: torch.Tensor):
+    """The conditions with `picture` [c, h, w] where they have one (an unconditioned branch has zeros)."""
+    if conditions is None:
+        return None
+    out = []
+    for condition in conditions:
+        model_conds = dict(condition["model_conds"])
+        old = model_conds.get("c_concat")
+        if old is not None and old.cond.any():
+            model_conds["c_concat"] = old._copy_with(picture.to(old.cond).expand_as(old.cond))
+        out.append({**condition, "model_conds": model_conds})
+    return out
+
+
+def with_windows(model, length: int, overlap: int, closed_loop: bool):
+    """A clone of the model that works in windows of `length` frames."""
+    model = model.clone()
+    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop)
+    windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
+    return model

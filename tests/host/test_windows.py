@@ -1,0 +1,122 @@
+"""Windows over long clips: every frame covered, joints that move, what each window is given, memory, the miniature's long flights."""
+
+import itertools
+
+import comfy.samplers
+import pytest
+import torch
+from families import relative_error
+from oracle import Pair, prompts, run_node
+
+TOTAL, LENGTH, OVERLAP = 11, 5, 2
+
+
+@pytest.fixture(scope="module")
+def windows(pack):
+    return pack("nodes.bridge.windows")
+
+
+@pytest.fixture(scope="module")
+def svd(pack, tmp_path_factory):
+    return Pair(pack, tmp_path_factory.mktemp("windows"), "svd")
+
+
+@pytest.fixture
+def run(svd, node):
+    def run(model=None, frames=TOTAL, steps=2, **options):
+        positive, negative = prompts(svd.config)
+        options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
+        return run_node(
+            node("TemporalUNetSVDSampler"), model or svd.ours, positive, negative, {"samples": torch.zeros(frames, 4, 8, 8)},
+            5, steps, 1.0, 2.5, "linear", "euler", "karras", **options,
+        )[0]["samples"]
+
+    return run
+
+
+SHAPES = [(11, 5, 2), (100, 8, 4), (9, 8, 1), (26, 25, 6), (30, 14, 13), (7, 2, 1), (1000, 25, 6)]
+
+
+@pytest.mark.parametrize(("total", "length", "overlap"), SHAPES)
+@pytest.mark.parametrize("loop", [False, True])
+def test_windows_cover_the_clip_in_order_of_time_from_the_first_frame(windows, total, length, overlap, loop):
+    for step in range(12):
+        starts = windows.window_starts(total, length, overlap, step, loop)
+        assert starts[0] == 0 and starts == sorted(starts)
+        covered = set()
+        for start in starts:
+            assert start == 0 or start in covered  # its picture has been made
+            covered |= {(start + i) % total for i in range(length)}
+            assert loop or start + length <= total
+        assert covered == set(range(total))
+        assert not loop or starts[-1] + length > total  # the last runs over the end
+
+
+def test_joints_move_from_step_to_step(windows):
+    starts = [tuple(windows.window_starts(100, 25, 6, step, False)[1:-1]) for step in range(10)]
+    assert len(set(starts)) >= 8
+    assert all(a != b for a, b in itertools.pairwise(starts))
+
+
+def test_one_window_changes_nothing(run):
+    assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
+
+
+def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows, monkeypatch):
+    """By hand: the same step, window after window, through the host's own batch of conditions."""
+    calls = []
+
+    def recorded(executor, model, conds, x_in, timestep, options):
+        out = executor(model, conds, x_in, timestep, options)
+        window = options["transformer_options"]["context_window"]
+        calls.append((list(window.index_list), conds[0][0]["model_conds"]["c_concat"].cond.clone(), [o.clone() for o in out]))
+        return out
+
+    import comfy.patcher_extension
+
+    model = svd.ours.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "record", recorded)
+    run(model, steps=1)
+    sums, weight = torch.zeros(TOTAL, 4, 8, 8), torch.zeros(TOTAL, 1, 1, 1)
+    pyramid = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
+    assert [indices[0] for indices, _, _ in calls] == windows.window_starts(TOTAL, LENGTH, OVERLAP, 0, False)
+    for indices, given, made in calls:
+        if indices[0] > 0:
+            expected = sums[indices[0]] / weight[indices[0]] / 0.18215
+            assert relative_error(given, expected.expand_as(given)) <= 1e-5
+        sums[indices] += pyramid * made[0]
+        weight[indices] += pyramid
+
+
+def test_without_overlap_windows_keep_the_picture(svd, run):
+    assert torch.isfinite(run(window_overlap=0)).all()
+
+
+@pytest.mark.parametrize("frames", [11, 40])
+def test_calls_are_no_larger_for_longer_clips(svd, run, frames):
+    rows = []
+    handle = svd.ours.model.diffusion_model.input_blocks[0][0].register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[0])
+    )
+    run(frames=frames, steps=1)
+    handle.remove()
+    assert set(rows) == {2 * LENGTH}
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde"])
+def test_samplers_with_steps_in_between(svd, node, sampler):
+    assert sampler in comfy.samplers.KSampler.SAMPLERS
+    positive, negative = prompts(svd.config)
+    made = run_node(
+        node("TemporalUNetSVDSampler"), svd.ours, positive, negative, {"samples": torch.zeros(TOTAL, 4, 8, 8)}, 5, 3, 1.0, 2.5,
+        "linear", sampler, "karras", window_frames=LENGTH, window_overlap=OVERLAP, closed_loop=True,
+    )[0]["samples"]
+    assert torch.isfinite(made).all()
+
+
+def test_the_length_is_that_of_training_where_the_file_tells(svd, windows):
+    model = svd.ours.clone()
+    assert windows.automatic_length(model, 100) == windows.LONGEST
+    assert windows.automatic_length(model, 20) == 20
+    model.set_attachments(windows.FRAMES_KEY, 8)
+    assert windows.automatic_length(model, 100) == 8
