@@ -247,6 +247,22 @@ def sheet(rows: list[np.ndarray], path: Path) -> None:
     picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
+def animation(rows: list[np.ndarray], path: Path, fps: int = 6) -> None:
+    """A WebP that loops: the true videos above, what was made below; `rows` are true and made in turns."""
+    from PIL import Image
+
+    gap = np.ones((len(rows[0]), rows[0].shape[1], 6, 3), dtype=np.float32)
+
+    def beside(videos):
+        return np.concatenate([part for video in videos for part in (video, gap)][:-1], axis=2)
+
+    above, below = beside(rows[::2]), beside(rows[1::2])
+    frames = np.concatenate([above, np.ones_like(above[:, :6]), below], axis=1)
+    pictures = [Image.fromarray((frame.clip(0, 1) * 255).round().astype(np.uint8)) for frame in frames]
+    shown = [1000 // fps] * (len(pictures) - 1) + [800]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=shown, loop=0, quality=90, method=6)
+
+
 def measure(studio: Studio, worlds: int, host_worlds: int, settings: dict) -> tuple[dict, list[np.ndarray]]:
     """The whole report, and the true and made videos of the first three worlds for a contact sheet.
 
@@ -302,6 +318,7 @@ def main() -> None:
     parser.add_argument("--path-worlds", type=int, default=16, help="how many worlds the ControlNet is measured on")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here: true and made, in turns")
+    parser.add_argument("--animation", type=Path, help="write a looping WebP here: true above, made below")
     args = parser.parse_args()
     if not args.host:
         sys.exit("quality.py: name a ComfyUI checkout with --host or in TEMPORAL_UNET_HOST.")
@@ -325,6 +342,8 @@ def main() -> None:
         args.json.write_text(text)
     if args.sheet:
         sheet(rows, args.sheet)
+    if args.animation:
+        animation(rows, args.animation)
 
 
 if __name__ == "__main__":

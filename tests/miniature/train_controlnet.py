@@ -145,7 +145,7 @@ def write(run: Run, loss: float) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], steps=4000, batch=2, rate=1.5e-3)
+    parser = arguments(__doc__.splitlines()[0], steps=1800, batch=2, rate=1.5e-3)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of miniature_svd.safetensors; the result goes there")
     args = parser.parse_args()
     torch.manual_seed(args.seed)

@@ -210,7 +210,7 @@ def store(key: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], steps=8000, batch=2, rate=1.5e-3)
+    parser = arguments(__doc__.splitlines()[0], steps=7000, batch=2, rate=1.5e-3)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where miniature_svd.safetensors goes")
     args = parser.parse_args()
     torch.manual_seed(args.seed)

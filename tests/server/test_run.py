@@ -6,8 +6,10 @@ from pathlib import Path
 
 import av
 import dev
+import numpy as np
 import pytest
 from conftest import UNTRAINED, large_models
+from PIL import Image
 
 SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 
@@ -26,20 +28,30 @@ def checkpoint(host, tmp_path):
 
 
 def run(host, out, *options):
-    """The video that the command says it made: number of frames and size."""
+    """The frames [t, h, w, 3] of the video that the command says it made, 0 to 255."""
     command = [sys.executable, dev.ROOT / "dev.py", "run", "--comfyui", host.folder, "--python", sys.executable, "--out", out]
-    done = subprocess.run([str(part) for part in [*command, *SMALL, *options]], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([str(part) for part in [*command, *options]], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     path = Path(done.stdout.splitlines()[-1])
     assert path.parent == out
     with av.open(path) as video:
-        frames = list(video.decode(video=0))
-    return len(frames), (frames[0].width, frames[0].height)
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(float)
 
 
-def test_run_makes_a_video_of_the_photo(host, tmp_path):
-    assert run(host, tmp_path / "out") == (3, (128, 64))
+def test_run_shows_the_sprite_fly_where_it_truly_does(host, tmp_path):
+    video = run(host, tmp_path / "out")
+    truth = np.asarray(Image.open(dev.demo_models(host) / "true.png").convert("RGB")).astype(float)
+    truth = np.stack(np.split(truth, len(video), axis=1))
+    assert video.shape == truth.shape == (8, 128, 128, 3)
+    off, still = (np.square(frames - truth)[1:].mean() for frames in (video, truth[:1]))
+    assert off < still / 2  # 3 dB, after the loss of the video codec
+
+
+def test_run_takes_a_photo_of_the_users(host, tmp_path):
+    photo = tmp_path / "mine.png"
+    Image.new("RGB", (300, 200), "teal").save(photo)
+    assert run(host, tmp_path / "out", "--image", photo, *SMALL).shape == (3, 64, 128, 3)
 
 
 def test_run_takes_a_real_svd_checkpoint_with_its_image_encoder(host, checkpoint, tmp_path):
-    assert run(host, tmp_path / "out", "--svd", checkpoint) == (3, (128, 64))
+    assert run(host, tmp_path / "out", "--svd", checkpoint, *SMALL).shape == (3, 64, 128, 3)

@@ -1,0 +1,72 @@
+"""The trained miniature in the host: what it promises on worlds that it never saw (a few of them; `dev.py bench quality` does all)."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+MINIATURE = Path(__file__).resolve().parents[1] / "miniature"
+sys.path.insert(0, str(MINIATURE))
+
+import quality  # noqa: E402
+import world  # noqa: E402
+
+FILES = (quality.WEIGHTS, quality.WEIGHTS.with_name(quality.CONTROLNET))
+WORLDS = 4
+
+
+@pytest.fixture(scope="module")
+def studio():
+    with torch.inference_mode():
+        return quality.Studio()
+
+
+@pytest.fixture(scope="module")
+def made(studio):
+    """(true clip, video of the miniature) of the first worlds."""
+    with torch.inference_mode():
+        return [(world.render(of), studio.make(of, seed=n)) for n, of in enumerate(quality.held_out(WORLDS))]
+
+
+def test_the_files_are_those_that_were_measured():
+    sums = dict(reversed(line.split()) for line in (MINIATURE / "weights" / "SHA256SUMS").read_text().splitlines())
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FILES} == sums
+    assert sum(path.stat().st_size for path in FILES) <= 12e6
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_tells_what_it_is_and_how_it_was_trained(path):
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}
+    assert {"title", "description", "training", "commit", "license"} <= metadata.keys()
+    assert "F16" in dtypes
+
+
+def test_videos_are_far_nearer_to_the_truth_than_a_still(made):
+    still = quality.summary([quality.score(quality.repeat_first(truth), truth) for truth, _ in made])
+    ours = quality.summary([quality.score(video, truth) for truth, video in made])
+    assert ours["psnr"] >= still["psnr"] + 5
+    assert ours["centre"] <= 3
+
+
+def test_the_hosts_own_network_makes_the_same_video(studio, made):
+    of = quality.held_out(1)[0]
+    assert np.abs(studio.host_make(studio.host_model(), of, seed=0) - made[0][1]).max() <= 1e-3
+
+
+def test_the_motion_bucket_sets_the_speed(studio):
+    told = quality.motion_response(studio, worlds=1)
+    assert told["rank_correlation"] >= 0.9
+
+
+def test_the_controlnet_leads_the_sprite(studio):
+    told, _ = quality.path_following(studio, worlds=3, strengths=(0.0, 0.5, 1.0))
+    assert told["strength_0_is_bit_equal"]
+    assert told["centre"] <= 4
+    free, half, full = told["by_strength"]
+    assert free > half > full
