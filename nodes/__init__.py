@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .continue_video import ContinueVideo, JoinVideo
 from .controlnet import ApplyControlNetResiduals
 from .controlnet_loader import LoadControlNet
 from .loader import LoadUNet
@@ -11,7 +12,9 @@ from .svd_sampler import SVDSampler
 
 class TemporalUNetExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadUNet, SVDConditioning, SVDSampler, LoadControlNet, ApplyControlNetResiduals]
+        return [
+            LoadUNet, SVDConditioning, SVDSampler, ContinueVideo, JoinVideo, LoadControlNet, ApplyControlNetResiduals,
+        ]
 
 
 async def comfy_entrypoint() -> TemporalUNetExtension:

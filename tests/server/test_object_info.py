@@ -55,6 +55,29 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         },
         [("LATENT", "samples")],
     ),
+    "TemporalUNetContinueVideo": (
+        "Continue Video",
+        {
+            "video": ("IMAGE", {}),
+            "vae": ("VAE", {}),
+            "video_frames": ("INT", {"default": 14, "min": 2, "max": 4096}),
+            "motion_bucket_id": ("INT", {"default": 127, "min": 1, "max": 1023}),
+            "fps": ("INT", {"default": 6, "min": 1, "max": 1024}),
+            "augmentation_level": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 10.0, "advanced": True}),
+            "seed": ("INT", {**SEED, "advanced": True}),
+            "clip_vision": ("CLIP_VISION", {}),
+        },
+        [("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent")],
+    ),
+    "TemporalUNetJoinVideo": (
+        "Join Video",
+        {
+            "video": ("IMAGE", {}),
+            "continuation": ("IMAGE", {}),
+            "match_colors": ("BOOLEAN", {"default": True, "advanced": True}),
+        },
+        [("IMAGE", "video")],
+    ),
     "TemporalUNetControlNetLoader": (
         "Load ControlNet",
         {"control_net_name": ("COMBO", {})},

@@ -1,0 +1,98 @@
+"""Continue Video and Join Video: a clip that goes on from where another ended."""
+
+import torch
+from comfy_api.latest import io
+
+from .bridge.colours import matched
+from .svd_conditioning import NOT_CONNECTED, prepare
+
+CONTINUE, JOIN = "Continue Video", "Join Video"
+
+
+class ContinueVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalUNetContinueVideo",
+            display_name=CONTINUE,
+            category="Temporal UNet",
+            description="Prepares the next clip of a video: it starts from the last frame. Sample it with triangle guidance, "
+            "then join it on with Join Video.",
+            search_aliases=["extend video", "chain video", "svd continue"],
+            inputs=[
+                io.Image.Input("video", tooltip="The video so far; its last frame becomes the first of the next clip."),
+                io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint, or another with SD 1's latent space."),
+                io.Int.Input(
+                    "video_frames", default=14, min=2, max=4096,
+                    tooltip="Frames of the next clip. The first repeats the last of the video and is dropped by Join Video.",
+                ),
+                io.Int.Input(
+                    "motion_bucket_id", default=127, min=1, max=1023,
+                    tooltip="How much moves: about 30 is calm, 127 usual, over 200 wild.",
+                ),
+                io.Int.Input("fps", default=6, min=1, max=1024, tooltip="Frames per second that the model is told."),
+                io.Float.Input(
+                    "augmentation_level", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True, optional=True,
+                    tooltip="Noise added to the last frame before encoding: a little hides what the clip before left of "
+                    "artefacts. 0 to 0.1 is usual.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
+                    advanced=True, optional=True,
+                    tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
+                ),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="The image encoder of the SVD checkpoint."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, video, vae, video_frames, motion_bucket_id, fps, augmentation_level=0.0, seed=0, clip_vision=NOT_CONNECTED,
+    ) -> io.NodeOutput:
+        height, width = (size // 8 * 8 for size in video.shape[1:3])
+        return io.NodeOutput(*prepare(
+            CONTINUE, video[-1:], vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
+            clip_vision,
+        ))
+
+
+class JoinVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalUNetJoinVideo",
+            display_name=JOIN,
+            category="Temporal UNet",
+            description="Puts the clip of Continue Video after the video that it goes on from.",
+            search_aliases=["concatenate video", "append video"],
+            inputs=[
+                io.Image.Input("video", tooltip="The video so far."),
+                io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),
+                io.Boolean.Input(
+                    "match_colors", default=True, advanced=True, optional=True,
+                    tooltip="Shifts colours and contrast of the next clip so that its first frame looks like the video's "
+                    "last: chained clips do not drift.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="video")],
+        )
+
+    @classmethod
+    def execute(cls, video, continuation, match_colors=True) -> io.NodeOutput:
+        if video.shape[1:] != continuation.shape[1:]:
+            raise ValueError(
+                f"{JOIN}: the video's frames are {_size(video)}, those of the continuation {_size(continuation)}. "
+                f"Connect the clip that Continue Video made from this video."
+            )
+        if match_colors:
+            continuation = matched(continuation, continuation[0], video[-1])
+        return io.NodeOutput(torch.cat([video, continuation[1:].to(video)]))
+
+
+def _size(images):
+    return f"{images.shape[2]}x{images.shape[1]} with {images.shape[3]} channels"
