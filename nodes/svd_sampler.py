@@ -1,5 +1,7 @@
 """SVD Temporal UNet Sampler: denoises a clip with guidance that changes over its frames."""
 
+import logging
+
 import comfy.samplers
 import torch
 from comfy_api.latest import io
@@ -9,6 +11,9 @@ from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.windows import automatic_length, with_windows
 
 NODE = "SVD Temporal UNet Sampler"
+SVD_WIDTH = 320  # channels by which the real SVD is told from a miniature
+TRAINED = 1024, 576  # pixels
+SHORTEST = 7  # frames, half of what SVD was trained on
 
 
 class SVDSampler(io.ComfyNode):
@@ -95,6 +100,7 @@ class SVDSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
+        _warn_far_from_training(model, latent_image["samples"])
         model = _windowed(model, frames, window_frames, window_overlap, closed_loop)
         guider = FrameGuider(
             model, frame_scales(guidance, min_cfg, max_cfg, curve, frames), guidance_start, guidance_end
@@ -134,6 +140,24 @@ def _check(model, positive, latent) -> int:
             f"Connect SVD Image to Video, not a text prompt."
         )
     return latent.shape[0]
+
+
+def _warn_far_from_training(model, latent):
+    """Says in the log where size or length are such that SVD, trained on 1024x576, makes poor motion."""
+    if model.model.model_config.unet_config["model_channels"] != SVD_WIDTH:
+        return
+    frames, _, height, width = latent.shape
+    share = height * width / (TRAINED[0] * TRAINED[1] / 64)
+    if not 0.4 <= share <= 2:
+        logging.warning(
+            "%s: the video is %dx%d, SVD was trained on %dx%d: expect little or broken motion. Keep near that area, and "
+            "scale the result.", NODE, width * 8, height * 8, *TRAINED,
+        )
+    if frames < SHORTEST:
+        logging.warning(
+            "%s: %d frames are fewer than SVD was trained on (14 or 25): expect little motion. Make 14 and keep some.",
+            NODE, frames,
+        )
 
 
 def _windowed(model, frames, window_frames, window_overlap, closed_loop):

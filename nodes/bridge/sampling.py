@@ -1,16 +1,14 @@
 """Sampling a video through the host: classifier-free guidance with a scale of its own for every frame."""
 
-import comfy.context_windows as windows
 import comfy.model_base
 import comfy.model_management as management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 
 from .curve import evaluate_curve
-from .unet import UNetModel
+from .preview import prepare_callback
 
 
 def is_video_model(model) -> bool:
@@ -76,22 +74,6 @@ def _per_frame(scales: torch.Tensor):
     return guide
 
 
-def with_windows(model, length: int, overlap: int, closed_loop: bool):
-    """A clone of the model that works in the host's context windows of `length` frames."""
-    model = model.clone()
-    schedule = windows.ContextSchedules.UNIFORM_LOOPED if closed_loop else windows.ContextSchedules.STATIC_STANDARD
-    handler = windows.IndexListContextHandler(
-        context_schedule=windows.get_matching_context_schedule(schedule),
-        fuse_method=windows.get_matching_fuse_method(windows.ContextFuseMethods.PYRAMID),
-        context_length=length, context_overlap=overlap, context_stride=1, closed_loop=closed_loop, dim=0,
-    )
-    if not isinstance(model.model.diffusion_model, UNetModel):
-        handler.causal_window_fix = False  # the host's own SVD network fails on the frame that this prepends
-    model.model_options["context_handler"] = handler
-    windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
-    return model
-
-
 def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_name: str, scheduler: str, denoise: float):
     """The denoised latent [frames, 4, h, w] on the host's intermediate device, with its progress, preview and cancel."""
     model = guider.model_patcher
@@ -103,7 +85,7 @@ def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_
     )
     out = guider.sample(
         noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
-        denoise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+        denoise_mask=latent.get("noise_mask"), callback=prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )
     return out.to(management.intermediate_device())

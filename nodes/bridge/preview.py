@@ -1,0 +1,193 @@
+"""Preview of all frames while sampling: a sheet of small pictures, for the browser that queued the prompt only."""
+
+import base64
+import io
+import math
+import time
+from dataclasses import dataclass
+
+import latent_preview
+import torch
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from torch.nn import functional as F
+
+EVENT = "temporal_unet.preview"  # data: node_id, prompt_id, step (1 to steps), steps, and what `draw` gives
+SHARE = 0.02  # of the time since the first step that the preview may take
+INTERVAL = 0.25  # seconds between two sheets
+SHEET_PIXELS = 1024 * 1024
+LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
+DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the host's own preview of one large picture
+JPEG_QUALITY = 80
+
+
+def prepare_callback(model, steps: int):
+    """The host's callback(step, x0, x, total_steps) of progress and preview for the MODEL, with the preview of all frames.
+
+    Ours is left out where the host shows no previews (`--preview-method`, or the prompt's own setting) and where no client
+    queued the prompt.
+    """
+    standard = latent_preview.prepare_callback(model, steps)
+    send = _sender()
+    if send is None:
+        return standard
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    if previewer is None:
+        return standard
+    preview = FramePreview(choose_colours(previewer, model.model.latent_format), send)
+
+    def callback(step, x0, x, total_steps):
+        standard(step, x0, x, total_steps)  # first: its copy of a picture waits for the device, so ours need not
+        preview(step, x0, total_steps)
+
+    return callback
+
+
+def _sender():
+    """A function that sends data to the client that queued the prompt, with the node's id; None where there is no client."""
+    context = get_executing_context()
+    if context is None:  # a script without a server
+        return None
+    from server import PromptServer  # not above: it cannot be imported everywhere that a script runs
+
+    client = PromptServer.instance.client_id
+    if client is None:  # which the host takes as "to everyone"
+        return None
+    node_id = get_progress_state().dynprompt.get_display_node_id(context.node_id)
+    about = {"node_id": node_id, "prompt_id": context.prompt_id}
+    return lambda data: PromptServer.instance.send_sync(EVENT, {**about, **data}, client)
+
+
+class FramePreview:
+    """Calls `send` with the sheet of the denoised frames, where time allows.
+
+    At most one sheet in INTERVAL (the last step may come sooner), and at most SHARE of the time since the first step: a sheet
+    is expected to take as long as the one before. The first step is always shown. `clock` gives seconds.
+    """
+
+    def __init__(self, colours, send, clock=time.perf_counter):
+        self.colours, self.send, self.clock = colours, send, clock
+        self.first_step: float | None = None
+        self.last_sheet = -math.inf
+        self.spent = self.expected = 0.0
+
+    def __call__(self, step: int, x0: torch.Tensor, total_steps: int):
+        """step counts from 0; x0 [frames, c, h, w] is what the host's samplers hand on as denoised."""
+        if x0.is_nested or x0.ndim != 4:  # several latents in one, or a time axis of their own: not of this family
+            return
+        now = self.clock()
+        if not self._due(now, step + 1 == total_steps):
+            return
+        self.send({"step": step + 1, "steps": total_steps, **draw(x0, self.colours)})
+        self.last_sheet = now
+        self.expected = self.clock() - now
+        self.spent += self.expected
+
+    def _due(self, now, last_step):
+        if self.first_step is None:
+            self.first_step = now
+        if now - self.last_sheet < INTERVAL and not last_step:
+            return False
+        return self.spent + self.expected <= SHARE * (now - self.first_step)
+
+
+def draw(latents: torch.Tensor, colours) -> dict:
+    """The frames of latents [frames, c, h, w] as one JPEG, with what is needed to cut it up.
+
+    frames: of the clip. shown: the indices of those on the sheet, from its top left, row by row. columns, rows: of the sheet;
+    cells after the last frame are black. width, height: of a frame on the sheet, in pixels. image: a data URL.
+    """
+    frames, _, height, width = latents.shape
+    sheet = lay_out(frames, width * colours.pixels, height * colours.pixels)
+    pictures = colours(latents[:: sheet.shown.step], sheet.width, sheet.height)
+    return {
+        "frames": frames, "shown": list(sheet.shown), "columns": sheet.columns, "rows": sheet.rows,
+        "width": sheet.width, "height": sheet.height, "image": _jpeg(pictures, sheet),
+    }
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """`shown` frames of `width` x `height` pixels in `rows` of `columns`."""
+
+    shown: range
+    columns: int
+    rows: int
+    width: int
+    height: int
+
+
+def lay_out(frames: int, width: int, height: int) -> Sheet:
+    """A nearly square sheet of about SHEET_PIXELS at most for frames of width x height pixels, which it never enlarges.
+
+    A frame's longer side has at most LONGEST pixels. Of a clip too long for that it has fewer, down to SHORTEST; of one too
+    long for that too, only every second frame is shown, or every third, and so on.
+    """
+    longer = max(width, height)
+    fewest = width * height * min(1, SHORTEST / longer) ** 2
+    shown = range(0, frames, math.ceil(frames * fewest / SHEET_PIXELS))
+    scale = min(1, LONGEST / longer, math.sqrt(SHEET_PIXELS / (len(shown) * width * height)))
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    columns = min(len(shown), math.ceil(math.sqrt(len(shown) * height / width)))
+    return Sheet(shown, columns, math.ceil(len(shown) / columns), width, height)
+
+
+def choose_colours(previewer, latent_format):
+    """TAESD where the host's previewer is that, else latent to RGB (also for a previewer that another pack put there)."""
+    if isinstance(previewer, latent_preview.TAESDPreviewerImpl):
+        return DecodedColours(previewer.taesd)
+    return LatentColours(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+
+
+class LatentColours:
+    """Latent to RGB by the factors [c][3] and bias [3] of a latent format, as the host's Latent2RGBPreviewer."""
+
+    pixels = 1  # of a picture's side, for each of the latent's
+
+    def __init__(self, factors: list, bias: list | None):
+        self.factors = torch.tensor(factors).T
+        self.bias = None if bias is None else torch.tensor(bias)
+
+    def __call__(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """latents [n, c, h, w] to pictures [n, 3, height, width] in -1..1."""
+        small = shrink(latents, width, height).movedim(1, -1)
+        bias = None if self.bias is None else self.bias.to(small)
+        return F.linear(small, self.factors.to(small), bias).movedim(-1, 1)
+
+
+class DecodedColours:
+    """The host's TAESD on latents that are made smaller first: whole, a clip would take it as long as some of the steps."""
+
+    pixels = 8
+
+    def __init__(self, taesd):
+        self.taesd = taesd
+
+    def __call__(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """latents [n, c, h, w] to pictures [n, 3, height, width] in about -1..1."""
+        # Half a picture's size keeps about as many numbers as the picture has; smaller would blur it.
+        h, w = min(latents.shape[-2], math.ceil(height / 2)), min(latents.shape[-1], math.ceil(width / 2))
+        batches = shrink(latents, w, h).split(DECODE_BATCH)
+        return torch.cat([shrink(self.taesd.decode(batch), width, height) for batch in batches])
+
+
+def shrink(pictures: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """pictures [n, c, h, w], no smaller than that, to [n, c, height, width]."""
+    if pictures.shape[-2:] == (height, width):  # the usual size, 1024x576: half the time of a sheet on a CPU
+        return pictures
+    # Means, then less than a half by interpolation: Apple's devices lack "area" for sizes that do not divide.
+    means = F.avg_pool2d(pictures, (pictures.shape[-2] // height, pictures.shape[-1] // width))
+    return F.interpolate(means, (height, width), mode="bilinear")
+
+
+def _jpeg(pictures, sheet):
+    """The data URL of the sheet with these pictures [n, 3, height, width] in -1..1."""
+    pixels = ((pictures + 1) / 2).clamp(0, 1).mul(255).to(torch.uint8)
+    empty = pixels.new_zeros(sheet.rows * sheet.columns - len(pixels), *pixels.shape[1:])
+    cells = torch.cat([pixels, empty]).unflatten(0, (sheet.rows, sheet.columns))
+    whole = cells.permute(0, 3, 1, 4, 2).reshape(sheet.rows * sheet.height, sheet.columns * sheet.width, 3)
+    file = io.BytesIO()
+    # Full colour resolution, or neighbouring frames would share the colour of their borders.
+    Image.fromarray(whole.cpu().numpy()).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

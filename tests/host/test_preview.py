@@ -1,0 +1,298 @@
+"""The preview of all frames: what is on the sheet, its size, how often it comes, and who gets it; the host's own is the oracle."""
+
+import asyncio
+import base64
+import io
+import os
+import sys
+
+import comfy.latent_formats
+import comfy.nested_tensor
+import comfy.taesd.taesd
+import comfy.utils
+import folder_paths
+import latent_preview
+import numpy as np
+import pytest
+import torch
+from comfy.cli_args import args
+from comfy_execution.graph import DynamicPrompt
+from comfy_execution.progress import reset_progress_state
+from comfy_execution.utils import CurrentNodeContext
+from oracle import Pair, fill, prompts, run_node
+from PIL import Image
+from safetensors.torch import save_file
+
+SD15, SDXL = comfy.latent_formats.SD15(), comfy.latent_formats.SDXL()
+CPU = torch.device("cpu")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def preview(pack):
+    return pack("nodes.bridge.preview")
+
+
+@pytest.fixture(scope="module")
+def svd(pack, tmp_path_factory):
+    return Pair(pack, tmp_path_factory.mktemp("preview"), "svd")
+
+
+@pytest.fixture(autouse=True)
+def latent2rgb():
+    """The host's preview method, as `--preview-method latent2rgb` sets it."""
+    before, args.preview_method = args.preview_method, latent_preview.LatentPreviewMethod.Latent2RGB
+    yield
+    args.preview_method = before
+
+
+def clip(frames, height=8, width=8, seed=11):
+    """Smooth latents [frames, 4, height, width], each frame with a colour of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randn(frames, 4, 1, 1, generator=generator)
+    coarse = 0.5 * torch.randn(frames, 4, 4, 4, generator=generator)
+    return colours + torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+
+
+def cut_up(data) -> list[np.ndarray]:
+    """The cells of a sheet, as a client would cut them: [height, width, 3] each, one for every shown frame."""
+    kind, content = data["image"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float)
+    width, height, columns = data["width"], data["height"], data["columns"]
+    assert sheet.shape == (data["rows"] * height, columns * width, 3)
+    places = [(row * height, column * width) for row, column in (divmod(i, columns) for i in range(len(data["shown"])))]
+    return [sheet[y:y + height, x:x + width] for y, x in places]
+
+
+def hosts_picture(previewer, latents, frame, data) -> np.ndarray:
+    """What the host's own preview shows of one frame, at the size of the sheet's frames."""
+    picture = previewer.decode_latent_to_preview(latents[frame:frame + 1])
+    return np.asarray(picture.resize((data["width"], data["height"]), Image.Resampling.BOX)).astype(float)
+
+
+def check_pictures(data, previewer, latents, limit):
+    """Each frame stands where it should: its mean colour within 4 of 255, its pixels within `limit` on average."""
+    for frame, cell in zip(data["shown"], cut_up(data), strict=True):
+        expected = hosts_picture(previewer, latents, frame, data)
+        assert np.abs(cell.mean((0, 1)) - expected.mean((0, 1))).max() <= 4, frame
+        assert np.abs(cell - expected).mean() <= limit, frame
+
+
+@pytest.mark.parametrize("latent_format", [SD15, SDXL], ids=["sd15", "sdxl"])
+@pytest.mark.parametrize("frames, height, width", [(1, 8, 8), (3, 8, 8), (5, 7, 13), (25, 72, 128), (14, 128, 72), (4, 150, 260)])
+def test_every_frame_is_in_its_place_in_the_hosts_colours(preview, latent_format, frames, height, width):
+    latents, before = clip(frames, height, width), clip(frames, height, width)
+    previewer = latent_preview.get_previewer(CPU, latent_format)
+    data = preview.draw(latents, preview.choose_colours(previewer, latent_format))
+    assert data["frames"] == frames and data["shown"] == list(range(frames))
+    assert max(data["width"], data["height"]) == min(128, max(height, width))
+    assert data["width"] / data["height"] == pytest.approx(width / height, rel=0.01)
+    assert torch.equal(latents, before)
+    check_pictures(data, previewer, latents, limit=8)  # what JPEG makes of frames of 8 pixels
+
+
+@pytest.mark.parametrize("latent_format", [SD15, SDXL], ids=["sd15", "sdxl"])
+def test_frames_differ_more_than_the_tolerance(latent_format):
+    """Else the test above could not tell one frame from the next."""
+    latents = clip(25, 72, 128)
+    previewer = latent_preview.get_previewer(CPU, latent_format)
+    means = [np.asarray(previewer.decode_latent_to_preview(latents[i:i + 1])).mean((0, 1)) for i in range(25)]
+    assert min(np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]) > 2 * 4
+
+
+@pytest.mark.parametrize("frames, height, width, every", [
+    (200, 72, 128, 1), (1000, 8, 8, 1), (1000, 72, 128, 2), (1000, 72, 72, 3), (4096, 72, 128, 6), (4096, 2, 128, 1),
+])
+def test_a_long_clip_gets_fewer_pixels_then_fewer_frames(preview, frames, height, width, every):
+    sheet = preview.lay_out(frames, width, height)
+    assert list(sheet.shown) == list(range(0, frames, every))
+    assert sheet.rows * sheet.columns * sheet.width * sheet.height <= 1.2 * 2**20
+    assert max(sheet.rows * sheet.height, sheet.columns * sheet.width) <= 4096
+    assert (sheet.rows - 1) * sheet.columns < len(sheet.shown) <= sheet.rows * sheet.columns
+    assert max(sheet.width, sheet.height) >= min(48, height, width)
+    if every > 1:  # at SHORTEST, so many would not fit even there
+        assert frames / (every - 1) * (sheet.width * sheet.height) > 2**20
+
+
+def test_a_thousand_frames_are_drawn_with_their_indices(preview):
+    latents = clip(1000, 72, 72)
+    previewer = latent_preview.get_previewer(CPU, SD15)
+    data = preview.draw(latents, preview.choose_colours(previewer, SD15))
+    assert data["frames"] == 1000 and data["shown"][:3] == [0, 3, 6]
+    check_pictures(data, previewer, latents, limit=6)
+
+
+@pytest.mark.parametrize("width, height", [(64, 32), (32, 16), (48, 24), (128, 64)])
+def test_a_smaller_frame_shows_means(preview, width, height):
+    """Else fine detail would flicker: here alternating pixels, which are grey from afar."""
+    detail = torch.ones(2, 3, 64, 128)
+    detail[..., ::2] = -1
+    small = preview.shrink(detail, width, height)
+    assert small.shape == (2, 3, height, width)
+    assert torch.equal(small, detail) if width == 128 else small.abs().max() <= 0.01
+
+
+# TAESD
+
+
+@pytest.fixture
+def taesd():
+    """The host's TAESD previewer on a file with random weights, where the host looks for it."""
+    path = os.path.join(folder_paths.get_folder_paths("vae_approx")[0], "taesd_decoder.safetensors")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    save_file(fill(comfy.taesd.taesd.TAESD().taesd_decoder, seed=8).state_dict(), path)
+    args.preview_method = latent_preview.LatentPreviewMethod.TAESD
+    yield latent_preview.get_previewer(CPU, SD15)
+    os.unlink(path)
+
+
+def test_taesd_is_used_where_the_host_uses_it(preview, taesd):
+    assert isinstance(taesd, latent_preview.TAESDPreviewerImpl)
+    latents = clip(7)
+    data = preview.draw(latents, preview.choose_colours(taesd, SD15))
+    assert (data["width"], data["height"]) == (64, 64)
+    check_pictures(data, taesd, latents, limit=12)
+
+
+def test_taesd_decodes_large_frames_small_and_in_small_batches(preview, taesd, monkeypatch):
+    seen = []
+    decode = taesd.taesd.decode
+    monkeypatch.setattr(preview, "LONGEST", 24)
+    monkeypatch.setattr(taesd.taesd, "decode", lambda latents: (seen.append(tuple(latents.shape)), decode(latents))[1])
+    latents = clip(6, 16, 24)
+    data = preview.draw(latents, preview.choose_colours(taesd, SD15))
+    assert seen == [(4, 4, 8, 12), (2, 4, 8, 12)]
+    assert (data["width"], data["height"]) == (24, 16)
+    check_pictures(data, taesd, torch.nn.functional.avg_pool2d(latents, 2), limit=12)
+
+
+# how often
+
+
+class Run:
+    """Steps of a sampler on a clock of its own: `step` seconds a step, `cost` seconds a sheet. It is also the sheet's colours."""
+
+    pixels = 1
+
+    def __init__(self, preview, step, cost):
+        self.now, self.step, self.cost, self.sent = 0.0, step, cost, []
+        self.preview = preview.FramePreview(self, lambda data: self.sent.append((data["step"], self.now)), lambda: self.now)
+
+    def __call__(self, latents, width, height):
+        self.now += self.cost
+        return torch.zeros(latents.shape[0], 3, height, width)
+
+    def go(self, steps) -> list[tuple[int, float]]:
+        """(step, time) of each sheet; afterwards `now` is the length of the run."""
+        for step in range(steps):
+            self.now += self.step
+            self.preview(step, torch.zeros(2, 4, 8, 8), steps)
+        return self.sent
+
+
+def test_each_slow_step_is_shown(preview):
+    assert [step for step, _ in Run(preview, step=1.0, cost=0.001).go(8)] == list(range(1, 9))
+
+
+def test_fast_steps_are_shown_four_times_a_second_at_most(preview):
+    sent = Run(preview, step=0.03, cost=0.0001).go(200)
+    times = [time for _, time in sent]
+    assert sent[0][0] == 1 and sent[-1][0] == 200
+    assert 4 * 0.8 <= (len(sent) - 1) / (times[-1] - times[0]) <= 4.2
+    assert min(b - a for a, b in zip(times[:-1], times[1:-1])) >= 0.25
+
+
+@pytest.mark.parametrize("step, cost", [(0.02, 0.01), (0.5, 0.05), (1.0, 0.3), (0.3, 0.006)])
+def test_sheets_take_two_percent_of_the_run_at_most(preview, step, cost):
+    run = Run(preview, step, cost)
+    sent = run.go(400)
+    assert sent[0][0] == 1
+    assert len(sent) * cost <= 0.02 * run.now
+    assert len(sent) * cost >= 0.01 * run.now  # and they use it, where steps allow
+
+
+def test_the_last_step_has_no_more_than_its_share(preview):
+    assert [step for step, _ in Run(preview, step=1.0, cost=0.3).go(10)] == [1]
+
+
+def test_other_latents_are_passed_over(preview):
+    run = Run(preview, 1.0, 0.0)
+    with_time_axis = torch.zeros(1, 4, 2, 8, 8)
+    nested = comfy.nested_tensor.NestedTensor([torch.zeros(2, 4, 8, 8), torch.zeros(1, 8, 9)])
+    for latents in (with_time_axis, nested):
+        run.preview(0, latents, 1)
+    assert run.sent == []
+
+
+# who gets it
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The host's server, not listening; `heard()` gives the messages that it would send: (event, data, client)."""
+    monkeypatch.delitem(sys.modules, "utils", raising=False)  # the host's package is meant, not comfy/utils.py
+    monkeypatch.syspath_prepend(os.environ["TEMPORAL_UNET_HOST"])
+    import server as host_server
+
+    loop = asyncio.new_event_loop()
+    made = host_server.PromptServer(loop)
+    settle = lambda: loop.run_until_complete(asyncio.sleep(0))  # noqa: E731
+    made.heard = lambda: (settle(), [made.messages.get_nowait() for _ in range(made.messages.qsize())])[1]
+    yield made
+    del host_server.PromptServer.instance
+    loop.close()
+
+
+@pytest.fixture
+def sampled(svd, node):
+    """Our sampler as node "9:1" of prompt "p", which stands for node "9"; gives the frames and the host's progress calls."""
+
+    def run(frames=4):
+        graph, progress = DynamicPrompt({}), []
+        graph.add_ephemeral_node("9:1", {}, "9", "9")
+        reset_progress_state("p", graph)
+        comfy.utils.set_progress_bar_global_hook(lambda value, total, picture, **_: progress.append((value, total, picture)))
+        with CurrentNodeContext("p", "9:1"):
+            samples = run_node(
+                node("TemporalUNetSVDSampler"), svd.ours, *prompts(svd.config), {"samples": torch.zeros(frames, 4, 8, 8)},
+                5, STEPS, 1.0, 2.5, "linear", "euler", "karras",
+            )[0]["samples"]
+        return samples, progress
+
+    yield run
+    comfy.utils.set_progress_bar_global_hook(None)
+
+
+def test_the_client_that_queued_gets_the_sheet_beside_the_hosts_progress(sampled, server, preview):
+    server.client_id = "queued"
+    _, progress = sampled()
+    heard = server.heard()
+    assert heard and {(event, client) for event, _, client in heard} == {("temporal_unet.preview", "queued")}
+    first = heard[0][1]
+    assert {key: first[key] for key in ("node_id", "prompt_id", "step", "steps", "frames", "shown")} == {
+        "node_id": "9", "prompt_id": "p", "step": 1, "steps": STEPS, "frames": 4, "shown": [0, 1, 2, 3]}
+    assert [(value, total) for value, total, _ in progress] == [(step + 1, STEPS) for step in range(STEPS)]
+    # The host's own preview of that step is of the first frame.
+    distances = [np.abs(np.asarray(progress[0][2][1]) - cell).mean() for cell in cut_up(first)]
+    assert distances[0] < 0.5 * min(distances[1:])
+
+
+def test_without_a_client_nothing_is_sent_and_all_else_is_the_same(sampled, server):
+    server.client_id = "queued"
+    samples, progress = sampled()
+    assert server.heard()
+    server.client_id = None
+    same_samples, same_progress = sampled()
+    assert server.heard() == []
+    assert torch.equal(samples, same_samples)
+    for (*_, ours), (*_, theirs) in zip(progress, same_progress, strict=True):
+        assert np.array_equal(ours[1], theirs[1])
+
+
+def test_nothing_is_sent_where_the_host_shows_no_previews(sampled, server):
+    server.client_id = "queued"
+    latent_preview.set_preview_method("none")
+    _, progress = sampled()
+    assert server.heard() == []
+    assert [picture for *_, picture in progress] == [None] * STEPS

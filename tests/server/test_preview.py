@@ -1,0 +1,87 @@
+"""Who gets the preview of all frames over the websocket: the client that queued the prompt, and nobody else."""
+
+import asyncio
+import base64
+import io
+import json
+
+import aiohttp
+from client import PROMPT_TIMEOUT
+from dev import failure
+from PIL import Image
+from prompts import FRAMES, SIZE, only, svd
+
+EVENT = "temporal_unet.preview"
+SETTLE = 1.0  # seconds after the end of a prompt in which the last messages arrive
+
+
+class Client:
+    """What came to one client: JSON messages, and the host's standard previews as bytes."""
+
+    def __init__(self):
+        self.events: list[tuple[str, dict]] = []
+        self.pictures: list[bytes] = []
+
+    async def listen(self, socket):
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                self.pictures.append(message.data)
+            else:
+                event = json.loads(message.data)
+                self.events.append((event["type"], event.get("data")))
+
+    def data(self, kind: str) -> list[dict]:
+        return [data for found, data in self.events if found == kind]
+
+
+def overhear(server, prompt: dict, queued_by: str | None, **extra_data) -> tuple[str, dict[str, Client]]:
+    """Run a prompt while the clients "first" and "second" listen; its id, and what they heard."""
+    clients = {name: Client() for name in ("first", "second")}
+    request = {"prompt": prompt, "extra_data": extra_data, **({"client_id": queued_by} if queued_by else {})}
+
+    async def run():
+        async with aiohttp.ClientSession() as session:
+            sockets = [await session.ws_connect(f"{server.url}/ws?clientId={name}", max_msg_size=0) for name in clients]
+            listening = [asyncio.create_task(client.listen(socket)) for client, socket in zip(clients.values(), sockets)]
+            prompt_id = (await asyncio.to_thread(server.post, "/prompt", request))["prompt_id"]
+            entry = await asyncio.to_thread(server.wait, prompt_id, PROMPT_TIMEOUT)
+            await asyncio.sleep(SETTLE)
+            for socket in sockets:
+                await socket.close()
+            await asyncio.gather(*listening)
+        assert failure(entry) is None, failure(entry)
+        return prompt_id
+
+    return asyncio.run(run()), clients
+
+
+def test_the_client_that_queued_gets_all_frames_and_another_gets_none(server):
+    prompt = svd(steps=4)
+    prompt_id, clients = overhear(server, prompt, queued_by="first")
+    previews = clients["first"].data(EVENT)
+    steps = [preview.pop("step") for preview in previews]
+    assert steps[0] == 1 and steps == sorted(set(steps)) and steps[-1] <= 4  # how many, depends on the machine
+    for preview in previews:
+        content = preview.pop("image").removeprefix("data:image/jpeg;base64,")
+        assert preview == {
+            "node_id": only(prompt, "TemporalUNetSVDSampler"), "prompt_id": prompt_id, "steps": 4, "frames": FRAMES,
+            "shown": list(range(FRAMES)), "columns": 2, "rows": 2, "width": SIZE // 8, "height": SIZE // 8,
+        }
+        assert Image.open(io.BytesIO(base64.b64decode(content, validate=True))).size == (2 * SIZE // 8, 2 * SIZE // 8)
+    assert len(clients["first"].pictures) >= 3  # the host's own
+    assert clients["second"].data("status")  # it did listen
+    assert clients["second"].data(EVENT) == []
+
+
+def test_without_a_client_id_the_host_tells_everyone_and_we_nobody(server):
+    _, clients = overhear(server, svd(steps=4), queued_by=None)
+    for client in clients.values():
+        assert client.data("progress") and client.pictures
+        assert client.data(EVENT) == []
+
+
+def test_a_prompt_that_asks_for_no_previews_gets_none(server):
+    _, clients = overhear(server, svd(steps=4), queued_by="first", preview_method="none")
+    assert clients["first"].data("progress")
+    assert clients["first"].pictures == []
+    assert clients["first"].data(EVENT) == []
