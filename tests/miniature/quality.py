@@ -2,7 +2,7 @@
 
 As a library: boot a host (`host_in_process.boot`), then `Studio` makes videos through the pack's real nodes, `score` and `summary` compare. As a command:
 
-    python tests/miniature/quality.py --host PATH_TO_COMFYUI [--worlds 32] [--json FILE] [--sheet FILE.png]
+    python tests/miniature/quality.py --host PATH_TO_COMFYUI [--worlds 32] [--json FILE] [--sheet FILE.webp]
 
 PSNR and SSIM are scikit-image's, on frames 1 to 7 (frame 0 is given). Centres are in pixels of the 128x128 picture.
 """
@@ -239,12 +239,11 @@ def path_following(studio: Studio, worlds: int = 16, strengths=STRENGTHS, **sett
 
 
 def sheet(rows: list[np.ndarray], path: Path) -> None:
-    """A contact sheet: a video a row."""
+    """A contact sheet (WebP): a video a row."""
     from PIL import Image
 
     picture = np.concatenate([np.concatenate(list(np.clip(row, 0, 1)), axis=1) for row in rows], axis=0)
-    picture = Image.fromarray((picture * 255).round().astype(np.uint8))
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.fromarray((picture * 255).round().astype(np.uint8)).save(path, quality=88, method=6)
 
 
 def animation(rows: list[np.ndarray], path: Path, fps: int = 6) -> None:
