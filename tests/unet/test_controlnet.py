@@ -7,10 +7,11 @@ import formulas
 import pytest
 import torch
 import torch.nn.functional as F
-from families import TINY, inputs, random_weights, relative_error
+from families import FULL, TINY, inputs, random_weights, relative_error
 from safetensors.torch import save_file
 from test_diffusers import diffusers, to_diffusers
-from unet import SVDControlNet, UNetFileError, UNetModel, open_checkpoint, open_controlnet
+from unet import ControlNetConfig, SVDControlNet, UNetFileError, UNetModel, open_checkpoint, open_controlnet
+from unet.controlnet import original_names, read_controlnet_config
 
 CONFIG = TINY["svd"]
 WIDTHS = (4, 6, 8, 10)  # of the hint net
@@ -126,6 +127,17 @@ def test_a_net_without_attention_takes_no_context(tmp_path):
     call = inputs(CONFIG, frames=2)
     with_context = net(hint=net.embed_hint(torch.rand(2, 3, 64, 64)), **call)
     assert len(with_context) == 13
+
+
+def test_the_public_nets_at_full_size_are_known():
+    """Depth and lineart: 682 M parameters (files of 2.7 GB in fp32), 12 + 1 residuals, hint net 16-32-96-256."""
+    config = ControlNetConfig(replace(FULL["svd"], out_channels=0, depth_out=()), 3, (16, 32, 96, 256))
+    own = {name: tuple(t.shape) for name, t in SVDControlNet(config, device="meta").state_dict().items()}
+    public = {name if name.startswith("controlnet_") else to_diffusers(name): shape for name, shape in own.items()}
+    names = original_names(public)
+    assert read_controlnet_config({name: public[on_disk] for name, on_disk in names.items()}) == config
+    assert set(names) == set(own)
+    assert sum(torch.Size(shape).numel() for shape in own.values()) // 10**6 == 682
 
 
 def test_a_file_that_lacks_a_part_is_refused(tensors, tmp_path):
