@@ -8,7 +8,7 @@ from ..unet import holds_svd_controlnet
 from .bridge.info import describe_controlnet
 from .bridge.svd_control import load_svd_controlnet
 
-NODE = "Load ControlNet"
+NODE = "Load ControlNet (SVD and all)"
 
 
 class LoadControlNet(io.ComfyNode):

@@ -55,6 +55,16 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         },
         [("LATENT", "samples")],
     ),
+    "TemporalUNetDecodeVideo": (
+        "Decode Video",
+        {
+            "samples": ("LATENT", {}),
+            "vae": ("VAE", {}),
+            "frames_per_chunk": ("INT", {"default": 32, "min": 1, "max": 4096, "advanced": True}),
+            "overlap": ("INT", {"default": 8, "min": 0, "max": 4096, "advanced": True}),
+        },
+        [("IMAGE", "images")],
+    ),
     "TemporalUNetContinueVideo": (
         "Continue Video",
         {
@@ -79,7 +89,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         [("IMAGE", "video")],
     ),
     "TemporalUNetControlNetLoader": (
-        "Load ControlNet",
+        "Load ControlNet (SVD and all)",
         {"control_net_name": ("COMBO", {})},
         [("CONTROL_NET", "control_net"), ("STRING", "info")],
     ),

@@ -1,0 +1,105 @@
+"""Decoding the latent of a clip with any VAE of the host, to the same pixels whatever memory is free."""
+
+import math
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+
+from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
+
+
+def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) -> torch.Tensor:
+    """latent [t, c, h, w] or [b, c, t, h, w] to pixels [frames, h', w', c'] from 0 to 1 on the host's intermediate device.
+
+    A VAE of single pictures decodes frame by frame. SVD's, which mixes frames, decodes chunks of `frames_per_chunk`, each equal
+    to one batch of the host, and fades from one into the next over the `overlap` frames or more that both hold. One that
+    compresses time goes to the host's own decode as a whole. Out of memory, the first two raise the host's OOM_EXCEPTION
+    with what to do: its own answer to that, tiles, changes the result. Raises ValueError where no frame of a chunk is new.
+    """
+    if vae.latent_dim == 3:
+        pixels = vae.decode(latent)
+        return pixels.reshape(-1, *pixels.shape[-3:])
+    if latent.ndim == 5:
+        latent = latent.movedim(2, 1).flatten(0, 1)
+    decoder = find_video_decoder(vae.first_stage_model)
+    try:
+        if decoder is None:
+            return _decode_pictures(vae, latent)
+        return _decode_video(vae, decoder, latent, frames_per_chunk, overlap)
+    except management.OOM_EXCEPTION as error:
+        raise management.OOM_EXCEPTION(
+            f"Decode Video: out of memory on {vae.device} with a latent of {latent.shape[-1]} x {latent.shape[-2]}. Make the "
+            f"video's width and height smaller, or lower frames_per_chunk."
+        ) from error
+
+
+def _decode_pictures(vae, latent):
+    _load(vae, _frame_bytes(vae, latent))
+    progress = comfy.utils.ProgressBar(len(latent))
+
+    def decode(frame):
+        pixels = vae.first_stage_model.decode(frame)
+        progress.update(1)
+        return pixels
+
+    return _in_chunks(vae, latent, range(len(latent)), 1, decode)
+
+
+def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
+    if overlap >= frames_per_chunk < len(latent):
+        raise ValueError(
+            f"Decode Video: overlap {overlap} leaves nothing of chunks of {frames_per_chunk} frames; expected less than "
+            f"{frames_per_chunk}."
+        )
+    needed = _frame_bytes(vae, latent) + clip_bytes(decoder, latent[:frames_per_chunk], vae.vae_dtype)
+    _load(vae, needed)
+    # Where a chunk lies between layers changes the time it takes, not the result.
+    storage = vae.device if vae.patcher.get_free_memory(vae.device) >= needed else vae.output_device
+    starts = chunk_starts(len(latent), frames_per_chunk, overlap)
+    progress = comfy.utils.ProgressBar(len(starts) * STAGES)
+    return _in_chunks(
+        vae, latent, starts, frames_per_chunk,
+        lambda chunk: decode_frames(decoder, chunk, storage, tick=lambda: progress.update(1)),
+    )
+
+
+def _in_chunks(vae, latent, starts, length, decode):
+    """The pixels [t, h', w', c'] of the chunks that begin at `starts`, the later faded in where two overlap."""
+    pixels, end = None, 0
+    for start in starts:
+        management.throw_exception_if_processing_interrupted()
+        chunk = decode(latent[start:start + length].to(vae.device, vae.vae_dtype))
+        chunk = vae.process_output(chunk.to(vae.output_device, torch.float32, copy=True)).movedim(1, -1)
+        if pixels is None:
+            pixels = chunk.new_empty(len(latent), *chunk.shape[1:])
+        shared = end - start
+        chunk[:shared] = torch.lerp(pixels[start:end], chunk[:shared], _fade(shared).to(chunk))
+        end = start + len(chunk)
+        pixels[start:end] = chunk
+    return pixels
+
+
+def chunk_starts(frames: int, length: int, overlap: int) -> list[int]:
+    """First frames of as few chunks as cover the clip with at least `overlap` frames shared by neighbours, evenly spread."""
+    if frames <= length:
+        return [0]
+    count = math.ceil((frames - overlap) / (length - overlap))
+    return [round(number * (frames - length) / (count - 1)) for number in range(count)]
+
+
+def _fade(frames):
+    """Weights [frames, 1, 1, 1] of the later of two chunks where both hold a frame: small where one lacks its neighbours.
+
+    The curve is Perlin's (Improving Noise, 2002); a straight line gives the ends, which are furthest off, too much.
+    """
+    position = (torch.arange(frames) + 0.5) / frames
+    return (position ** 3 * (6 * position ** 2 - 15 * position + 10)).reshape(-1, 1, 1, 1)
+
+
+def _frame_bytes(vae, latent):
+    return vae.memory_used_decode(latent[:1].shape, vae.vae_dtype)
+
+
+def _load(vae, needed):
+    management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)

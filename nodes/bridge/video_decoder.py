@@ -1,0 +1,148 @@
+"""SVD's video decoder over a whole clip in the working memory of one frame, equal to the host's run of it as one batch.
+
+Its layers are of two kinds (`comfy/ldm/modules/temporal_ae.py`): some work within a frame, some at each pixel over time, with
+group norms whose statistics span the clip. The first run frame by frame, the second on a few rows of all frames, so no layer
+sees less than it would in one batch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import comfy.model_management as management
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.temporal_ae import VideoDecoder
+
+STAGES = 15  # fourteen blocks and the way out, of which `decode_frames` reports each
+
+
+def find_video_decoder(network: torch.nn.Module) -> VideoDecoder | None:
+    """The decoder in a VAE's network that mixes frames, None where each frame is decoded by itself."""
+    return next((module for module in network.modules() if isinstance(module, VideoDecoder)), None)
+
+
+def clip_bytes(decoder: VideoDecoder, latent: torch.Tensor, dtype: torch.dtype) -> int:
+    """What `decode_frames` keeps between layers for latent [t, 4, h, w]: at most its last channels at the video's size."""
+    frames, _, height, width = latent.shape
+    scale = 2 ** (decoder.num_resolutions - 1)
+    return frames * height * scale * width * scale * decoder.norm_out.num_channels * management.dtype_size(dtype)
+
+
+def decode_frames(decoder: VideoDecoder, latent: torch.Tensor, storage: torch.device, tick: Callable) -> torch.Tensor:
+    """latent [t, 4, h, w], on the device and in the dtype to compute in, to pixels [t, 3, 8h, 8w] from -1 to 1 on `storage`.
+
+    Between layers the clip lies on `storage`. `tick` is called `STAGES` times. A cancel acts within a frame: every layer of
+    the host looks for one.
+    """
+    frames = list(latent)
+    for layers, block in _blocks(decoder):
+        layers = [*layers, partial(block, temb=None, skip_video=True)]
+        moments = _each_frame(frames, layers, latent.device, storage, block.time_stack.in_layers[0].num_groups)
+        _over_time(frames, block, moments, latent.device)
+        tick()
+    _each_frame(frames, [decoder.norm_out, F.silu, partial(decoder.conv_out, skip_video=True)], latent.device, storage)
+    for rows in _strips(frames):
+        _put(frames, rows, decoder.conv_out.time_mix_conv(_take(frames, rows, latent.device)))
+    tick()
+    return torch.stack(frames)
+
+
+def _blocks(decoder):
+    """(layers before it, `VideoResBlock`) in the order of the host's `Decoder.forward`."""
+    yield [decoder.conv_in], decoder.mid.block_1
+    yield [decoder.mid.attn_1], decoder.mid.block_2
+    before = []
+    for number, level in reversed(list(enumerate(decoder.up))):
+        for block in level.block:
+            yield before, block
+            before = []
+        if number:
+            before = [level.upsample]
+
+
+def _each_frame(frames, layers, device, storage, groups=1):
+    """Runs the layers on every frame, in its place; gives the moments of all results together."""
+    moments = []
+    for number, frame in enumerate(frames):
+        x = _run(layers, frame[None].to(device))
+        moments.append(_moments(x, groups))
+        if frame.shape == x.shape[1:]:
+            frame.copy_(x[0])
+        else:
+            frames[number] = x[0].to(storage)
+    return _pool(moments)
+
+
+def _over_time(frames, block, moments, device):
+    """The layers over time of a `VideoResBlock`, in place, where `moments` are those of the frames."""
+    norm, *convolve = block.time_stack.in_layers
+    inner_norm, *inner_convolve = block.time_stack.out_layers
+
+    def inner(x):
+        return _run(convolve, _normalise(norm, x, moments))
+
+    inner_moments = _pool([
+        _moments(inner(_take(frames, rows, device)), inner_norm.num_groups) for rows in _strips(frames)
+    ])
+    alpha = block.get_alpha(bs=1).to(device)
+    for rows in _strips(frames):
+        x = _take(frames, rows, device)
+        mixed = x + _run(inner_convolve, _normalise(inner_norm, inner(x), inner_moments))
+        _put(frames, rows, alpha * mixed + (1.0 - alpha) * x)
+
+
+def _run(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+# a few rows of all frames
+
+
+def _strips(frames):
+    """Slices of so many rows that those of all frames together are about one frame."""
+    height = frames[0].shape[-2]
+    step = max(1, height // len(frames))
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _take(frames, rows, device):
+    """[1, c, t, rows, w] on the device."""
+    return torch.stack([frame[:, rows] for frame in frames], 1)[None].to(device)
+
+
+def _put(frames, rows, x):
+    for frame, value in zip(frames, x[0].unbind(1)):
+        frame[:, rows] = value
+
+
+# group norm in parts
+
+
+def _moments(x, groups):
+    """(values in a group, mean [groups], variance [groups]) of x [1, c, ...]."""
+    grouped = x.reshape(groups, -1).float()
+    variance, mean = torch.var_mean(grouped, 1, correction=0)
+    return grouped.shape[1], mean, variance
+
+
+def _pool(moments):
+    """The moments of several parts taken together: (mean, variance), each [groups]."""
+    counts, means, variances = zip(*moments)
+    means, variances = torch.stack(means), torch.stack(variances)
+    share = torch.tensor(counts).to(means)[:, None] / sum(counts)
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean) ** 2)).sum(0)
+
+
+def _normalise(norm, x, moments):
+    """The group norm of x [1, c, t, h, w] under given moments, in fp32 inside as torch's own."""
+    mean, variance = (value.repeat_interleave(norm.num_channels // norm.num_groups) for value in moments)
+    weight, bias, stream = comfy.ops.cast_bias_weight(norm, x, offloadable=True)
+    scale = weight * torch.rsqrt(variance + norm.eps)
+    shift = bias - mean * scale
+    comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
+    return (x * scale[:, None, None, None] + shift[:, None, None, None]).to(x.dtype)

@@ -1,0 +1,60 @@
+"""Decode Video: the latent of a clip to its frames, the same on every machine."""
+
+import torch
+from comfy_api.latest import io
+
+from .bridge.decode import decode_clip
+
+NODE = "Decode Video"
+
+
+class DecodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalUNetDecodeVideo",
+            display_name=NODE,
+            category="Temporal UNet",
+            description="Decodes the latent of a video to its frames, to the same result whatever memory is free.",
+            search_aliases=["vae decode video", "svd decode", "latent to video"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The latent of the clip, from a sampler."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint that made the latent. SVD's own flickers least."),
+                io.Int.Input(
+                    "frames_per_chunk", default=32, min=1, max=4096, advanced=True, optional=True,
+                    tooltip="SVD's VAE only: clips up to so many frames are decoded as one, longer ones in overlapping "
+                    "chunks. More keeps light and colour steadier over long clips and takes more memory.",
+                ),
+                io.Int.Input(
+                    "overlap", default=8, min=0, max=4096, advanced=True, optional=True,
+                    tooltip="Frames that neighbouring chunks share and fade over; more makes smoother joints and takes longer.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, samples, vae, frames_per_chunk=32, overlap=8) -> io.NodeOutput:
+        latent = samples["samples"]
+        if latent.is_nested:  # sound beside the picture, which stands first
+            latent = latent.unbind()[0]
+        _check(vae, latent)
+        return io.NodeOutput(decode_clip(vae, latent, frames_per_chunk, overlap))
+
+
+def _check(vae, latent):
+    if vae is None or vae.first_stage_model is None:
+        raise ValueError(f"{NODE}: vae is empty: the checkpoint brought none. Load one with Load VAE.")
+    dimensions = {2: (4, 5), 3: (5,)}.get(vae.latent_dim, ())
+    if latent.ndim not in dimensions or latent.shape[1] != vae.latent_channels:
+        frames = "1, {}, frames" if vae.latent_dim == 3 else "frames, {}"
+        raise ValueError(
+            f"{NODE}: samples has shape {list(latent.shape)}, this VAE decodes [{frames.format(vae.latent_channels)}, height, "
+            f"width]. Connect the VAE of the checkpoint that made the latent."
+        )
+    if latent.numel() == 0:
+        raise ValueError(f"{NODE}: samples holds 0 frames, expected at least 1.")
+    if not torch.isfinite(latent).all():
+        raise ValueError(
+            f"{NODE}: samples holds NaN or infinite values, which would decode to black frames; an earlier node went wrong."
+        )

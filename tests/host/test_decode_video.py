@@ -1,0 +1,288 @@
+"""Decode Video against the host's own VAE Decode, which on a CPU with room takes all frames as one batch."""
+
+import comfy.model_management as management
+import comfy.sd
+import comfy.taesd.taehv
+import comfy.utils
+import pytest
+import torch
+from comfy.ldm.models.autoencoder import AutoencodingEngine
+from oracle import run_node
+from untrained import VAE_SEED, vae_weights
+
+NARROW = 32  # channels of the narrowest level, a quarter of the real VAEs'
+LAYOUT = {
+    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": NARROW, "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+}
+
+
+def randomise(network, seed, time=1.0):
+    """Weights with which activations stay near 1 and every layer shows in the result; `time` is a factor on those over time."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in network.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        if value.ndim > 1:
+            value.copy_(noise * value[0].numel() ** -0.5 * (time if "time_stack" in name else 1.0))
+        else:
+            value.copy_(0.1 * noise + float(name.endswith("weight")))
+    return network
+
+
+def make_svd_vae(time=1.0, dtype=None):
+    """SVD's VAE as the host builds it for a file of that layout, but narrow and untrained."""
+
+    def narrow(**configs):
+        for half in ("encoder_config", "decoder_config"):
+            configs[half]["params"]["ch"] = NARROW
+        return randomise(AutoencodingEngine(**configs), seed=1, time=time)
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(comfy.sd, "AutoencodingEngine", narrow)
+        return comfy.sd.VAE(sd={"decoder.mid.block_1.mix_factor": torch.zeros(1)}, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def svd_vae():
+    return make_svd_vae()
+
+
+@pytest.fixture(scope="module")
+def picture_vaes():
+    """VAEs that know nothing of time: a tiny one and the usual one."""
+    with torch.inference_mode():
+        usual = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": LAYOUT, "embed_dim": 4}})
+        randomise(usual.first_stage_model, seed=2)
+        return {"taesd": comfy.sd.VAE(sd=vae_weights(VAE_SEED)), "kl": usual}
+
+
+@pytest.fixture(scope="module")
+def compressing_vae():
+    """A video VAE that makes four frames of one latent frame."""
+    with torch.inference_mode():
+        return comfy.sd.VAE(sd=randomise(comfy.taesd.taehv.TAEHV(latent_channels=16), seed=3).state_dict())
+
+
+@pytest.fixture
+def ours(pack):
+    node_class = pack("nodes.decode_video").DecodeVideo
+    return lambda vae, latent, **options: run_node(node_class, {"samples": latent}, vae, **options)[0]
+
+
+@pytest.fixture
+def host(node):
+    return lambda vae, latent: run_node(node("VAEDecode"), vae, {"samples": latent})[0]
+
+
+def clip(frames, height=3, width=4):
+    """A latent that turns from one picture into another, brighter and with more contrast: no two chunks are alike."""
+    generator = torch.Generator().manual_seed(1)
+    first, last = torch.randn(2, 1, 4, height, width, generator=generator)
+    time = torch.linspace(0, 1, frames).reshape(-1, 1, 1, 1)
+    noise = torch.randn(frames, 4, height, width, generator=generator)
+    return (1 - time) * (0.7 * first - 0.3) + time * (1.3 * last + 0.3) + 0.1 * noise
+
+
+def largest(a, b):
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+# SVD's VAE, which mixes frames
+
+
+@pytest.mark.parametrize("frames, height, width", [(1, 3, 4), (2, 5, 3), (7, 4, 6)])
+def test_a_clip_is_what_the_host_makes_of_it_in_one_batch(svd_vae, ours, host, frames, height, width):
+    latent = clip(frames, height, width)
+    before = latent.clone()
+    images = ours(svd_vae, latent)
+    assert images.shape == (frames, 8 * height, 8 * width, 3) and images.dtype == torch.float32
+    assert largest(images, host(svd_vae, latent)) <= 1e-5
+    assert torch.equal(latent, before)
+
+
+def test_the_frames_are_mixed_at_all(svd_vae, ours, host):
+    """Else the test above would pass with a decoder that takes each frame by itself."""
+    latent = clip(7)
+    single = torch.cat([host(svd_vae, frame) for frame in latent.split(1)])
+    assert largest(ours(svd_vae, latent), single) > 0.1
+
+
+def test_in_bf16_it_is_as_near_to_fp32_as_the_host_is(svd_vae, ours, host):
+    latent, vae = clip(3), make_svd_vae(dtype=torch.bfloat16)
+    exact = host(svd_vae, latent)
+    errors = [(decode(vae, latent) - exact).abs().mean().item() for decode in (ours, host)]
+    assert 1e-4 < errors[0] <= 1.1 * errors[1]
+
+
+def test_a_chunk_is_the_hosts_batch_of_these_frames(svd_vae, ours, host):
+    latent = clip(8)
+    cut = ours(svd_vae, latent, frames_per_chunk=4, overlap=0)
+    assert largest(cut, torch.cat([host(svd_vae, latent[:4]), host(svd_vae, latent[4:])])) <= 1e-5
+
+
+def test_chunks_fade_where_they_overlap(svd_vae, ours, host):
+    """Frames 0 to 5 and 3 to 8: the three shared ones lie between both chunks' and go over from one to the other."""
+    latent = clip(9)
+    images = ours(svd_vae, latent, frames_per_chunk=6, overlap=3)
+    first, second = host(svd_vae, latent[:6]), host(svd_vae, latent[3:])
+    assert largest(images[:3], first[:3]) <= 1e-5
+    assert largest(images[6:], second[3:]) <= 1e-5
+    for frame, share in ((3, 0.0355), (4, 0.5), (5, 0.9645)):
+        assert largest(images[frame], torch.lerp(first[frame], second[frame - 3], share)) <= 1e-4
+
+
+@pytest.mark.parametrize("frames, length, overlap", [(9, 6, 3), (33, 32, 8), (100, 32, 8), (5, 1, 0), (7, 3, 2), (40, 14, 1)])
+def test_chunks_cover_the_clip_and_share_what_was_asked(pack, frames, length, overlap):
+    starts = pack("nodes.bridge.decode").chunk_starts(frames, length, overlap)
+    assert starts[0] == 0 and starts[-1] == frames - length
+    assert all(0 < later - start <= length - overlap for start, later in zip(starts, starts[1:]))
+    assert frames > (len(starts) - 1) * (length - overlap) + overlap, "one chunk less would do"
+
+
+def test_a_clip_in_chunks_stays_near_the_whole(ours, host):
+    """With layers over time at a third of their strength. What is left is the group norms, which see a part of the clip."""
+    vae, latent = make_svd_vae(time=0.3), clip(12)
+    whole = host(vae, latent)
+    errors, cut = ((ours(vae, latent, **options) - whole).abs() for options in (
+        {"frames_per_chunk": 9, "overlap": 6}, {"frames_per_chunk": 6, "overlap": 0}
+    ))
+    assert errors.mean() <= 0.01 < cut.mean()
+    assert errors.max() <= 0.1 < cut.max()
+
+
+def test_the_result_does_not_depend_on_free_memory(svd_vae, ours, host, monkeypatch):
+    latent, results = clip(4), []
+    for free in (1, 2**60):
+        monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: free)
+        results.append((ours(svd_vae, latent), host(svd_vae, latent)))
+    (ours_little, host_little), (ours_much, host_much) = results
+    assert torch.equal(ours_little, ours_much)
+    assert largest(host_little, host_much) > 0.1, "the reading had no effect"
+
+
+@pytest.fixture
+def largest_input(svd_vae):
+    """The most values that any layer of the decoder is given during a call."""
+
+    def measure(call):
+        sizes = []
+        hooks = [module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].numel()))
+                 for module in svd_vae.first_stage_model.decoder.modules() if not list(module.children())]
+        call()
+        for hook in hooks:
+            hook.remove()
+        return max(sizes)
+
+    return measure
+
+
+def test_working_memory_is_flat_in_the_number_of_frames(svd_vae, ours, host, largest_input):
+    one = largest_input(lambda: host(svd_vae, clip(1)))
+    assert largest_input(lambda: ours(svd_vae, clip(3))) == one
+    assert largest_input(lambda: ours(svd_vae, clip(12))) == one
+    assert largest_input(lambda: host(svd_vae, clip(3))) == 3 * one
+
+
+# other VAEs
+
+
+@pytest.mark.parametrize("name", ["taesd", "kl"])
+def test_pictures_equal_the_hosts(picture_vaes, ours, host, name):
+    latent = clip(5)
+    expected = host(picture_vaes[name], latent)
+    assert largest(ours(picture_vaes[name], latent), expected) <= 1e-5
+    assert largest(ours(picture_vaes[name], latent, frames_per_chunk=1), expected) <= 1e-5
+
+
+def test_pictures_are_decoded_one_at_a_time(picture_vaes, ours):
+    rows = []
+    hook = picture_vaes["kl"].first_stage_model.decoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    ours(picture_vaes["kl"], clip(5))
+    hook.remove()
+    assert rows == [1] * 5
+
+
+def test_a_latent_with_a_time_axis(picture_vaes, ours, host):
+    """The host would take the first frame alone."""
+    latent = clip(3)
+    images = ours(picture_vaes["taesd"], latent.movedim(0, 1)[None])
+    assert largest(images, host(picture_vaes["taesd"], latent)) <= 1e-5
+
+
+def test_a_vae_that_compresses_time_is_left_to_the_host(compressing_vae, ours, host):
+    latent = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(4))
+    images = ours(compressing_vae, latent)
+    assert images.shape == (5, 32, 32, 3)
+    assert torch.equal(images, host(compressing_vae, latent))
+
+
+# progress, cancel and errors
+
+
+@pytest.mark.parametrize("frames, options, steps", [(3, {}, 15), (4, {"frames_per_chunk": 2, "overlap": 0}, 30)])
+def test_progress_runs_to_its_end(svd_vae, ours, frames, options, steps):
+    seen = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: seen.append((value, total)))
+    try:
+        ours(svd_vae, clip(frames), **options)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert seen == sorted(seen) and seen[-1] == (steps, steps), "the host shows not every step, but the last"
+
+
+def test_a_cancel_acts_within_a_frame(svd_vae, ours):
+    calls = []
+    hook = svd_vae.first_stage_model.decoder.conv_in.register_forward_pre_hook(
+        lambda *_: calls.append(management.interrupt_current_processing())
+    )
+    with pytest.raises(management.InterruptProcessingException):
+        ours(svd_vae, clip(3))
+    hook.remove()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["svd", "kl"])
+def test_out_of_memory_is_an_error_and_not_another_result(svd_vae, picture_vaes, ours, name):
+    vae = {"svd": svd_vae, **picture_vaes}[name]
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = vae.first_stage_model.decoder.norm_out.register_forward_pre_hook(fail)
+    with pytest.raises(management.OOM_EXCEPTION, match="Decode Video: out of memory .* smaller, or lower frames_per_chunk"):
+        ours(vae, clip(2))
+    hook.remove()
+
+
+BAD_LATENTS = {
+    "no frames": (clip(1)[:0], "0 frames"),
+    "NaN": (clip(2) * float("nan"), "NaN"),
+    "infinite": (clip(2) / 0.0, "NaN or infinite"),
+    "channels": (torch.zeros(2, 16, 4, 6), r"shape \[2, 16, 4, 6\].*\[frames, 4, height, width\]"),
+    "axes": (torch.zeros(4, 4, 6), r"shape \[4, 4, 6\].*\[frames, 4, height, width\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LATENTS)
+def test_bad_latents_are_refused(svd_vae, ours, name):
+    latent, message = BAD_LATENTS[name]
+    with pytest.raises(ValueError, match="Decode Video: samples .*" + message):
+        ours(svd_vae, latent)
+
+
+def test_a_picture_latent_is_refused_by_a_video_vae(compressing_vae, ours):
+    with pytest.raises(ValueError, match=r"shape \[2, 16, 4, 6\].*\[1, 16, frames, height, width\]"):
+        ours(compressing_vae, torch.zeros(2, 16, 4, 6))
+
+
+def test_an_empty_vae_is_refused(ours):
+    for vae in (None, comfy.sd.VAE(sd={})):
+        with pytest.raises(ValueError, match="Decode Video: vae is empty.*Load VAE"):
+            ours(vae, clip(1))
+
+
+def test_an_overlap_that_leaves_nothing_is_refused(svd_vae, ours):
+    with pytest.raises(ValueError, match="Decode Video: overlap 4 .*chunks of 4 frames; expected less than 4"):
+        ours(svd_vae, clip(5), frames_per_chunk=4, overlap=4)
+    assert len(ours(svd_vae, clip(2), frames_per_chunk=4, overlap=4)) == 2, "a clip of one chunk has no overlap"
