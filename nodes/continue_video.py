@@ -71,7 +71,7 @@ class JoinVideo(io.ComfyNode):
             description="Puts the clip of Continue Video after the video that it goes on from.",
             search_aliases=["concatenate video", "append video"],
             inputs=[
-                io.Image.Input("video", tooltip="The video so far."),
+                io.Image.Input("video", tooltip="The video that the clip goes on from, all frames."),
                 io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),
                 io.Boolean.Input(
                     "match_colors", default=True, advanced=True, optional=True,

