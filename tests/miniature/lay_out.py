@@ -26,7 +26,7 @@ import world  # noqa: E402
 
 WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
 CONTROLNET = WEIGHTS.with_name("miniature_svd_controlnet_path.safetensors")
-SHOWN = world.HELD_OUT + 3  # the world of the demo
+SHOWN = world.HELD_OUT + 4  # the world of the demo
 PREFIX = "first_stage_model."
 
 
