@@ -68,14 +68,15 @@ class Studio:
         return node("VAEDecode")().decode(self.vae, latent)[0].float().numpy()
 
     def make(
-        self, of: world.World, *, seed=0, steps=STEPS, cfg=(MIN_CFG, MAX_CFG), model=None, path=None, strength=1.0, **more
+        self, of: world.World, *, seed=0, steps=STEPS, cfg=(MIN_CFG, MAX_CFG), model=None, path=None, strength=1.0,
+        frames=world.FRAMES, **more
     ) -> np.ndarray:
         """The video [t, h, w, 3] by the pack's nodes.
 
         `model` in place of the miniature as it is; with `path` (centres [t, 2]) the ControlNet leads the sprite along it at
         `strength`; `more` for the sampler.
         """
-        positive, negative, latent = self.conditioning(of)
+        positive, negative, latent = self.conditioning(of, frames)
         if path is not None:
             import torch
 
@@ -193,18 +194,18 @@ def speed(centres: np.ndarray) -> float:
     return float(np.linalg.norm(np.diff(centres, axis=0), axis=1).mean())
 
 
-def motion_response(studio: Studio, worlds: int = 4, **settings) -> dict:
-    """Does motion_bucket_id set the speed? Spearman's rank correlation over BUCKETS, and the measured speeds."""
+def motion_response(studio: Studio, worlds: int = 4, buckets=BUCKETS, **settings) -> dict:
+    """Does motion_bucket_id set the speed? Spearman's rank correlation over `buckets`, and the measured speeds."""
     from scipy.stats import spearmanr
 
     measured = np.array([
         [speed(centres_of(studio.make(world.with_motion(straight(n), bucket), **settings), straight(n)))
-         for bucket in BUCKETS] for n in range(worlds)
+         for bucket in buckets] for n in range(worlds)
     ])
-    true = world.SPEED * np.array(BUCKETS) / 6
+    true = world.SPEED * np.array(buckets) / 6
     return {
-        "buckets": BUCKETS, "true_speed": true.round(2).tolist(), "measured_speed": measured.mean(0).round(2).tolist(),
-        "rank_correlation": round(float(np.mean([spearmanr(BUCKETS, row).statistic for row in measured])), 4),
+        "buckets": buckets, "true_speed": true.round(2).tolist(), "measured_speed": measured.mean(0).round(2).tolist(),
+        "rank_correlation": round(float(np.mean([spearmanr(buckets, row).statistic for row in measured])), 4),
         "slope": round(float((measured.mean(0) * true).sum() / (true * true).sum()), 4),
     }
 

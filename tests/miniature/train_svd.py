@@ -6,7 +6,7 @@ continuous EDM v-prediction. It differs from SVD in size, in the world, in a zer
 gives without an image encoder) and in a loss that weighs the surroundings of the sprite higher.
 
     python tests/miniature/vae.py          # first
-    torchrun --nproc-per-node 2 tests/miniature/train_svd.py --threads 1 --bf16    # about 60 minutes on two CPU cores
+    torchrun --nproc-per-node 2 tests/miniature/train_svd.py --threads 1 --bf16    # about 40 minutes on two CPU cores
 """
 
 import math
