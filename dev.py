@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from comfy_host import (  # noqa: E402
-    ARCHIVES, NEWEST, PACK, WINDOWS, DevError, Host, ask_python, built, cache, key, locked, pinned_host, say,
+    ARCHIVES, NEWEST, PACK, WINDOWS, DevError, Host, built, cache, key, locked, pinned_host, say,
     test_environment, users_host,
 )
 from comfy_server import Server, ServerError, failure, link_file  # noqa: E402

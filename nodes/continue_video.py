@@ -76,7 +76,7 @@ class JoinVideo(io.ComfyNode):
                 io.Boolean.Input(
                     "match_colors", default=True, advanced=True, optional=True,
                     tooltip="Shifts colours and contrast of the next clip so that its first frame looks like the video's "
-                    "last: chained clips do not drift.",
+                    "last.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="video")],

@@ -135,18 +135,18 @@ def original_names(names) -> dict[str, str]:
 
 
 def _block_starts(names) -> list[int]:
-    """The number of the first input block of each down block: one for each residual block, one for a downsampling."""
-    starts, following = [], 1
-    level = 0
-    while level_names := [name for name in names if name.startswith(f"down_blocks.{level}.")]:
-        starts.append(following)
-        following += len({name.split(".")[3] for name in level_names if name.split(".")[2] == "resnets"})
-        following += any(name.split(".")[2] == "downsamplers" for name in level_names)
-        level += 1
+    """The number of the first input block of each down block, and one more: a residual block is one, a downsampling too."""
+    starts = [1]
+    while level_names := [name for name in names if name.startswith(f"down_blocks.{len(starts) - 1}.")]:
+        blocks = len({name.split(".")[3] for name in level_names if name.split(".")[2] == "resnets"})
+        starts.append(starts[-1] + blocks + any(name.split(".")[2] == "downsamplers" for name in level_names))
     return starts
 
 
 def _original(name: str, starts: list[int]) -> str:
+    found = re.match(r"down_blocks\.(\d+)\.", name)
+    if found and int(found[1]) >= len(starts) - 1:  # a level before it is missing: the damage is told by what lacks
+        return name
     if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", name):
         block = f"input_blocks.{starts[int(found[1])] + int(found[3])}"
         return f"{block}.0.{_res(found[4])}" if found[2] == "resnets" else f"{block}.1.{_rename(found[4], ATTENTION)}"
@@ -176,6 +176,14 @@ def _rename(name: str, rules) -> str:
 def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> ControlNetConfig:
     """The config of the ControlNet whose original key names and shapes these are."""
     encoder = own_head_width(read_encoder(shapes), metadata)
+    if encoder.depth_middle is None:
+        raise UNetFileError("mid_block is missing: the file is damaged or not a whole ControlNet.")
+    taps = len({name.split(".")[1] for name in shapes if name.startswith("controlnet_down_blocks.")})
+    if taps != encoder.num_skips:
+        raise UNetFileError(
+            f"it has {taps} controlnet_down_blocks, but down_blocks for {encoder.num_skips}: the file is damaged or not a "
+            f"whole ControlNet. Get it again from its source."
+        )
     hint = "controlnet_cond_embedding."
     if f"{hint}conv_in.weight" not in shapes:
         raise UNetFileError(f"the tensor {hint}conv_in.weight is missing: the file is damaged or not a whole ControlNet.")

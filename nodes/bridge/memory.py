@@ -6,7 +6,7 @@ import torch
 from ...unet import UNetConfig, activation_bytes
 
 BUDGETS = (512 * 2**20, 128 * 2**20, 32 * 2**20)  # bytes that a layer may work in, tried in this order
-ONE_BY_ONE = 256 * 2**20  # from this need on, the videos of a batch run one after the other: the same speed, less memory
+ONE_BY_ONE = 256 * 2**20  # from this need on, the videos of a batch run one after the other
 ATTENTION = 1.2  # what attention kernels and the allocator need beside what is counted
 
 

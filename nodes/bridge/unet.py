@@ -70,7 +70,8 @@ class UNetModel(unet.UNetModel):
 
     def _call(self, rows, control, options, frames, budget):
         call = {name: rows[name] for name in ("x", "timesteps", "context", "y")}
-        call["image_only_indicator"] = rows["image_only"]
+        image_only = rows["image_only"]
+        call["image_only_indicator"] = None if image_only is None else image_only.reshape(-1, frames)  # the host's shape
         return super().forward(
             **rows, num_frames=frames, budget=budget,
             controls=Residuals(*(control.get(place, ()) for place in PLACES)) if control else (),

@@ -143,7 +143,22 @@ def test_the_public_nets_at_full_size_are_known():
 def test_a_file_that_lacks_a_part_is_refused(tensors, tmp_path):
     cut = {name: value for name, value in tensors.items() if not name.startswith("controlnet_down_blocks.11.")}
     save_file({name: value.contiguous() for name, value in cut.items()}, tmp_path / "cut.safetensors")
-    with pytest.raises(UNetFileError, match=r"cut.safetensors: of the \d+ tensors that this ControlNet needs, 2 missing"):
+    with pytest.raises(UNetFileError, match="cut.safetensors: it has 11 controlnet_down_blocks, but down_blocks for 12"):
+        open_controlnet(tmp_path / "cut.safetensors")
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(tensors, tmp_path):
+    cut = {name: value.contiguous() for name, value in tensors.items() if name != "conv_in.bias"}
+    save_file(cut, tmp_path / "cut.safetensors")
+    with pytest.raises(UNetFileError, match=r"cut.safetensors: of the \d+ tensors that this ControlNet needs, 1 missing"):
+        open_controlnet(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("gone", ["down_blocks.0.", "down_blocks.1.", "down_blocks.3.", "mid_block.", "conv_in.", "controlnet_cond_"])
+def test_a_file_that_lacks_a_whole_level_is_refused(tensors, tmp_path, gone):
+    cut = {name: value.contiguous() for name, value in tensors.items() if not name.startswith(gone)}
+    save_file(cut, tmp_path / "cut.safetensors")
+    with pytest.raises(UNetFileError, match="^cut.safetensors: "):
         open_controlnet(tmp_path / "cut.safetensors")
 
 
