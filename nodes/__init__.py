@@ -1,8 +1,12 @@
 """The nodes of the pack, as the host asks for them."""
 
+import sys
+
 from comfy_api.latest import ComfyExtension, io
 
+from .bridge.routes import add_routes
 from .continue_video import ContinueVideo, JoinVideo
+from .control_residuals import ComputeControlNetResiduals, LoadControlNetResiduals, SaveControlNetResiduals
 from .controlnet import ApplyControlNetResiduals
 from .controlnet_loader import LoadControlNet
 from .decode_video import DecodeVideo
@@ -12,10 +16,18 @@ from .svd_sampler import SVDSampler
 
 
 class TemporalUNetExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        if "server" not in sys.modules:  # a script that loads nodes without one
+            return
+        from server import PromptServer
+
+        if hasattr(PromptServer, "instance"):
+            add_routes(PromptServer.instance.routes)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadUNet, SVDConditioning, SVDSampler, DecodeVideo, ContinueVideo, JoinVideo, LoadControlNet,
-            ApplyControlNetResiduals,
+            ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals, LoadControlNetResiduals,
         ]
 
 

@@ -74,16 +74,16 @@ class JoinVideo(io.ComfyNode):
                 io.Image.Input("video", tooltip="The video that the clip goes on from, all frames."),
                 io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),
                 io.Boolean.Input(
-                    "match_colors", default=True, advanced=True, optional=True,
+                    "match_colors", default=False, advanced=True, optional=True,
                     tooltip="Shifts colours and contrast of the next clip so that its first frame looks like the video's "
-                    "last.",
+                    "last: for clips whose colours jump at the joint.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="video")],
         )
 
     @classmethod
-    def execute(cls, video, continuation, match_colors=True) -> io.NodeOutput:
+    def execute(cls, video, continuation, match_colors=False) -> io.NodeOutput:
         if video.shape[1:] != continuation.shape[1:]:
             raise ValueError(
                 f"{JOIN}: the video's frames are {_size(video)}, those of the continuation {_size(continuation)}. "

@@ -1,9 +1,11 @@
-"""Apply ControlNet Residuals: a ControlNet's residuals on every frame, by strength, step, frame and region."""
+"""Apply ControlNet Residuals: a ControlNet's residuals, or stored ones, on every frame, by strength, step, frame and region."""
 
 from comfy_api.latest import io
 
 from .bridge.control import FLAT, FrameControl
 from .bridge.curve import parse_curve
+from .bridge.stored_control import StoredControl
+from .control_residuals import Residuals
 
 NODE = "Apply ControlNet Residuals"
 
@@ -15,13 +17,21 @@ class ApplyControlNetResiduals(io.ComfyNode):
             node_id="TemporalUNetApplyControlNetResiduals",
             display_name=NODE,
             category="Temporal UNet",
-            description="Lets a ControlNet steer the sampling, with one control image for all frames or one for each.",
+            description="Lets a ControlNet steer the sampling, with one control image for all frames or one for each, or with "
+            "residuals that were computed before.",
             search_aliases=["apply controlnet", "controlnet video"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The conditioning that the control is added to."),
                 io.Conditioning.Input("negative", tooltip="The conditioning that the control is added to."),
-                io.ControlNet.Input("control_net", tooltip="A ControlNet or T2I-Adapter of the model's own family."),
-                io.Image.Input("image", tooltip="The control images: one for all frames, or one per frame."),
+                io.ControlNet.Input(
+                    "control_net", optional=True,
+                    tooltip="A ControlNet or T2I-Adapter of the model's own family, with image. Empty where residuals are given.",
+                ),
+                io.Image.Input(
+                    "image", optional=True,
+                    tooltip="The control images: one for all frames, or one per frame. Of fewer the last one stays for the rest "
+                    "of the clip; more are an error.",
+                ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=10.0, step=0.01,
                     tooltip="How strongly the control image steers. 0 is bit-equal to no ControlNet.",
@@ -40,9 +50,16 @@ class ApplyControlNetResiduals(io.ComfyNode):
                     "0:1, 0.5:0.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="Where the control acts: 1 fully, 0 not at all. One, or one per frame.",
+                    "mask", optional=True,
+                    tooltip="Where the control acts: 1 fully, 0 not at all; stretched over the picture. One, or one per frame "
+                    "(of fewer the last one stays).",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Only for ControlNets that take their image as a latent."),
+                Residuals.Input(
+                    "residuals", optional=True,
+                    tooltip="In place of control_net and image: residuals of one frame for all, or of each frame, added at every "
+                    "step times the strength. From Compute or Load ControlNet Residuals.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -52,20 +69,23 @@ class ApplyControlNetResiduals(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, positive, negative, control_net, image, strength, start_percent, end_percent,
-        frame_strengths="0:1.0", mask=None, vae=None,
+        cls, positive, negative, control_net=None, image=None, strength=1.0, start_percent=0.0, end_percent=1.0,
+        frame_strengths="0:1.0", mask=None, vae=None, residuals=None,
     ) -> io.NodeOutput:
-        if control_net is None:
-            raise ValueError(f"{NODE}: control_net is empty. Connect a ControlNet loader.")
+        _check_source(control_net, image, residuals)
         curve = parse_curve(frame_strengths, f"{NODE}: frame_strengths")
         if strength == 0:
             return io.NodeOutput(positive, negative)
-        images = image.movedim(-1, 1)
+        images = None if image is None else image.movedim(-1, 1)
+        steps = start_percent, end_percent
         controls = {}  # one for each that was applied before, shared by positive and negative so that they run as a batch
 
         def control_after(previous):
             if previous not in controls:
-                inner = control_net.copy().set_cond_hint(images, strength, (start_percent, end_percent), vae=vae)
+                if residuals is None:
+                    inner = control_net.copy().set_cond_hint(images, strength, steps, vae=vae)
+                else:
+                    inner = StoredControl(residuals, strength, steps)
                 control = FrameControl(inner, images, FLAT if _flat(curve) else curve, mask)
                 controls[previous] = control.set_previous_controlnet(previous)
             return controls[previous]
@@ -77,6 +97,17 @@ class ApplyControlNetResiduals(io.ComfyNode):
             ]
 
         return io.NodeOutput(apply(positive), apply(negative))
+
+
+def _check_source(control_net, image, residuals):
+    """Exactly one source must be connected: a ControlNet with its image, or residuals."""
+    given = {"control_net": control_net, "image": image, "residuals": residuals}
+    connected = [name for name, value in given.items() if value is not None]
+    if connected not in (["control_net", "image"], ["residuals"]):
+        raise ValueError(
+            f"{NODE}: found {' and '.join(connected) or 'nothing'}, expected either control_net and image, or residuals. "
+            f"Connect what is missing (an empty control_net: choose another file in its loader), or disconnect the other."
+        )
 
 
 def _flat(curve):

@@ -4,8 +4,9 @@ import comfy.controlnet
 import folder_paths
 from comfy_api.latest import io
 
-from ..unet import holds_svd_controlnet
-from .bridge.info import describe_controlnet
+from ..unet import ControlNeXt, SVDControlNet, find_controlnet
+from .bridge.controlnext import load_controlnext
+from .bridge.info import describe_controlnet, no_controlnet
 from .bridge.svd_control import load_svd_controlnet
 
 NODE = "Load ControlNet (SVD and all)"
@@ -18,8 +19,8 @@ class LoadControlNet(io.ComfyNode):
             node_id="TemporalUNetControlNetLoader",
             display_name=NODE,
             category="Temporal UNet",
-            description="Loads a ControlNet: those of Stable Video Diffusion, and all that the host loads itself.",
-            search_aliases=["load controlnet model", "svd controlnet", "temporal controlnet"],
+            description="Loads a ControlNet: those of Stable Video Diffusion, ControlNeXt too, and all that the host loads.",
+            search_aliases=["load controlnet model", "svd controlnet", "temporal controlnet", "controlnext"],
             inputs=[
                 io.Combo.Input(
                     "control_net_name", options=folder_paths.get_filename_list("controlnet"),
@@ -35,13 +36,13 @@ class LoadControlNet(io.ComfyNode):
     @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("controlnet", control_net_name)
-        if holds_svd_controlnet(path):
+        network = find_controlnet(path)
+        if network is SVDControlNet:
             control = load_svd_controlnet(path)
+        elif network is ControlNeXt:
+            control = load_controlnext(path)
         else:
             control = comfy.controlnet.load_controlnet(path)
         if control is None:
-            raise ValueError(
-                f"{NODE}: {control_net_name} holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or "
-                f"T2I-Adapter file."
-            )
+            raise ValueError(no_controlnet(control_net_name))
         return io.NodeOutput(control, describe_controlnet(control, control_net_name))

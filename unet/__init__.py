@@ -1,22 +1,27 @@
 """The UNet family of diffusion models in plain PyTorch: SD1, SD2, SDXL and Stable Video Diffusion.
 
 `model.py` is the network, `encoder.py` its way down and middle, `layers.py` and `transformer.py` the parts, `controlnet.py` the
-ControlNet of SVD; `config.py` is the table of the family, `detect.py` tells which member a file holds, `checkpoint.py` reads
-it; `chunks.py` and `memory.py` keep its working memory small and tell it; `hooks.py` and `residuals.py` are where a host and a ControlNet come in.
+ControlNet of SVD, `controlnext.py` its ControlNeXt; `config.py` is the table of the family, `detect.py` tells which member a
+file holds, `checkpoint.py` reads it; `chunks.py` and `memory.py` keep its working memory small and tell it; `hooks.py` and
+`residuals.py` are where a host and a ControlNet come in, `residual_file.py` keeps a ControlNet's residuals.
 """
 
 from .checkpoint import (
-    Checkpoint, ControlNetFile, holds_svd_controlnet, load_unet, open_checkpoint, open_controlnet,
+    Checkpoint, ControlNetFile, ControlNeXtFile, find_controlnet, load_unet, open_checkpoint, open_controlnet, open_controlnext,
 )
 from .config import FAMILIES, Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
+from .controlnext import ControlNeXt, ControlNeXtConfig
 from .detect import UNetFileError, detect
 from .hooks import Hooks
-from .memory import activation_bytes
+from .memory import activation_bytes, encoder_bytes, residual_bytes
 from .model import UNetModel
-from .residuals import Residuals
+from .residual_file import ControlResiduals, read_residuals, write_residuals
+from .residuals import Residuals, residual_shapes
 
 __all__ = [
-    "FAMILIES", "Checkpoint", "ControlNetConfig", "ControlNetFile", "Family", "Hooks", "Residuals", "SVDControlNet",
-    "UNetConfig", "UNetFileError", "UNetModel", "activation_bytes", "detect", "holds_svd_controlnet", "load_unet", "open_checkpoint", "open_controlnet",
+    "FAMILIES", "Checkpoint", "ControlNeXt", "ControlNeXtConfig", "ControlNeXtFile", "ControlNetConfig", "ControlNetFile",
+    "ControlResiduals", "Family", "Hooks", "Residuals", "SVDControlNet", "UNetConfig", "UNetFileError",
+    "UNetModel", "activation_bytes", "detect", "encoder_bytes", "find_controlnet", "load_unet", "open_checkpoint",
+    "open_controlnet", "open_controlnext", "read_residuals", "residual_bytes", "residual_shapes", "write_residuals",
 ]

@@ -14,6 +14,7 @@ from torch import nn
 
 from .config import Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet, is_svd_controlnet, original_names, read_controlnet_config
+from .controlnext import ControlNeXt, ControlNeXtConfig, controlnext_names, is_controlnext, read_controlnext_config
 from .detect import UNetFileError, detect
 from .model import UNetModel
 
@@ -48,11 +49,11 @@ class NetworkFile:
     def state_dict(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """The network's tensors under its own key names, as `dtype` (None = as in the file).
 
-        Tensors that are in that dtype already stay mapped from the file. Mix factors are kept in fp32.
+        Tensors that are in that dtype already stay mapped from the file. Mix factors and the like are kept in fp32.
         """
         state = {}
         for name, on_disk in self.names.items():
-            wanted = torch.float32 if name.endswith(".mix_factor") else dtype
+            wanted = torch.float32 if name.endswith((".mix_factor", "strength.scale")) else dtype
             state[name] = self.tensor(on_disk).to(wanted)
         return state
 
@@ -67,9 +68,16 @@ class Checkpoint(NetworkFile):
 
 @dataclass(kw_only=True)
 class ControlNetFile(NetworkFile):
-    """An open file with an SVD ControlNet in it."""
+    """An open file with an SVD ControlNet in it, temporal or spatial only."""
 
     config: ControlNetConfig
+
+
+@dataclass(kw_only=True)
+class ControlNeXtFile(NetworkFile):
+    """An open file with a ControlNeXt of SVD in it."""
+
+    config: ControlNeXtConfig
 
 
 _DTYPES = {
@@ -108,16 +116,38 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
     )
 
 
-def holds_svd_controlnet(path: str | Path) -> bool:
-    """Is this a safetensors file with an SVD ControlNet in it? Raises UNetFileError where a .safetensors file is damaged."""
+def open_controlnext(path: str | Path) -> ControlNeXtFile:
+    """Opens a file with a ControlNeXt-SVD as its authors publish it, reading its header only; raises as `open_checkpoint`."""
+    path, file, shapes, metadata = _header(path)
+    with _named(path):
+        if not is_controlnext(shapes):
+            raise UNetFileError("it holds no ControlNeXt (expected embedding.*, down_res.*, down_sample.* and mid_convs.*).")
+        names = controlnext_names(shapes)
+        config = read_controlnext_config({name: shapes[on_disk] for name, on_disk in names.items()})
+        names, unexpected = _account(names, shapes, expected_shapes(config, ControlNeXt), "ControlNeXt")
+    return ControlNeXtFile(
+        path=path, config=config, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected, file=file
+    )
+
+
+def find_controlnet(path: str | Path) -> type[nn.Module] | None:
+    """Which of our networks a safetensors file is for: SVDControlNet, ControlNeXt, or None.
+
+    Raises UNetFileError where a .safetensors file is damaged.
+    """
     path = Path(path)
-    return path.suffix.lower() == ".safetensors" and is_svd_controlnet(_open(path).keys())
+    if path.suffix.lower() != ".safetensors":
+        return None
+    _, _, shapes, _ = _header(path)
+    if is_svd_controlnet(shapes):
+        return SVDControlNet
+    return ControlNeXt if is_controlnext(shapes) else None
 
 
 def _header(path: str | Path):
     """(path, the open file, shape of every tensor in it, its metadata)."""
     path = Path(path)
-    file = _open(path)
+    file = open_file(path)
     return path, file, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}
 
 
@@ -146,7 +176,7 @@ def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = No
     return model.requires_grad_(False).eval().to(device)
 
 
-def expected_shapes(config: UNetConfig | ControlNetConfig, network=UNetModel) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: UNetConfig | ControlNetConfig | ControlNeXtConfig, network=UNetModel) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of this network."""
     model = network(config, operations=BARE, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -194,7 +224,8 @@ def _check_unscaled(unexpected: list[str]) -> None:
         )
 
 
-def _open(path: Path):
+def open_file(path: Path):
+    """The open safetensors file; raises UNetFileError, which names it, where it is missing, damaged or of another kind."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
         raise UNetFileError(f"{path.name}: {what}; expected a .safetensors file with a UNet.")

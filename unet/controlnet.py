@@ -1,6 +1,7 @@
-"""The ControlNet of Stable Video Diffusion, and reading one out of a file in the layout of the public ones.
+"""The ControlNet of Stable Video Diffusion, with or without layers over time, and reading one out of a file.
 
-Source: CiaraRowles' svd-temporal-controlnet (diffusers' class ControlNetSDVModel), after Zhang et al. 2023 (arXiv 2302.05543).
+Source: CiaraRowles' svd-temporal-controlnet (diffusers' class ControlNetSDVModel), after Zhang et al. 2023 (arXiv 2302.05543);
+files are in the layout of hers.
 """
 
 import re
@@ -26,6 +27,10 @@ class ControlNetConfig:
     encoder: UNetConfig
     hint_channels: int  # of the control image
     hint_widths: tuple[int, ...]  # of the hint net at full size, a half, a quarter, …
+
+    @property
+    def temporal(self) -> bool:
+        return self.encoder.temporal
 
 
 class HintNet(nn.Module):
@@ -86,9 +91,10 @@ class SVDControlNet(Encoder):
         """The residuals in the order of `UNetModel.forward`'s `controls`: one for each input block, then the middle's.
 
         `hint` [b*t, model_channels, h, w] is `embed_hint` of the frames' control images; all else, `budget` too, as the UNet
-        takes it.
+        takes it. A net that takes the latent alone makes no use of `c_concat`.
         """
         hooks = hooks or Hooks()
+        c_concat = None if x.shape[1] == self.config.in_channels else c_concat
         x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, None, None, hooks, budget)
         h = x
         residuals = []
@@ -121,11 +127,20 @@ OUTSIDE = (
 )
 
 
-def is_svd_controlnet(names) -> bool:
-    """Do these tensors make an SVD ControlNet in the public layout?"""
-    return any(name.startswith("controlnet_mid_block.") for name in names) and any(
-        ".temporal_res_block." in name for name in names
-    )
+def is_svd_controlnet(shapes: Shapes) -> bool:
+    """Do these tensors make an SVD ControlNet in the public layout?
+
+    One without layers over time is told from those of image models by the image latent that it takes beside the noise, or by
+    SVD's vector condition; what it attends to is as wide as SVD's.
+    """
+    if not any(name.startswith("controlnet_mid_block.") for name in shapes):
+        return False
+    if any(".temporal_res_block." in name for name in shapes):
+        return True
+    contexts = {shape[1:] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")}
+    takes_image = shapes.get("conv_in.weight", ())[1:2] == (8,)
+    takes_motion = shapes.get("add_embedding.linear_1.weight", ())[1:2] == (768,)
+    return contexts <= {(1024,)} and (takes_image or takes_motion)
 
 
 def original_names(names) -> dict[str, str]:

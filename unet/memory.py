@@ -11,6 +11,33 @@ def activation_bytes(
     `item` is the size of a number, `budget` as in `UNetModel.forward`. Weights and a whole attention matrix, which fused
     kernels never make, are not counted. Within 10 % of what is counted (tests/unet/test_memory.py).
     """
+    peaks, skips, last, pixels = _way_down(config, frames, height, width, item, budget)
+    depths = iter(config.depth_out)
+    for level, mult in reversed(list(enumerate(config.channel_mult))):
+        size = mult * config.model_channels * pixels[level]
+        for number in range(config.num_res_blocks[level] + 1):
+            joined = last + skips.pop()
+            peaks.append(sum(skips) + _block(joined, size, next(depths), budget))
+            last = size
+        if level > 0:
+            last = mult * config.model_channels * pixels[level - 1]
+            peaks.append(sum(skips) + size + last + min(2 * last, budget or 2 * last))
+    return max(peaks)
+
+
+def encoder_bytes(config: UNetConfig, frames: int, height: int, width: int, item: int, budget: int | None) -> int:
+    """The same of a ControlNet, which is the way down; its residuals stay, as a UNet's skips do."""
+    return max(_way_down(config, frames, height, width, item, budget)[0])
+
+
+def residual_bytes(config: UNetConfig, frames: int, height: int, width: int, item: int) -> int:
+    """Bytes of the residuals that a ControlNet gives for one video."""
+    _, skips, last, _ = _way_down(config, frames, height, width, item, None)
+    return sum(skips) + last
+
+
+def _way_down(config, frames, height, width, item, budget):
+    """(peak at each block, bytes of each skip, of what the last block made, of one channel at each level)."""
     pixels = [frames * item * _halved(height, level) * _halved(width, level) for level in range(len(config.channel_mult))]
     skips = [config.model_channels * pixels[0]]
     peaks = []
@@ -25,17 +52,7 @@ def activation_bytes(
         if level < len(config.channel_mult) - 1:
             last = mult * config.model_channels * pixels[level + 1]
             skips.append(last)
-    depths = iter(config.depth_out)
-    for level, mult in reversed(list(enumerate(config.channel_mult))):
-        size = mult * config.model_channels * pixels[level]
-        for number in range(config.num_res_blocks[level] + 1):
-            joined = last + skips.pop()
-            peaks.append(sum(skips) + _block(joined, size, next(depths), budget))
-            last = size
-        if level > 0:
-            last = mult * config.model_channels * pixels[level - 1]
-            peaks.append(sum(skips) + size + last + min(2 * last, budget or 2 * last))
-    return max(peaks)
+    return peaks, skips, last, pixels
 
 
 def _halved(size: int, times: int) -> int:

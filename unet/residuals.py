@@ -58,3 +58,17 @@ class Residuals:
             )
         residual = residual.to(dtype=h.dtype, device=h.device)
         return h + residual.repeat(h.shape[0] // residual.shape[0], 1, 1, 1)
+
+
+def residual_shapes(
+    model_channels: int, channel_mult: Sequence[int], num_res_blocks: Sequence[int], height: int, width: int
+) -> list[tuple[int, int, int]]:
+    """Shapes [c, h, w] of a network's `controls` at a latent of height x width: of each skip, then of the middle."""
+    shapes = [(model_channels, height, width)]
+    for level, (mult, blocks) in enumerate(zip(channel_mult, num_res_blocks)):
+        channels = model_channels * mult
+        shapes += [(channels, height, width)] * blocks
+        if level < len(channel_mult) - 1:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            shapes.append((channels, height, width))
+    return [*shapes, shapes[-1]]

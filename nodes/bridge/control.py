@@ -1,30 +1,47 @@
 """The host's ControlNets on video and batches: hints and strengths follow the frames, also inside context windows."""
 
 import comfy.controlnet
-import comfy.utils
+import comfy.t2i_adapter.adapter
 import torch
 
-from .curve import evaluate_curve
+from .frame_weights import FrameWeights, numbers_for
+from .kept_hints import KeptHints
 
 CONTEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL"}
 FLAT = [(0.0, 1.0)]
 
 
+class WeighsItself(comfy.controlnet.ControlBase):
+    """A control that takes part in another way than by residuals, and so weighs frames and regions itself.
+
+    FrameControl sets `frame_weights` before each of its calls: [t, 1, h, w] fp32 on the CPU (h, w of the mask, or 1) for
+    the t frames at hand, or None where every weight is 1.
+    """
+
+    frame_weights: torch.Tensor | None = None
+
+
 class FrameControl(comfy.controlnet.ControlBase):
     """A CONTROL_NET of the host whose residuals follow the frames of a clip.
 
-    images [1 or frames, c, h, w]: one for all frames, or one each. `curve` weighs the frames (positions over the clip),
-    `mask` [1 or frames, h, w] weighs pixels. The inner net's residuals are not changed in place.
+    images [1 to frames, c, h, w]: one for all frames, or one each (of fewer the last one stays); None where the inner
+    control needs none. `curve` weighs the frames (positions over the clip), `mask` [1 to frames, h, w] weighs pixels. The
+    inner net's residuals are not changed in place.
     """
 
-    def __init__(self, inner, images: torch.Tensor, curve=FLAT, mask: torch.Tensor | None = None):
+    def __init__(self, inner, images: torch.Tensor | None, curve=FLAT, mask: torch.Tensor | None = None):
         super().__init__()
         self.inner = inner
         self.images = images
         self.curve = curve
         self.mask = mask
         self.extra_hooks = inner.extra_hooks
-        self.shown: tuple[list[int], int] | None = None  # the frames, and rows, whose images the inner net holds
+        self._forget()
+
+    def _forget(self):
+        self.weights: FrameWeights | None = None
+        self.hints = None if self.images is None else KeptHints(self.images)
+        self.shown = None  # the images, size and videos for which the inner net is ready
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
@@ -35,46 +52,44 @@ class FrameControl(comfy.controlnet.ControlBase):
         previous = None
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        frames, total = _frames(x_noisy.shape[0] // batched_number, transformer_options)
-        self._show(frames, total, x_noisy.shape[0])
+        frames, total = frames_of(x_noisy.shape[0] // batched_number, transformer_options)
+        weights = self._weights(total)
+        weighs_itself = isinstance(self.inner, WeighsItself)
+        if weighs_itself:
+            self.inner.frame_weights = None if weights is None else weights.of(frames)
+        self._show(frames, total, x_noisy, batched_number)
         control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if control is None:
             return previous
-        weights = self._weights(frames, total)
-        if weights is not None:
-            control = {place: [_weigh(r, weights, batched_number) for r in rs] for place, rs in control.items()}
+        if weights is not None and not weighs_itself:
+            control = {place: [weights.apply(r, frames, batched_number) for r in rs] for place, rs in control.items()}
         return control if previous is None else _merge(previous, control)
 
-    def _show(self, frames, total, rows):
-        """Gives the inner net the images of these frames; it prepares them anew only when frames or rows change.
+    def _show(self, frames, total, x, videos):
+        """Gives the inner net the images of these frames, as it prepared them where it has before.
 
         (A T2I-Adapter of the host keeps residuals for the rows of its first call.)
         """
-        count = self.images.shape[0]
-        if count not in (1, total):
-            raise ValueError(
-                f"Apply ControlNet Residuals: found {count} control images for {total} frames; expected 1 (for all "
-                f"frames) or {total} (one per frame)."
-            )
-        if count == 1 or self.shown == (frames, rows):
+        if self.images is None:
             return
-        self.shown = frames, rows
-        self.inner.cond_hint_original = self.images[frames]
-        self.inner.cond_hint = None
+        numbers = numbers_for(self.images.shape[0], frames, total, "control images")
+        shown = numbers, x.shape[2:], videos
+        if self.images.shape[0] == 1 or self.shown == shown:
+            return
+        if self.shown is not None:
+            self.hints.keep(self.inner, *self.shown[:2])
+        self.shown = shown
+        self.inner.cond_hint_original = self.images[numbers]
+        if not self.hints.give(self.inner, *shown, x.device):
+            self.inner.cond_hint = None
 
-    def _weights(self, frames, total):
-        """[t, 1, h, w] with h, w of the mask (or 1), or None where every weight is 1."""
+    def _weights(self, total):
+        """The clip's weights, or None where every one is 1."""
         if self.curve == FLAT and self.mask is None:
             return None
-        weights = torch.from_numpy(evaluate_curve(self.curve, total))[frames].float().reshape(-1, 1, 1, 1)
-        if self.mask is None:
-            return weights
-        if self.mask.shape[0] not in (1, total):
-            raise ValueError(
-                f"Apply ControlNet Residuals: found {self.mask.shape[0]} masks for {total} frames; expected 1 or {total}."
-            )
-        mask = self.mask if self.mask.shape[0] == 1 else self.mask[frames]
-        return weights * mask[:, None]
+        if self.weights is None or self.weights.total != total:
+            self.weights = FrameWeights(self.curve, self.mask, total)
+        return self.weights
 
     def get_models(self):
         return super().get_models() + self.inner.get_models()
@@ -85,7 +100,7 @@ class FrameControl(comfy.controlnet.ControlBase):
     def cleanup(self):
         super().cleanup()
         self.inner.cleanup()
-        self.shown = None
+        self._forget()
 
     def copy(self):
         copy = FrameControl(self.inner.copy(), self.images, self.curve, self.mask)
@@ -100,7 +115,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         return clone
 
 
-def _frames(count, transformer_options):
+def frames_of(count: int, transformer_options: dict) -> tuple[list[int], int]:
     """(indices in the clip of the `count` frames at hand, frames of the whole clip).
 
     In the host's context windows the frames are the window's, after an anchor frame that it may prepend.
@@ -112,16 +127,6 @@ def _frames(count, transformer_options):
     if len(frames) < count:
         frames = [window.causal_anchor_index, *frames]
     return frames, window.total_frames
-
-
-def _weigh(residual, weights, batched_number):
-    """residual [n, c, h, w] times the weights [t, 1, h', w'] of its frames, resized to it."""
-    if residual is None:
-        return None
-    weights = weights.to(residual)
-    if weights.shape[-1] > 1 or weights.shape[-2] > 1:
-        weights = comfy.utils.common_upscale(weights, residual.shape[-1], residual.shape[-2], "bilinear", "disabled")
-    return residual * weights.repeat(batched_number, 1, 1, 1)
 
 
 def _merge(first, second):
@@ -136,18 +141,40 @@ def _merge(first, second):
 
 
 def _check_pairing(control, model):
-    """Refuses a ControlNet of another family before it runs: the width of the context it attends to tells."""
-    found = _context_width(control)
-    expected = model.model_config.unet_config.get("context_dim")
-    if found is not None and found != expected:
+    """Refuses a control of another family before it runs."""
+    config = model.model_config.unet_config
+    kind = _other_kind(control, config)
+    if kind is not None:
+        width = config.get("context_dim")
         raise ValueError(
-            f"Apply ControlNet Residuals: this ControlNet is for {CONTEXT_WIDTHS.get(found, f'context width {found}')}, "
-            f"the model is {CONTEXT_WIDTHS.get(expected, f'of context width {expected}')} "
+            f"Apply ControlNet Residuals: this ControlNet is {kind}, "
+            f"the model is {CONTEXT_WIDTHS.get(width, f'of context width {width}')} "
             f"({type(model).__name__}). Load a ControlNet that was trained for this model."
         )
 
 
-def _context_width(control):
+def _other_kind(control, config: dict) -> str | None:
+    """What a control of the host is, where it is not for the UNet of this config (or None)."""
+    width, temporal = config.get("context_dim"), config.get("use_temporal_attention")
+    if isinstance(control, comfy.controlnet.T2IAdapter):
+        return _other_adapter(control.t2i_model, width, temporal)
+    if isinstance(control, comfy.controlnet.ControlLora) and temporal:
+        return "a ControlLoRA, which completes itself from the UNet of an image model"
+    found = context_width(control)
+    return None if found in (None, width) else f"for {CONTEXT_WIDTHS.get(found, f'context width {found}')}"
+
+
+def _other_adapter(adapter, width, temporal):
+    """A T2I-Adapter attends to nothing, but its layout is SDXL's or that of SD 1 (and 2)."""
+    if isinstance(adapter, comfy.t2i_adapter.adapter.Adapter) and adapter.xl:
+        return None if width == 2048 else "a T2I-Adapter for SDXL"
+    kinds = comfy.t2i_adapter.adapter.Adapter, comfy.t2i_adapter.adapter.Adapter_light
+    if isinstance(adapter, kinds) and (temporal or width not in (768, 1024)):
+        return "a T2I-Adapter for Stable Diffusion 1"
+    return None
+
+
+def context_width(control):
     """Width of the context that a ControlNet (or ControlLoRA) of the host attends to, None where it has none."""
     if isinstance(control, comfy.controlnet.ControlLora):
         tensors = control.control_weights.items()

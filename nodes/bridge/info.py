@@ -2,33 +2,79 @@
 
 import logging
 
-from ...unet import Checkpoint
+import comfy.controlnet
+
+from ...unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
+from .control import CONTEXT_WIDTHS, context_width
+from .controlnext import ControlNeXtControl
 from .svd_control import SVDControl
 
 
 def describe(checkpoint: Checkpoint, model) -> str:
     """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`."""
-    dtype, compute = model.model.get_dtype(), model.model.get_dtype_inference()
+    lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size())
+    if checkpoint.unexpected:
+        logging.warning("Load UNet: %s: %s", checkpoint.path.name, lines[-1])
+    return "\n".join(lines)
+
+
+def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]:
+    """The same of a file whose weights are, or will be, kept as `dtype` in `memory` bytes and computed with as `compute`."""
     computed = "" if compute == dtype else f", computed in {_short(compute)}"
     lines = [
         f"{checkpoint.family.title}",
         f"{checkpoint.parameters / 1e6:,.1f} M parameters, {_short(dtype)}{computed}",
         f"{checkpoint.path.name}, {checkpoint.path.stat().st_size / 2**20:,.1f} MiB",
-        f"{model.model_size() / 2**20:,.1f} MiB in memory",
+        f"{memory / 2**20:,.1f} MiB in memory",
     ]
     if checkpoint.unexpected:
         some = ", ".join(checkpoint.unexpected[:3])
         lines.append(f"{len(checkpoint.unexpected)} tensors not used ({some}, …)")
-        logging.warning("Load UNet: %s: %s", checkpoint.path.name, lines[-1])
-    return "\n".join(lines)
+    return lines
 
 
 def describe_controlnet(control, name: str) -> str:
-    """What kind of ControlNet was loaded from the file `name`, and its size."""
-    kind = "SVD ControlNet (residuals for every frame)" if isinstance(control, SVDControl) else type(control).__name__
+    """What kind of ControlNet was loaded from the file `name`, how it acts, and its size."""
     nets = [patcher.model for patcher in control.get_models()]
     parameters = sum(p.numel() for net in nets for p in net.parameters())
-    return "\n".join([kind, f"{parameters / 1e6:,.1f} M parameters", name])
+    return "\n".join([*_kind(control), f"{parameters / 1e6:,.1f} M parameters", name])
+
+
+def _kind(control):
+    """What it is, and how it acts."""
+    if isinstance(control, (ControlNeXtControl, SVDControl)):
+        return own_kind(control.control_model.config)
+    return hosts_kind(type(control).__name__, context_width(control))
+
+
+def own_kind(config: ControlNetConfig | ControlNeXtConfig) -> list[str]:
+    """The same of a network of ours."""
+    if isinstance(config, ControlNeXtConfig):
+        where = "before the middle block" if config.version == 1 else "after the first level, on the conditioned half alone"
+        return [
+            "ControlNeXt-SVD v1" if config.version == 1 else "ControlNeXt-SVD v2 (a ControlNeXt-SDXL file looks the same)",
+            f"one feature for every frame, {where}",
+            "made for the SVD UNet that comes with it: load that one too",
+        ]
+    if config.temporal:
+        return ["SVD ControlNet", "residuals for every frame, all frames seen together"]
+    return ["SVD ControlNet, spatial only", "residuals for every frame, each seen by itself"]
+
+
+def hosts_kind(class_name: str, context_width: int | None) -> list[str]:
+    """The same of one of the host's classes, for a model with a context of this width."""
+    if class_name == comfy.controlnet.T2IAdapter.__name__:
+        return [class_name, "the same residuals at every step, for every image or frame by itself"]
+    family = CONTEXT_WIDTHS.get(context_width, "an image model")
+    return [f"{class_name} for {family}", "residuals for every image or frame, each seen by itself"]
+
+
+def no_controlnet(name: str) -> str:
+    """The error for a file that neither we nor the host can load as a ControlNet."""
+    return (
+        f"Load ControlNet (SVD and all): {name} holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or "
+        f"T2I-Adapter file."
+    )
 
 
 def _short(dtype) -> str:

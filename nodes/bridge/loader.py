@@ -33,7 +33,7 @@ def load_model(path: str, model_options: dict | None = None, disable_dynamic: bo
 def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, disable_dynamic: bool = False):
     """The same for a file that is open already. The patcher can be made anew from the path (multi-GPU, compiling)."""
     model_options = model_options or {}
-    model = _base_model(checkpoint, _model_config(checkpoint, model_options))
+    model = _base_model(checkpoint, choose_config(checkpoint, model_options))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
@@ -78,7 +78,7 @@ def own_config(config: UNetConfig) -> dict:
     return out
 
 
-def _model_config(checkpoint: Checkpoint, model_options: dict):
+def choose_config(checkpoint: Checkpoint, model_options: dict):
     """The host's config object for this family, with weight and compute dtypes chosen as its own loader chooses them."""
     model_config = getattr(comfy.supported_models, checkpoint.family.host)(host_config(checkpoint.config))
     supported = list(model_config.supported_inference_dtypes)

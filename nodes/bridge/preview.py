@@ -13,29 +13,36 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch.nn import functional as F
 
-EVENT = "temporal_unet.preview"  # data: node_id, prompt_id, step (1 to steps), steps, and what `draw` gives
+from .windows import ClipWindows
+
+# Data: node_id, prompt_id, fps, step (1 to steps), steps, frames; of a step that is done also what `draw` gives, of a window
+# that is begun (in the step that runs) also window, its first and last frame; in a loop the last may be before the first.
+EVENT = "temporal_unet.preview"
+USUAL_FPS = 6  # where the conditioning names none, as the host's model takes it
 SHARE = 0.02  # of the time since the first step that the preview may take
-INTERVAL = 0.25  # seconds between two sheets
+INTERVAL = 0.25  # seconds between two sheets, and between two windows that are told
 SHEET_PIXELS = 1024 * 1024
 LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
 DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the host's own preview of one large picture
 JPEG_QUALITY = 80
 
 
-def prepare_callback(model, steps: int):
+def prepare_callback(model, steps: int, fps: float = USUAL_FPS):
     """The host's callback(step, x0, x, total_steps) of progress and preview for the MODEL, with the preview of all frames.
 
-    Ours is left out where the host shows no previews (`--preview-method`, or the prompt's own setting) and where no client
-    queued the prompt.
+    `fps`: frames per second at which the clip is to be shown. Where the MODEL works in our windows, these are told too. Ours
+    is left out where no client queued the prompt, and where that asks for none (the editor's live preview method: none). It
+    is there where ComfyUI itself was started without previews, which is how it starts when nothing is said.
     """
     standard = latent_preview.prepare_callback(model, steps)
-    send = _sender()
+    send = _sender(fps)
     if send is None:
         return standard
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    if previewer is None:
-        return standard
     preview = FramePreview(choose_colours(previewer, model.model.latent_format), send)
+    handler = model.model_options.get("context_handler")
+    if isinstance(handler, ClipWindows):
+        handler.on_window = WindowPreview(preview, steps)
 
     def callback(step, x0, x, total_steps):
         standard(step, x0, x, total_steps)  # first: its copy of a picture waits for the device, so ours need not
@@ -44,7 +51,7 @@ def prepare_callback(model, steps: int):
     return callback
 
 
-def _sender():
+def _sender(fps):
     """A function that sends data to the client that queued the prompt, with the node's id; None where there is no client."""
     context = get_executing_context()
     if context is None:  # a script without a server
@@ -52,11 +59,19 @@ def _sender():
     from server import PromptServer  # not above: it cannot be imported everywhere that a script runs
 
     client = PromptServer.instance.client_id
-    if client is None:  # which the host takes as "to everyone"
+    if client is None or _unwanted(context.prompt_id):  # the host takes None as "to everyone"
         return None
     node_id = get_progress_state().dynprompt.get_display_node_id(context.node_id)
-    about = {"node_id": node_id, "prompt_id": context.prompt_id}
+    about = {"node_id": node_id, "prompt_id": context.prompt_id, "fps": fps}
     return lambda data: PromptServer.instance.send_sync(EVENT, {**about, **data}, client)
+
+
+def _unwanted(prompt_id: str) -> bool:
+    """Does the prompt ask for no previews? The host's own setting tells no longer whether the prompt or its start said so."""
+    from server import PromptServer
+
+    running = PromptServer.instance.prompt_queue.currently_running.values()
+    return any(extra.get("preview_method") == "none" for _, running_id, _, extra, *_ in running if running_id == prompt_id)
 
 
 class FramePreview:
@@ -71,9 +86,11 @@ class FramePreview:
         self.first_step: float | None = None
         self.last_sheet = -math.inf
         self.spent = self.expected = 0.0
+        self.done = 0  # steps
 
     def __call__(self, step: int, x0: torch.Tensor, total_steps: int):
         """step counts from 0; x0 [frames, c, h, w] is what the host's samplers hand on as denoised."""
+        self.done = step + 1
         if x0.is_nested or x0.ndim != 4:  # several latents in one, or a time axis of their own: not of this family
             return
         now = self.clock()
@@ -90,6 +107,23 @@ class FramePreview:
         if now - self.last_sheet < INTERVAL and not last_step:
             return False
         return self.spent + self.expected <= SHARE * (now - self.first_step)
+
+
+class WindowPreview:
+    """Tells the frames of the window that work begins on, at most once in INTERVAL: of quick windows not every one."""
+
+    def __init__(self, preview: FramePreview, steps: int):
+        self.preview, self.steps = preview, steps
+        self.last = -math.inf
+
+    def __call__(self, indices: list[int], frames: int):
+        now = self.preview.clock()
+        if now - self.last < INTERVAL:
+            return
+        self.last = now
+        step = min(self.preview.done + 1, self.steps)
+        window = [indices[0], indices[-1]]
+        self.preview.send({"step": step, "steps": self.steps, "frames": frames, "window": window})
 
 
 def draw(latents: torch.Tensor, colours) -> dict:

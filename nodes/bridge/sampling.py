@@ -8,7 +8,7 @@ import comfy.utils
 import torch
 
 from .curve import evaluate_curve
-from .preview import prepare_callback
+from .preview import USUAL_FPS, prepare_callback
 
 
 def is_video_model(model) -> bool:
@@ -83,9 +83,10 @@ def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_
         model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
     )
+    fps = guider.original_conds["positive"][0].get("fps", USUAL_FPS)
     out = guider.sample(
         noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
-        denoise_mask=latent.get("noise_mask"), callback=prepare_callback(model, steps),
+        denoise_mask=latent.get("noise_mask"), callback=prepare_callback(model, steps, fps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )
     return out.to(management.intermediate_device())

@@ -11,17 +11,33 @@ import comfy.utils
 import torch
 
 from ... import unet
-from ...unet import ControlNetFile, open_controlnet
+from ...unet import ControlNetFile, encoder_bytes, open_controlnet, residual_bytes
+from ...unet.chunks import by_rows
 from .hooks import HostHooks
+from .kept_hints import PreparesImages
+from .memory import BUDGETS, runs_one_by_one, within_memory
+from .windows import LONGEST
+
+
+HINT_TENSORS = 3  # as large as the control image at the hint net's first width, at once
 
 
 class SVDControlNet(unet.SVDControlNet):
     """`unet.SVDControlNet` with the host's choice of attention."""
 
-    def forward(self, x, hint, timesteps, context=None, y=None, c_concat=None, num_frames=None):
+    def forward(self, x, hint, timesteps, context=None, y=None, c_concat=None, num_frames=None, budget=None):
         call = {"x": x, "timesteps": timesteps, "context": context, "y": y}
         hooks = HostHooks({}, self.config.model_channels, None, call)
-        return super().forward(x, hint, timesteps, context, y, c_concat, num_frames, hooks=hooks)
+        return super().forward(x, hint, timesteps, context, y, c_concat, num_frames, hooks=hooks, budget=budget)
+
+    def embed_hint(self, image):
+        """As many images at a time as a layer may work in."""
+        bytes_each = HINT_TENSORS * self.hint_width * image[0, 0].numel() * image.element_size()
+        return by_rows(super().embed_hint, BUDGETS[0], bytes_each, image)
+
+    @property
+    def hint_width(self):
+        return self.controlnet_cond_embedding.conv_in.out_channels
 
 
 def load_svd_controlnet(path: str) -> "SVDControl":
@@ -41,11 +57,12 @@ def _dtypes(opened: ControlNetFile):
     return dtype, management.unet_manual_cast(dtype, management.get_torch_device())
 
 
-class SVDControl(comfy.controlnet.ControlNet):
+class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
     """One use of an SVD ControlNet.
 
     It sees what the UNet sees (scaled latent, first frame, motion) on the conditioned and the unconditioned half alike, as
-    its training and its author's pipeline have it. The control images are embedded once and kept until they change.
+    its training and its author's pipeline have it. The control images are embedded once and kept until they change. Large
+    clips run one video (half) after the other, within the memory that is free.
     """
 
     def __init__(self, control_model=None, **more):
@@ -66,29 +83,68 @@ class SVDControl(comfy.controlnet.ControlNet):
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
             return previous
+        rows = self._rows(x_noisy, t, cond, batched_number)
+        frames = x_noisy.shape[0] // batched_number
+        if batched_number == 1 or not runs_one_by_one(self._config, rows["x"], frames, encoder_bytes):
+            residuals = self._call(rows, frames)
+        else:
+            videos = zip(*(value.split(frames) for value in rows.values()))
+            parts = [self._call(dict(zip(rows, video)), frames) for video in videos]
+            residuals = [torch.cat(part) for part in zip(*parts)]
+        return self.control_merge({"output": residuals[:-1], "middle": residuals[-1:], "input": []}, previous, None)
+
+    def _rows(self, x_noisy, t, cond, batched_number):
+        """The net's arguments, each with a row for every frame of every video."""
         dtype = self.manual_cast_dtype or self.control_model.dtype
 
         def ready(value):
             return comfy.model_base.convert_tensor(value, dtype, x_noisy.device)
 
-        residuals = self.control_model(
-            self.model_sampling_current.calculate_input(t, x_noisy).to(dtype),
-            self._hint(x_noisy, dtype, batched_number),
-            self.model_sampling_current.timestep(t).float(),
-            ready(cond.get("crossattn_controlnet", cond["c_crossattn"])),
-            ready(cond["y"]),
-            ready(cond["c_concat"]),
-            num_frames=x_noisy.shape[0] // batched_number,
-        )
-        return self.control_merge({"output": residuals[:-1], "middle": residuals[-1:], "input": []}, previous, None)
+        return {
+            "x": self.model_sampling_current.calculate_input(t, x_noisy).to(dtype),
+            "hint": self._hint(x_noisy, batched_number),
+            "timesteps": self.model_sampling_current.timestep(t).float(),
+            "context": ready(cond.get("crossattn_controlnet", cond["c_crossattn"])),
+            "y": ready(cond["y"]),
+            "c_concat": ready(cond["c_concat"]),
+        }
 
-    def _hint(self, x_noisy, dtype, batched_number):
+    def _call(self, rows, frames):
+        """The residuals in as large parts as memory allows."""
+        return within_memory(
+            self._config, rows["x"], frames,
+            lambda budget: self.control_model(**rows, num_frames=frames, budget=budget), encoder_bytes,
+        )
+
+    @property
+    def _config(self):
+        return self.control_model.config
+
+    def inference_memory_requirements(self, dtype):
+        """What stays while the UNet runs: both halves' residuals and the embedded images.
+
+        Its own activations are gone by then, and are fewer than the UNet's. The host asks before frames and size are known:
+        these are taken from the control images, as many as a window has at most (and where one is for all frames).
+        """
+        count, _, height, width = self.cond_hint_original.shape
+        frames = LONGEST if count == 1 else min(count, LONGEST)
+        height, width = height // self.compression_ratio, width // self.compression_ratio
+        item = management.dtype_size(self.manual_cast_dtype or self.control_model.dtype)
+        hints = min(count, frames) * self._config.model_channels * height * width * item
+        residuals = 2 * residual_bytes(self._config, frames, height, width, item)
+        return super().inference_memory_requirements(dtype) + hints + residuals
+
+    def prepare(self, images, size, device):
+        """The embedded control images [n, model_channels, *size]."""
+        height, width = (side * self.compression_ratio for side in size)
+        images = comfy.utils.common_upscale(images, width, height, self.upscale_algorithm, "center")
+        dtype = self.manual_cast_dtype or self.control_model.dtype
+        return self.control_model.embed_hint((images * 2 - 1).to(device=device, dtype=dtype))
+
+    def _hint(self, x_noisy, batched_number):
         """The embedded control images [b*t, c, h, w]; `cond_hint` keeps them for one image, or one each of the frames."""
         if self.cond_hint is None or self.cond_hint.shape[2:] != x_noisy.shape[2:]:
-            size = x_noisy.shape[-1] * self.compression_ratio, x_noisy.shape[-2] * self.compression_ratio
-            image = comfy.utils.common_upscale(self.cond_hint_original, *size, self.upscale_algorithm, "center")
-            image = (image * 2 - 1).to(device=x_noisy.device, dtype=dtype)
-            self.cond_hint = self.control_model.embed_hint(image)
+            self.cond_hint = self.prepare(self.cond_hint_original, x_noisy.shape[2:], x_noisy.device)
         if self.cond_hint.shape[0] == 1:
             return self.cond_hint.expand(x_noisy.shape[0], -1, -1, -1)
         return self.cond_hint.repeat(batched_number, 1, 1, 1)

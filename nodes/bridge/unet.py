@@ -1,15 +1,12 @@
 """Our UNet under ComfyUI's calling convention: what the host puts into a MODEL as its `diffusion_model`."""
 
-import logging
-
-import comfy.model_management as management
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ... import unet
 from ...unet import Residuals
 from .hooks import HostHooks
-from .memory import BUDGETS, fitting_budget, runs_one_by_one
+from .memory import runs_one_by_one, within_memory
 
 PLACES = ("input", "middle", "output")
 
@@ -54,19 +51,9 @@ class UNetModel(unet.UNetModel):
         return torch.cat([self._within_memory(*part, frames) for part in parts])
 
     def _within_memory(self, rows, control, options, frames):
-        """One call in as large parts as memory allows; where it runs out all the same, again in smaller ones."""
-        level = fitting_budget(self.config, rows["x"], frames)
-        while True:
-            try:
-                return self._call(rows, control, options, frames, BUDGETS[level])
-            except torch.OutOfMemoryError:
-                if level == len(BUDGETS) - 1:
-                    raise
-            level += 1
-            logging.warning(
-                "Temporal UNet: out of memory; going on with layers in parts of %d MiB.", BUDGETS[level] // 2**20
-            )
-            management.soft_empty_cache()
+        return within_memory(
+            self.config, rows["x"], frames, lambda budget: self._call(rows, control, options, frames, budget)
+        )
 
     def _call(self, rows, control, options, frames, budget):
         call = {name: rows[name] for name in ("x", "timesteps", "context", "y")}

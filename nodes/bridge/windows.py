@@ -48,6 +48,7 @@ class ClipWindows(windows.IndexListContextHandler):
             context_schedule=None, fuse_method=None, context_length=length, context_overlap=overlap,
             closed_loop=closed_loop, dim=0,
         )
+        self.on_window = lambda indices, frames: None  # called as work on a window of a clip of `frames` frames begins
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         return x_in.shape[0] > self.context_length
@@ -63,6 +64,7 @@ class ClipWindows(windows.IndexListContextHandler):
         for start in window_starts(total, self.context_length, self.context_overlap, self._step, self.closed_loop):
             management.throw_exception_if_processing_interrupted()
             indices = [(start + i) % total for i in range(self.context_length)]
+            self.on_window(indices, total)
             window = windows.IndexListContextWindow(indices, dim=0, total_frames=total)
             parts = [self.get_resized_cond(cond, x_in, window) for cond in conds]
             if start > 0 and self.context_overlap > 0:

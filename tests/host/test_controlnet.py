@@ -1,63 +1,13 @@
-"""Apply ControlNet Residuals against the host's ControlNetApplyAdvanced, and against windows worked out by hand."""
+"""Apply ControlNet Residuals against the host's ControlNetApplyAdvanced: strengths, steps, frames, regions, what is refused."""
 
+import comfy.cldm.cldm
 import comfy.controlnet
-import comfy.patcher_extension
+import comfy.ops
 import pytest
 import torch
+from controls import nets, ours, pairs, residuals_of, run, same, svd_net, theirs  # noqa: F401  (fixtures among them)
 from families import random_weights, relative_error
-from oracle import ROWS, SMALL, Pair, controlnet, hints, host_model, prompts, run_node, sample, t2i_adapter
-
-BATCH = 2
-CLIP = 7
-
-
-@pytest.fixture(scope="module")
-def pairs(pack, tmp_path_factory):
-    """Our MODEL and the host's, made when they are first asked for."""
-    folder, made = tmp_path_factory.mktemp("control"), {}
-    return lambda name: made.setdefault(name, None) or made.__setitem__(name, Pair(pack, folder, name)) or made[name]
-
-
-@pytest.fixture(scope="module")
-def nets():
-    """The host's CONTROL_NETs for the miniatures."""
-    made = {
-        "sd1": controlnet("sd1"), "sdxl": controlnet("sdxl"), "sd2": controlnet("sd2"),
-        "sd1 adapter": t2i_adapter("sd1"), "sdxl adapter": t2i_adapter("sdxl"),
-    }
-    return made.__getitem__
-
-
-@pytest.fixture
-def ours(node):
-    """Our node on a pair of prompts, or on what an earlier node made of them."""
-
-    def apply(conds, net, image, strength=0.7, start=0.0, end=1.0, **options):
-        return run_node(node("TemporalUNetApplyControlNetResiduals"), *conds, net, image, strength, start, end, **options)
-
-    return apply
-
-
-@pytest.fixture
-def theirs(node):
-    def apply(conds, net, image, strength=0.7, start=0.0, end=1.0):
-        return run_node(node("ControlNetApplyAdvanced"), *conds, net, image, strength, start, end)
-
-    return apply
-
-
-def run(model, conds, frames=BATCH, **options):
-    return sample(model, *conds, frames=frames, **options)
-
-
-def same(pairs, name, our_conds, their_conds, **options):
-    """Asserts that the control acts, that both nodes give the same on our MODEL, and that the host's MODEL agrees."""
-    pair = pairs(name)
-    result = run(pair.ours, our_conds, **options)
-    assert relative_error(result, run(pair.ours, their_conds, **options)) <= 1e-5
-    assert relative_error(result, run(pair.host, their_conds, **options)) <= 1e-3
-    assert relative_error(result, run(pair.ours, prompts(pair.config), **options)) > 1e-4, "the control did nothing"
-
+from oracle import CPU, ROWS, SMALL, controlnet, fill, hints, host_model, host_unet_config, prompts, run_node, sample
 
 CASES = [("sd1", "sd1"), ("sdxl", "sdxl"), ("sd1", "sd1 adapter"), ("sdxl", "sdxl adapter"), ("sd2", "sd2"), ("svd", "sd2")]
 
@@ -221,18 +171,6 @@ def test_bad_frame_strengths_are_refused(nets, ours, curve):
         ours(prompts(SMALL["sd1"]), nets("sd1"), hints(1), frame_strengths=curve)
 
 
-def residuals_of(control, pair, x, transformer_options=None, batched=2):
-    """What a control of a conditioning hands to the network for x [batched * frames, 4, h, w]."""
-    model = pair.ours.model
-    control.pre_run(model, model.model_sampling.percent_to_sigma)
-    cond = {"c_crossattn": torch.randn(x.shape[0], 7, pair.config.context_dim, generator=torch.Generator().manual_seed(2))}
-    sigma = model.model_sampling.sigma_max.reshape(1).repeat(x.shape[0]) * 0.5
-    out = control.get_control(x, sigma, cond, batched, transformer_options or {"cond_or_uncond": [0, 1]})
-    out = {place: [None if r is None else r.clone() for r in rs] for place, rs in out.items()}
-    control.cleanup()
-    return out
-
-
 @pytest.mark.parametrize("net", ["sd1", "sd1 adapter"])
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_the_mask_weighs_every_residual(pairs, nets, ours, net, per_frame):
@@ -282,94 +220,6 @@ def test_nothing_is_changed_in_place(pairs, nets, ours):
     assert nets("sd1").previous_controlnet is None
 
 
-# windows
-
-
-def windows_of(model, node, length, overlap):
-    return run_node(node("ContextWindowsManual"), model, length, overlap, "standard_static", 1, False, "pyramid", 0, False)[0]
-
-
-def pyramid(length):
-    return torch.tensor([min(i + 1, length - i) for i in range(length)], dtype=torch.float32)
-
-
-def by_hand(model, conds_for, frames, length, overlap, anchor):
-    """One step of each window on its own, put together with the pyramid's weights.
-
-    `anchor`: the host prepends the frame before the window, whose result is dropped.
-    """
-    total = torch.zeros(frames, 4, 8, 8)
-    weight = torch.zeros(frames, 1, 1, 1)
-    start = 0
-    while True:
-        start = min(start, frames - length)
-        window = list(range(start, start + length))
-        shown = [start - 1, *window] if anchor and start > 0 else window
-        latent = {"samples": torch.zeros(len(shown), 4, 8, 8), "batch_index": shown}
-        part = sample(model, *conds_for(shown), steps=1, cfg=2.0, **latent)[len(shown) - length:]
-        total[window] += part * pyramid(length).reshape(-1, 1, 1, 1)
-        weight[window] += pyramid(length).reshape(-1, 1, 1, 1)
-        if start + length >= frames:
-            return total / weight
-        start += length - overlap
-
-
-def anchored():
-    import inspect
-
-    import comfy.context_windows
-
-    return "causal_window_fix" in inspect.signature(comfy.context_windows.IndexListContextHandler).parameters
-
-
-@pytest.mark.parametrize("name, net", [("svd", "sd2"), ("sd1", "sd1"), ("sd1", "sd1 adapter")])
-@pytest.mark.parametrize("length, overlap", [(4, 1), (3, 1)])
-def test_residuals_follow_the_frames_of_context_windows(pairs, nets, node, ours, theirs, name, net, length, overlap):
-    pair = pairs(name)
-    conds, images = prompts(pair.config), hints(CLIP)
-    expected = by_hand(
-        pair.ours, lambda shown: theirs(conds, nets(net), images[shown]), CLIP, length, overlap, anchored()
-    )
-    latent = {"samples": torch.zeros(CLIP, 4, 8, 8), "batch_index": list(range(CLIP)), "steps": 1, "cfg": 2.0}
-    windowed = windows_of(pair.ours, node, length, overlap)
-    assert relative_error(sample(windowed, *ours(conds, nets(net), images), **latent), expected) <= 1e-4
-    if net != "sd1 adapter":  # whose residuals keep the rows of the first window
-        theirs_in_windows = sample(windowed, *theirs(conds, nets(net), images), **latent)
-        assert relative_error(theirs_in_windows, expected) > 1e-3, "the host follows the frames by itself now"
-
-
-def test_frame_strengths_and_masks_follow_the_frames_of_windows(pairs, nets, node, ours):
-    pair = pairs("svd")
-    conds, images = prompts(pair.config), hints(CLIP)
-    masks = torch.rand(CLIP, 64, 64, generator=torch.Generator().manual_seed(8))
-    strengths = torch.linspace(0, 1, CLIP)
-
-    def conds_for(shown):
-        """Without windows a clip of the shown frames: the curve's values go into the masks."""
-        return ours(conds, nets("sd2"), images[shown], mask=masks[shown] * strengths[shown][:, None, None])
-
-    expected = by_hand(pair.ours, conds_for, CLIP, 4, 1, anchored())
-    controlled = ours(conds, nets("sd2"), images, mask=masks, frame_strengths="0:0, 1:1")
-    result = sample(
-        windows_of(pair.ours, node, 4, 1), *controlled, samples=torch.zeros(CLIP, 4, 8, 8),
-        batch_index=list(range(CLIP)), steps=1, cfg=2.0,
-    )
-    assert relative_error(result, expected) <= 1e-4
-
-
-def test_in_the_svd_samplers_own_windows(pairs, nets, node, ours):
-    pair = pairs("svd")
-    controlled = ours(prompts(pair.config), nets("sd2"), hints(CLIP))
-    latent = {"samples": torch.zeros(CLIP, 4, 8, 8)}
-    arguments = (latent, 5, 2, 1.0, 2.0, "linear", "euler", "karras")
-    result, plain = (
-        run_node(node("TemporalUNetSVDSampler"), pair.ours, *conds, *arguments, window_frames=4, window_overlap=1,
-                 closed_loop=True)[0]["samples"]
-        for conds in (controlled, prompts(pair.config))
-    )
-    assert torch.isfinite(result).all() and relative_error(result, plain) > 1e-3
-
-
 # errors
 
 
@@ -380,20 +230,69 @@ def test_a_net_of_another_family_is_refused(pairs, nets, ours):
         assert words in str(error.value)
 
 
-def test_an_adapter_of_another_family_is_an_error(pairs, nets, ours):
-    with pytest.raises((ValueError, RuntimeError)):
-        run(pairs("sd1").ours, ours(prompts(SMALL["sd1"]), nets("sdxl adapter"), hints(1)))
+@pytest.mark.parametrize("name, net, words", [
+    ("sd1", "sdxl adapter", "a T2I-Adapter for SDXL, the model is Stable Diffusion 1"),
+    ("sdxl", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is SDXL"),
+    ("svd", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is Stable Diffusion 2 or SVD"),
+])
+def test_an_adapter_of_another_family_is_refused(pairs, nets, ours, name, net, words):
+    with pytest.raises(ValueError, match=f"Apply ControlNet Residuals: this ControlNet is {words}"):
+        run(pairs(name).ours, ours(prompts(SMALL[name]), nets(net), hints(1)))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_wrong_number_of_images_is_an_error(pairs, nets, ours, count):
-    with pytest.raises(ValueError, match=f"{count} control images for 3 frames"):
-        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(count)), frames=3)
+@pytest.mark.parametrize("name", ["svd", "sdxl"])
+def test_a_control_lora_of_another_family_is_refused(pairs, ours, name):
+    """Of video models also where the context is as wide as SD 2's: the host cannot complete it from their UNet."""
+    rank = {"input_blocks.1.1.transformer_blocks.0.attn2.to_k.down": torch.zeros(4, 1024)}
+    lora = comfy.controlnet.ControlLora({"lora_controlnet": torch.tensor([]), **rank})
+    with pytest.raises(ValueError, match="Apply ControlNet Residuals: this ControlNet is .*, the model is"):
+        run(pairs(name).ours, ours(prompts(SMALL[name]), lora, hints(1)))
 
 
-def test_a_wrong_number_of_masks_is_an_error(pairs, nets, ours):
-    with pytest.raises(ValueError, match="2 masks for 3 frames"):
-        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(1), mask=torch.ones(2, 8, 8)), frames=3)
+def test_a_net_of_video_is_refused_by_sdxl(pairs, svd_net, ours):
+    with pytest.raises(ValueError, match="ControlNet is for .*SVD, the model is SDXL"):
+        run(pairs("sdxl").ours, ours(prompts(SMALL["sdxl"]), svd_net, hints(1)))
+
+
+def test_a_union_net_of_another_family_is_refused(pairs, node, ours):
+    config = host_unet_config(random_weights(SMALL["sdxl"]), ROWS["sdxl"], SMALL["sdxl"].head_channels)
+    config.pop("out_channels")
+    net = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, union_controlnet_num_control_type=6, operations=comfy.ops.disable_weight_init
+    )
+    union = comfy.controlnet.ControlNet(fill(net, 14), load_device=CPU)
+    depth = run_node(node("SetUnionControlNetType"), union, "depth")[0]
+    with pytest.raises(ValueError, match="this ControlNet is for SDXL, the model is Stable Diffusion 2 or SVD"):
+        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), depth, hints(1)))
+
+
+@pytest.mark.parametrize("source", ["images", "masks"])
+def test_of_fewer_images_than_frames_the_last_one_stays(pairs, nets, ours, source):
+    pair, fewer, each = pairs("svd"), [0, 1], [0, 1, 1, 1]
+    images, masks = hints(2), torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(8))
+
+    def made(of):
+        image, mask = (images[of], None) if source == "images" else (images[:1], masks[of])
+        return run(pair.ours, ours(prompts(pair.config), nets("sd2"), image, mask=mask), frames=4)
+
+    assert torch.equal(made(fewer), made(each))
+
+
+def test_more_images_than_frames_are_an_error(pairs, nets, ours):
+    with pytest.raises(ValueError, match="4 control images for 3 frames"):
+        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(4)), frames=3)
+
+
+def test_more_masks_than_frames_are_an_error(pairs, nets, ours):
+    with pytest.raises(ValueError, match="4 masks for 3 frames"):
+        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(1), mask=torch.ones(4, 8, 8)), frames=3)
+
+
+@pytest.mark.parametrize("given, found", [({}, "nothing"), ({"image": hints(1)}, "image"), ({"net": True}, "control_net")])
+def test_a_source_that_is_not_whole_is_an_error(nets, node, given, found):
+    sources = {"control_net": nets("sd1") if given.get("net") else None, "image": given.get("image")}
+    with pytest.raises(ValueError, match=f"found {found}, expected either control_net and image, or residuals"):
+        run_node(node("TemporalUNetApplyControlNetResiduals"), *prompts(SMALL["sd1"]), **sources)
 
 
 def test_after_an_error_the_next_run_is_right(pairs, nets, ours):
@@ -401,7 +300,7 @@ def test_after_an_error_the_next_run_is_right(pairs, nets, ours):
     conds = ours(prompts(pair.config), nets("sd2"), hints(1))
     before = run(pair.ours, conds, frames=3)
     with pytest.raises(ValueError):
-        run(pair.ours, ours(prompts(pair.config), nets("sd2"), hints(2)), frames=3)
+        run(pair.ours, ours(prompts(pair.config), nets("sd2"), hints(4)), frames=3)
     assert torch.equal(run(pair.ours, conds, frames=3), before)
 
 
@@ -413,12 +312,41 @@ def test_the_hosts_model_takes_our_node_too(nets, ours, theirs):
 
 
 @pytest.mark.skipif(not hasattr(comfy.controlnet.ControlBase, "deepclone_multigpu"), reason="0.30.0 has multi-GPU clones")
-def test_a_multigpu_clone_gives_the_same_residuals(pairs, nets, ours):
-    pair = pairs("sd1")
-    control = ours(prompts(pair.config), nets("sd1"), hints(3), frame_strengths="0:0.5, 1:1")[0][0][1]["control"]
+@pytest.mark.parametrize("name, net", [("sd1", "sd1"), ("svd", "svd")])
+def test_a_multigpu_clone_gives_the_same_residuals(pairs, nets, svd_net, ours, name, net):
+    pair, net = pairs(name), svd_net if net == "svd" else nets(net)
+    control = ours(prompts(pair.config), net, hints(3), frame_strengths="0:0.5, 1:1")[0][0][1]["control"]
     x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(6))
     clone = control.deepclone_multigpu(torch.device("cpu"), autoregister=True)
     assert control.get_instance_for_device(torch.device("cpu")) is clone
-    assert clone.get_models_only_self()[0].model is not nets("sd1").control_model
+    (own,) = clone.get_models_only_self()
+    theirs = {p.data_ptr() for p in net.control_model.parameters()}
+    assert not theirs & {p.data_ptr() for p in own.model.parameters()}
     ours_, theirs_ = residuals_of(control, pair, x), residuals_of(clone, pair, x)
     assert all(torch.equal(a, b) for place in ours_ for a, b in zip(ours_[place], theirs_[place]))
+
+
+# SVD's net
+
+
+def test_svds_net_on_video(pairs, svd_net, ours, theirs):
+    """One net used twice, with other images, beside the host's node; the strength doubles the residuals."""
+    pair = pairs("svd")
+    conds, images, other = prompts(pair.config), hints(3), hints(3, seed=22)
+    twice = ours(ours(conds, svd_net, images), svd_net, other, 0.4)
+    result = run(pair.ours, twice, frames=3)
+    expected = run(pair.ours, theirs(theirs(conds, svd_net, images), svd_net, other, 0.4), frames=3)
+    assert relative_error(result, expected) <= 1e-5
+    assert relative_error(result, run(pair.ours, ours(conds, svd_net, images), frames=3)) > 1e-3
+    x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    one, two = (residuals_of(ours(conds, svd_net, images, s)[0][0][1]["control"], pair, x) for s in (1.0, 2.0))
+    assert all(torch.equal(2 * a, b) for place in one for a, b in zip(one[place], two[place]))
+
+
+def test_frames_of_strength_zero_have_residuals_of_exactly_zero(pairs, svd_net, ours):
+    pair = pairs("svd")
+    x = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    conds = ours(prompts(pair.config), svd_net, hints(4), frame_strengths="0.4:0, 0.6:1")
+    given = residuals_of(conds[0][0][1]["control"], pair, x)
+    for residual in given["output"] + given["middle"]:
+        assert residual[[0, 1, 4, 5]].abs().max() == 0 < residual[[2, 3, 6, 7]].abs().amin(0).max()

@@ -248,15 +248,16 @@ def server(monkeypatch):
 def sampled(svd, node):
     """Our sampler as node "9:1" of prompt "p", which stands for node "9"; gives the frames and the host's progress calls."""
 
-    def run(frames=4):
+    def run(frames=4, model=svd.ours, conditioning={}, max_cfg=2.5, more=()):
+        positive, negative = ([[c, {**options, **conditioning}] for c, options in conds] for conds in prompts(svd.config))
         graph, progress = DynamicPrompt({}), []
         graph.add_ephemeral_node("9:1", {}, "9", "9")
         reset_progress_state("p", graph)
         comfy.utils.set_progress_bar_global_hook(lambda value, total, picture, **_: progress.append((value, total, picture)))
         with CurrentNodeContext("p", "9:1"):
             samples = run_node(
-                node("TemporalUNetSVDSampler"), svd.ours, *prompts(svd.config), {"samples": torch.zeros(frames, 4, 8, 8)},
-                5, STEPS, 1.0, 2.5, "linear", "euler", "karras",
+                node("TemporalUNetSVDSampler"), model, positive, negative, {"samples": torch.zeros(frames, 4, 8, 8)},
+                5, STEPS, 1.0, max_cfg, "linear", "euler", "karras", 1.0, *more,
             )[0]["samples"]
         return samples, progress
 
@@ -278,6 +279,53 @@ def test_the_client_that_queued_gets_the_sheet_beside_the_hosts_progress(sampled
     assert distances[0] < 0.5 * min(distances[1:])
 
 
+def test_the_sheet_is_in_taesds_colours_where_the_host_has_it(sampled, server, preview, taesd):
+    server.client_id = "queued"
+    _, progress = sampled()
+    first = server.heard()[0][1]
+    assert (first["width"], first["height"]) == (64, 64)  # pixels of a picture, not of a latent
+    hosts = np.asarray(progress[0][2][1])
+    distances = [np.abs(hosts - cell).mean() for cell in cut_up(first)]
+    assert distances[0] < 8 and distances[0] < 0.5 * min(distances[1:])
+
+
+@pytest.mark.parametrize("conditioning, fps", [({}, 6), ({"fps": 24}, 24)])
+def test_the_clip_is_shown_at_the_pace_that_the_conditioning_names(sampled, server, conditioning, fps):
+    server.client_id = "queued"
+    sampled(conditioning=conditioning)
+    assert {data["fps"] for _, data, _ in server.heard()} == {fps}
+
+
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_each_window_is_told_before_its_picture(sampled, server, svd, preview, monkeypatch, closed_loop):
+    monkeypatch.setattr(preview, "INTERVAL", 0)
+    server.client_id = "queued"
+    worked_on = []
+
+    def spy(apply, args):
+        worked_on.append(args["c"]["transformer_options"]["context_window"].index_list)
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    model = svd.ours.clone()
+    model.set_model_unet_function_wrapper(spy)
+    sampled(frames=9, model=model, max_cfg=1.0, more=("0:1", 0.0, 1.0, 4, 2, closed_loop))  # unguided: one call a window
+    told = [data for _, data, _ in server.heard() if "window" in data]
+    assert [data["window"] for data in told] == [[indices[0], indices[-1]] for indices in worked_on]
+    assert any(first > last for first, last in (data["window"] for data in told)) == closed_loop
+    assert [data["step"] for data in told] == sorted(data["step"] for data in told)
+    assert {data["step"] for data in told} == set(range(1, STEPS + 1)) and {data["frames"] for data in told} == {9}
+
+
+def test_few_windows_are_told_where_they_are_quick(preview):
+    now, sent = 0.0, []
+    frames = preview.FramePreview(None, sent.append, lambda: now)
+    tell = preview.WindowPreview(frames, steps=4)
+    for number in range(100):
+        tell([number, number + 3], 103)
+        now += 0.01
+    assert [data["window"][0] for data in sent] == [0, 25, 50, 75]
+
+
 def test_without_a_client_nothing_is_sent_and_all_else_is_the_same(sampled, server):
     server.client_id = "queued"
     samples, progress = sampled()
@@ -290,9 +338,20 @@ def test_without_a_client_nothing_is_sent_and_all_else_is_the_same(sampled, serv
         assert np.array_equal(ours[1], theirs[1])
 
 
-def test_nothing_is_sent_where_the_host_shows_no_previews(sampled, server):
+def test_it_is_shown_where_the_host_was_started_without_previews(sampled, server):
+    """As it is when nothing is said: it draws none of its own then."""
     server.client_id = "queued"
-    latent_preview.set_preview_method("none")
+    args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews
     _, progress = sampled()
-    assert server.heard() == []
+    assert "image" in server.heard()[0][1]
     assert [picture for *_, picture in progress] == [None] * STEPS
+
+
+@pytest.mark.parametrize("asked, shown", [("none", False), ("default", True), ("auto", True)])
+def test_nothing_is_sent_where_the_prompt_asks_for_no_previews(sampled, server, asked, shown):
+    server.client_id = "queued"
+    server.prompt_queue.put((0, "p", {}, {"preview_method": asked}, []))
+    server.prompt_queue.get(timeout=1)
+    sampled()
+    events = [event for event, *_ in server.heard()]
+    assert ("temporal_unet.preview" in events) == shown

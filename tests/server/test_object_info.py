@@ -84,7 +84,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         {
             "video": ("IMAGE", {}),
             "continuation": ("IMAGE", {}),
-            "match_colors": ("BOOLEAN", {"default": True, "advanced": True}),
+            "match_colors": ("BOOLEAN", {"default": False, "advanced": True}),
         },
         [("IMAGE", "video")],
     ),
@@ -98,25 +98,56 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         {
             "positive": ("CONDITIONING", {}),
             "negative": ("CONDITIONING", {}),
-            "control_net": ("CONTROL_NET", {}),
-            "image": ("IMAGE", {}),
             "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0}),
             "start_percent": ("FLOAT", SHARE_START),
             "end_percent": ("FLOAT", SHARE_END),
+            "control_net": ("CONTROL_NET", {}),
+            "image": ("IMAGE", {}),
             "frame_strengths": ("STRING", {"advanced": True}),
             "mask": ("MASK", {}),
             "vae": ("VAE", {}),
+            "residuals": ("CONTROL_RESIDUALS", {}),
         },
         [("CONDITIONING", "positive"), ("CONDITIONING", "negative")],
     ),
+    "TemporalUNetComputeControlNetResiduals": (
+        "Compute ControlNet Residuals",
+        {
+            "model": ("MODEL", {}),
+            "positive": ("CONDITIONING", {}),
+            "control_net": ("CONTROL_NET", {}),
+            "image": ("IMAGE", {}),
+            "latent_image": ("LATENT", {}),
+            "percent": ("FLOAT", {"default": 0.2, "min": 0.0, "max": 1.0, "advanced": True}),
+            "seed": ("INT", {**SEED, "advanced": True}),
+            "vae": ("VAE", {}),
+        },
+        [("CONTROL_RESIDUALS", "residuals")],
+    ),
+    "TemporalUNetSaveControlNetResiduals": (
+        "Save ControlNet Residuals",
+        {"residuals": ("CONTROL_RESIDUALS", {}), "filename_prefix": ("STRING", {"default": "residuals/ComfyUI"})},
+        [],
+    ),
+    "TemporalUNetLoadControlNetResiduals": (
+        "Load ControlNet Residuals",
+        {"residuals_name": ("COMBO", {})},
+        [("CONTROL_RESIDUALS", "residuals")],
+    ),
 }
-OPTIONAL = {"clip_vision", "mask", "vae of TemporalUNetApplyControlNetResiduals"}
+APPLY = "TemporalUNetApplyControlNetResiduals"
+OPTIONAL = {
+    "clip_vision", "mask", *(f"{name} of {APPLY}" for name in ("control_net", "image", "vae", "residuals")),
+    "vae of TemporalUNetComputeControlNetResiduals",
+}
 
 
 def inputs_of(info: dict) -> dict[str, tuple[str, dict, str]]:
     """Input name -> (type, options, "required" or "optional"), in the order of the node."""
     found = {}
     for kind, entries in info["input"].items():
+        if kind == "hidden":  # what the host gives by itself
+            continue
         for name, (type_, *rest) in entries.items():
             options = dict(rest[0]) if rest else {}
             if isinstance(type_, list):  # how the host writes a combo of the older API

@@ -64,12 +64,26 @@ def test_the_client_that_queued_gets_all_frames_and_another_gets_none(server):
     for preview in previews:
         content = preview.pop("image").removeprefix("data:image/jpeg;base64,")
         assert preview == {
-            "node_id": only(prompt, "TemporalUNetSVDSampler"), "prompt_id": prompt_id, "steps": 4, "frames": FRAMES,
+            "node_id": only(prompt, "TemporalUNetSVDSampler"), "prompt_id": prompt_id, "fps": 6, "steps": 4, "frames": FRAMES,
             "shown": list(range(FRAMES)), "columns": 2, "rows": 2, "width": SIZE // 8, "height": SIZE // 8,
         }
         assert Image.open(io.BytesIO(base64.b64decode(content, validate=True))).size == (2 * SIZE // 8, 2 * SIZE // 8)
     assert len(clients["first"].pictures) >= 3  # the host's own
     assert clients["second"].data("status")  # it did listen
+    assert clients["second"].data(EVENT) == []
+
+
+def test_the_windows_of_a_long_clip_are_told_as_they_are_begun(server):
+    _, clients = overhear(server, svd(steps=3, frames=8, window_frames=4, window_overlap=1), queued_by="first")
+    events = clients["first"].data(EVENT)
+    windows = [event for event in events if "window" in event]
+    assert windows[0]["window"] == [0, 3]
+    for event in windows:
+        assert (event["frames"], event["steps"]) == (8, 3) and "image" not in event
+        first, last = event["window"]
+        assert 0 <= first and last == first + 3 < 8
+    steps = [event["step"] for event in events]
+    assert steps[0] == 1 and steps == sorted(steps) and steps[-1] <= 3
     assert clients["second"].data(EVENT) == []
 
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from families import FULL, TINY, inputs, random_weights, relative_error
 from safetensors.torch import save_file
 from test_diffusers import diffusers, to_diffusers
-from unet import ControlNetConfig, SVDControlNet, UNetFileError, UNetModel, open_checkpoint, open_controlnet
+from unet import (
+    ControlNetConfig, SVDControlNet, UNetFileError, UNetModel, find_controlnet, open_checkpoint, open_controlnet,
+)
 from unet.controlnet import original_names, read_controlnet_config
 
 CONFIG = TINY["svd"]
@@ -168,3 +170,78 @@ def test_another_file_is_told_apart(file, tmp_path):
     save_file(random_weights(CONFIG), tmp_path / "unet.safetensors")
     with pytest.raises(UNetFileError, match="unet.safetensors: it holds no SVD ControlNet"):
         open_controlnet(tmp_path / "unet.safetensors")
+
+
+# without layers over time
+
+SPATIAL = replace(CONFIG, temporal=False)
+
+
+def spatial_tensors(config=SPATIAL, seed=3):
+    """A random ControlNet in the layout of diffusers' ControlNetModel, which is also SVD's where it has no temporal layers."""
+    return {name.replace(".spatial_res_block.", "."): value for name, value in public_tensors(config, seed).items()}
+
+
+def spatial_reference(config, tensors):
+    """diffusers' own ControlNetModel with these weights."""
+    motion = {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 768, "addition_time_embed_dim": 256}
+    net = diffusers.ControlNetModel(
+        in_channels=config.in_channels, block_out_channels=(64, 128, 256, 256), layers_per_block=2, cross_attention_dim=1024,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), attention_head_dim=(1, 2, 4, 4),
+        use_linear_projection=True, conditioning_embedding_out_channels=WIDTHS, **(motion if config.adm_channels else {}),
+    )
+    net.load_state_dict(tensors)
+    return net.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("channels, adm", [(8, 768), (8, None), (4, 768)])
+def test_a_spatial_only_net_equals_diffusers(tmp_path, channels, adm):
+    """Latent with or without the image beside it, with or without SVD's vector condition."""
+    config = replace(SPATIAL, in_channels=channels, adm_channels=adm)
+    tensors = {name: value.contiguous() for name, value in spatial_tensors(config).items()}
+    save_file(tensors, tmp_path / "spatial.safetensors")
+    assert find_controlnet(tmp_path / "spatial.safetensors") is SVDControlNet
+    net = load(tmp_path / "spatial.safetensors")
+    assert net.config.temporal is False
+    call = inputs(replace(config, adm_channels=None), frames=3, batch=2)
+    ids = torch.tensor([[5.0, 128.0, 0.02], [24.0, 30.0, 0.5]]).repeat_interleave(3, dim=0)
+    y = torch.stack([torch.cat([formulas.sinusoids(float(number), 256) for number in row]) for row in ids]).float()
+    hint = torch.rand(6, 3, 64, 64) * 2 - 1
+    down, middle = spatial_reference(config, tensors)(
+        call["x"], call["timesteps"], call["context"], hint, return_dict=False,
+        added_cond_kwargs={"text_embeds": torch.zeros(6, 0), "time_ids": ids} if adm else None,
+    )
+    x = call.pop("x")
+    ours = net(x[:, :4], net.embed_hint(hint), **call, y=y, c_concat=x[:, 4:] if channels == 8 else torch.rand(6, 4, 8, 8),
+               num_frames=3)
+    assert max(relative_error(a, b) for a, b in zip(ours, [*down, middle], strict=True)) <= 1e-5
+
+
+def test_a_spatial_only_net_sees_each_frame_by_itself(tmp_path):
+    tensors = {name: value.contiguous() for name, value in spatial_tensors().items()}
+    save_file(tensors, tmp_path / "spatial.safetensors")
+    net, call = load(tmp_path / "spatial.safetensors"), inputs(SPATIAL, frames=3)
+    hint = net.embed_hint(torch.rand(3, 3, 64, 64))
+    whole = net(hint=hint, num_frames=3, **call)
+    frame = net(hint=hint[1:2], num_frames=1, **{name: value[1:2] for name, value in call.items()})
+    assert max(relative_error(a[1:2], b) for a, b in zip(whole, frame, strict=True)) <= 1e-5
+
+
+@pytest.mark.parametrize("channels, adm, context", [(4, None, 1024), (4, None, 768), (4, 2816, 2048), (8, 2816, 2048)])
+def test_the_nets_of_image_models_are_left_to_the_host(tmp_path, channels, adm, context):
+    config = replace(SPATIAL, in_channels=channels, adm_channels=adm, context_dim=context)
+    save_file({name: value.contiguous() for name, value in spatial_tensors(config).items()}, tmp_path / "image.safetensors")
+    assert find_controlnet(tmp_path / "image.safetensors") is None
+    with pytest.raises(UNetFileError, match="image.safetensors: it holds no SVD ControlNet"):
+        open_controlnet(tmp_path / "image.safetensors")
+
+
+LOSSES = ["down_blocks.1.", "down_blocks.3.resnets.0.norm1.", "controlnet_down_blocks.4.", "controlnet_cond_"]
+
+
+@pytest.mark.parametrize("gone", LOSSES)
+def test_a_damaged_spatial_only_file_is_refused(tmp_path, gone):
+    cut = {name: value.contiguous() for name, value in spatial_tensors().items() if not name.startswith(gone)}
+    save_file(cut, tmp_path / "cut.safetensors")
+    with pytest.raises(UNetFileError, match="^cut.safetensors: "):
+        open_controlnet(tmp_path / "cut.safetensors")

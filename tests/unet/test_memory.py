@@ -1,9 +1,12 @@
 """The reckoned memory against what is counted on the meta device."""
 
 import pytest
+import torch
 from families import TINY
-from test_chunks import SVD, svd_peak
-from unet.memory import activation_bytes
+from live import peak_bytes
+from test_chunks import SVD, OutputOnly, svd_peak
+from unet import ControlNetConfig, SVDControlNet
+from unet.memory import activation_bytes, encoder_bytes, residual_bytes
 
 MIB = 2**20
 
@@ -21,3 +24,21 @@ def test_reckoned_is_near_counted(frames, size, budget):
 def test_more_frames_need_more():
     config = TINY["svd"]
     assert activation_bytes(config, 28, 8, 8, 2, None) == 2 * activation_bytes(config, 14, 8, 8, 2, None)
+
+
+@pytest.mark.parametrize(("frames", "size", "budget"), [
+    (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), None), (3, (33, 57), None),
+])
+def test_a_controlnets_memory_and_residuals(frames, size, budget):
+    half = {"dtype": torch.float16, "device": "meta"}
+    net = SVDControlNet(ControlNetConfig(SVD, 3, (16, 32, 96, 256)), **half)
+    call = {
+        "x": torch.empty(frames, 8, *size, **half), "hint": torch.empty(frames, 320, *size, **half),
+        "timesteps": torch.empty(frames, device="meta"), "context": torch.empty(frames, 1, 1024, **half),
+        "y": torch.empty(frames, 768, **half),
+    }
+    with torch.no_grad():
+        counted = peak_bytes(lambda: net(**call, budget=budget, hooks=OutputOnly()))
+        residuals = net(**call, budget=budget, hooks=OutputOnly())
+    assert 0.9 <= encoder_bytes(SVD, frames, *size, 2, budget) / counted <= 1.1
+    assert residual_bytes(SVD, frames, *size, 2) == sum(residual.nbytes for residual in residuals)

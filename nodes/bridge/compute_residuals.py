@@ -1,0 +1,88 @@
+"""Running a ControlNet alone, at one noise level, through the host's own preparation of a sampling step."""
+
+import comfy.model_management as management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+
+from .control import frames_of
+
+NODE = "Compute ControlNet Residuals"
+
+
+def compute_residuals(model, positive, latent_image: dict, percent: float, seed: int) -> tuple[list[torch.Tensor], float]:
+    """(what the control in `positive` adds to the UNet, in the order of the original's `controls`; the noise level sigma).
+
+    Each is [frames, c, h, w] on the CPU. The latent is noised to the level at the share `percent` of the sampling. The
+    host loads the models, converts the conditioning and makes windows as in sampling; the UNet itself is not run.
+    """
+    latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+    noise = comfy.sample.prepare_noise(latent, seed, latent_image.get("batch_index"))
+    sigma = _sigma(model.get_model_object("model_sampling"), percent)
+    step = _ControlStep(latent.shape[0])
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    management.throw_exception_if_processing_interrupted()
+    guider.sample(
+        noise, latent, step, torch.tensor([sigma, 0.0]), denoise_mask=latent_image.get("noise_mask"), disable_pbar=True,
+        seed=seed,
+    )
+    return step.residuals(), sigma
+
+
+def _sigma(model_sampling, percent: float) -> float:
+    """The noise level at this share of the sampling; the host gives one beyond the model's at 0 and 1."""
+    sigma = float(model_sampling.percent_to_sigma(percent))
+    return min(max(sigma, float(model_sampling.sigma_min)), float(model_sampling.sigma_max))
+
+
+class _ControlStep(comfy.samplers.Sampler):
+    """A "sampler" of one step that keeps what would go to the UNet as its control, and leaves the latent as it is.
+
+    Frames that lie in several context windows get the mean.
+    """
+
+    def __init__(self, frames: int):
+        self.counts = torch.zeros(frames, 1, 1, 1)
+        self.sums: list[torch.Tensor] = []
+        self.progress = comfy.utils.ProgressBar(frames)
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        model = model_wrap.inner_model
+        x = model.model_sampling.noise_scaling(sigmas[0], noise, latent_image, self.max_denoise(model_wrap, sigmas))
+        options = {**extra_args["model_options"], "model_function_wrapper": self._keep}
+        comfy.samplers.calc_cond_batch(model, [model_wrap.conds["positive"]], x, sigmas[:1].repeat(x.shape[0]), options)
+        return latent_image
+
+    def _keep(self, apply_model, call: dict) -> torch.Tensor:
+        """Stands in the UNet's place; `call` is what the host gives to a "model_function_wrapper"."""
+        controls = _controls(call["c"].get("control"))
+        frames, _ = frames_of(call["input"].shape[0], call["c"]["transformer_options"])
+        if not self.sums:
+            self.sums = [control.new_zeros(len(self.counts), *control.shape[1:], device="cpu") for control in controls]
+        for total, control in zip(self.sums, controls):
+            total[frames] += control.cpu()
+        self.counts[frames] += 1
+        self.progress.update_absolute(int(self.counts.count_nonzero()))
+        management.throw_exception_if_processing_interrupted()
+        return torch.zeros_like(call["input"])
+
+    def residuals(self) -> list[torch.Tensor]:
+        if not self.sums:
+            raise ValueError(f"{NODE}: the conditioning is not used at this noise level. Choose another percent.")
+        return [total / self.counts.to(total) for total in self.sums]
+
+
+def _controls(control: dict | None) -> list[torch.Tensor]:
+    """A control of the host in the original's order; only what acts on all skips and the middle block has one."""
+    parts = control or {}
+    controls = [*parts.get("output", ()), *parts.get("middle", ())]
+    if not controls or any(part is not None for part in parts.get("input", ())) or any(c is None for c in controls):
+        raise ValueError(
+            f"{NODE}: this control gives no residuals for the UNet's skips and middle block (a T2I-Adapter, a ControlNeXt). "
+            f"Connect it to Apply ControlNet Residuals instead."
+        )
+    return controls

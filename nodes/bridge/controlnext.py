@@ -1,0 +1,138 @@
+"""SVD's ControlNeXt as a CONTROL_NET of the host: loading it, and letting its feature join the UNet's way down."""
+
+from dataclasses import dataclass
+
+import comfy.controlnet
+import comfy.model_management as management
+import comfy.ops
+import comfy.utils
+import torch
+
+from ...unet import ControlNeXt, open_controlnext
+from ...unet.controlnext import join
+from .control import WeighsItself
+from .memory import BUDGETS
+
+AFTER_SKIP = "input_block_patch_after_skip"  # both hosts' UNet and ours ask it what a block's result shall become
+UNCONDITIONED = 1  # in the host's `cond_or_uncond`
+
+
+def load_controlnext(path: str) -> "ControlNeXtControl":
+    """The ControlNeXt in the file `path`, under the host's device management; raises UNetFileError."""
+    opened = open_controlnext(path)
+    device = management.get_torch_device()
+    dtype = management.unet_dtype(model_params=opened.parameters, weight_dtype=opened.dtype())
+    compute = management.unet_manual_cast(dtype, device)
+    operations = comfy.ops.pick_operations(dtype, compute)
+    net = ControlNeXt(opened.config, operations=operations, dtype=dtype, device="meta")
+    net.load_state_dict(opened.state_dict(dtype), assign=True)
+    net.requires_grad_(False).eval()
+    return ControlNeXtControl(net, load_device=device, manual_cast_dtype=compute)
+
+
+@dataclass(eq=False)
+class JoinFeature:
+    """A patch of one call of the UNet: the frames' feature joins what one input block has made.
+
+    `gains`: those of a conditioned and of an unconditioned video of the batch; `weights` as in `WeighsItself`.
+    """
+
+    block: int
+    feature: torch.Tensor  # [t or 1, c, h', w']
+    gains: tuple[float, float]
+    weights: torch.Tensor | None
+
+    def __call__(self, h: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+        if transformer_options["block"] != ("input", self.block):
+            return h
+        feature, weights = self.feature.to(h), self._weights(h)
+        videos = h.chunk(len(transformer_options["cond_or_uncond"]))
+        gains = [_gain(self.gains, kind) for kind in transformer_options["cond_or_uncond"]]
+        return torch.cat([
+            join(video, feature, gain * weights) if gain else video for video, gain in zip(videos, gains)
+        ])
+
+    def _weights(self, h):
+        """The frames' weights at the size of h, or 1."""
+        if self.weights is None:
+            return 1.0
+        weights = self.weights.to(h)
+        if weights.shape[-2:] == (1, 1):
+            return weights
+        return comfy.utils.common_upscale(weights, h.shape[-1], h.shape[-2], "bilinear", "disabled")
+
+
+def _gain(gains, kind):
+    conditioned, unconditioned = gains
+    return unconditioned if kind == UNCONDITIONED else conditioned
+
+
+class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
+    """One use of a ControlNeXt. It gives no residuals: it leaves a patch in the options of the call that it controls.
+
+    Those options serve that one call, so nothing is left behind by a run, an error or a cancel.
+    """
+
+    def __init__(self, control_model=None, **more):
+        super().__init__(control_model, **more)
+        self.upscale_algorithm = "bilinear"
+        self.block = None  # the UNet's input block after which the feature joins
+
+    def pre_run(self, model, percent_to_timestep_function):
+        super().pre_run(model, percent_to_timestep_function)
+        unet, net = model.model_config.unet_config, self.control_model.config
+        if not unet.get("use_temporal_attention"):
+            raise ValueError(
+                f"This ControlNeXt is for Stable Video Diffusion, the model is {type(model).__name__}. Load the SVD UNet that "
+                f"was trained with it."
+            )
+        expected = net.unet_channels(unet["model_channels"], unet["channel_mult"])
+        if net.out_channels != expected:
+            raise ValueError(
+                f"This ControlNeXt makes a feature of {net.out_channels} channels, the model takes {expected} there. Load the "
+                f"SVD UNet that was trained with it."
+            )
+        self.block = net.unet_block(unet["num_res_blocks"])
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        previous = None
+        if self.previous_controlnet is not None:
+            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
+            return previous
+        gains = tuple(self.strength * gain for gain in self.control_model.gains())
+        if not any(_gain(gains, kind) for kind in transformer_options["cond_or_uncond"]):
+            return previous
+        feature = self.control_model(
+            self._image(x_noisy, x_noisy.shape[0] // batched_number),
+            self.model_sampling_current.timestep(t[:1]).float(),
+            BUDGETS[0],
+        )
+        patches = transformer_options.get("patches", {})
+        ours = JoinFeature(self.block, feature, gains, self.frame_weights)
+        transformer_options["patches"] = {**patches, AFTER_SKIP: [*patches.get(AFTER_SKIP, ()), ours]}
+        return previous
+
+    def _image(self, x_noisy, frames):
+        """The control images [1 or frames, 3, 8h, 8w] in 0 to 1; `cond_hint` keeps them while they fit."""
+        count = self.cond_hint_original.shape[0]
+        if count not in (1, frames):
+            raise ValueError(
+                f"ControlNeXt: found {count} control images for {frames} frames; expected 1 (for all frames) or {frames}. With "
+                f"context windows use the node Apply ControlNet Residuals, which gives each window its own."
+            )
+        width, height = (size * self.compression_ratio for size in (x_noisy.shape[-1], x_noisy.shape[-2]))
+        if self.cond_hint is None or self.cond_hint.shape[2:] != (height, width):
+            image = comfy.utils.common_upscale(self.cond_hint_original, width, height, self.upscale_algorithm, "center")
+            self.cond_hint = image.to(device=x_noisy.device, dtype=self.manual_cast_dtype or self.control_model.dtype)
+        return self.cond_hint
+
+    def inference_memory_requirements(self, dtype):
+        return super().inference_memory_requirements(dtype) + BUDGETS[0]
+
+    def copy(self):
+        other = ControlNeXtControl(load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
+        other.control_model = self.control_model
+        other.control_model_wrapped = self.control_model_wrapped
+        self.copy_to(other)
+        return other

@@ -1,0 +1,53 @@
+"""How strongly a control acts on each frame and region of a clip."""
+
+import comfy.utils
+import torch
+
+from .curve import evaluate_curve
+
+
+def numbers_for(count: int, frames: list[int], total: int, what: str) -> list[int]:
+    """Which of `count` images (masks, residuals: `what`) belong to these frames of a clip of `total`.
+
+    One is for all frames; of several each frame has its own, and where they end early the last one stays.
+    """
+    if count > total:
+        raise ValueError(
+            f"Apply ControlNet Residuals: found {count} {what} for {total} frames; expected 1 (for all frames), or {total} "
+            f"(one per frame; of fewer the last one stays). Leave out those that are too many."
+        )
+    return [min(frame, count - 1) for frame in frames]
+
+
+class FrameWeights:
+    """The weights of a clip of `total` frames: of its frames by `curve`, of its pixels by `mask` [1 or frames, h, w]."""
+
+    def __init__(self, curve, mask: torch.Tensor | None, total: int):
+        self.total = total
+        self.curve = torch.from_numpy(evaluate_curve(curve, total)).float().reshape(-1, 1, 1, 1)
+        self.mask = None if mask is None else mask[:, None]
+        self.resized = {}  # the mask at each size that residuals have, made once
+
+    def of(self, frames: list[int]) -> torch.Tensor:
+        """[t, 1, h, w] with h, w of the mask (or 1), fp32 on the CPU."""
+        weights = self.curve[frames]
+        if self.mask is None:
+            return weights
+        return weights * self.mask[numbers_for(self.mask.shape[0], frames, self.total, "masks")]
+
+    def apply(self, residual: torch.Tensor | None, frames: list[int], videos: int) -> torch.Tensor | None:
+        """residual [videos * t, c, h, w] times the weights of its t frames; a new tensor."""
+        if residual is None:
+            return None
+        weights = self.curve[frames].to(residual)
+        if self.mask is not None:
+            weights = weights * self._mask(residual)[numbers_for(self.mask.shape[0], frames, self.total, "masks")]
+        return residual * weights.repeat(videos, 1, 1, 1)
+
+    def _mask(self, residual):
+        key = residual.shape[2:], residual.device, residual.dtype
+        if key not in self.resized:
+            height, width = residual.shape[2:]
+            mask = self.mask.to(residual)
+            self.resized[key] = comfy.utils.common_upscale(mask, width, height, "bilinear", "disabled")
+        return self.resized[key]

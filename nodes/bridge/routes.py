@@ -1,0 +1,55 @@
+"""What the browser asks about a model file before a run: GET routes that name the file as the node does.
+
+`/temporal_unet/unet_info?name=…` (and weight_dtype, width, height, frames) and `/temporal_unet/controlnet_info?name=…` answer
+{"lines": [text, …]}, or {"error": text} with the words of the error that a run would end with. Status 404 where no such file is
+in the host's lists, 400 where a parameter is none. Only the file's header is read.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from ...unet import UNetFileError
+from .file_info import describe_controlnet_file, describe_unet_file
+from .files import WEIGHT_DTYPES, controlnet_names, controlnet_path, unet_names, unet_path
+
+CLIP = {"width": (1024, 16384), "height": (576, 16384), "frames": (14, 4096)}  # parameter -> (default, highest)
+
+
+def add_routes(routes: web.RouteTableDef) -> None:
+    """Adds both to the host's `PromptServer.instance.routes`."""
+    routes.get("/temporal_unet/unet_info")(unet_info)
+    routes.get("/temporal_unet/controlnet_info")(controlnet_info)
+
+
+async def unet_info(request: web.Request) -> web.Response:
+    options = WEIGHT_DTYPES.get(request.query.get("weight_dtype", "default"))
+    clip = [_number(request.query, name) for name in CLIP]
+    if options is None or None in clip:
+        return web.json_response({"error": "weight_dtype, width, height or frames is out of range"}, status=400)
+    return await _answer(request, unet_names, lambda name: describe_unet_file(unet_path(name), options, *clip))
+
+
+async def controlnet_info(request: web.Request) -> web.Response:
+    return await _answer(request, controlnet_names, lambda name: describe_controlnet_file(controlnet_path(name)))
+
+
+async def _answer(request, list_names, describe):
+    """In a thread: a file may lie on a slow disk, and the server has others to serve."""
+    return await asyncio.to_thread(_look, request.query.get("name", ""), list_names, describe)
+
+
+def _look(name, list_names, describe):
+    if name not in list_names():
+        return web.json_response({"error": "no such file in the host's lists"}, status=404)
+    try:
+        return web.json_response({"lines": describe(name)})
+    except UNetFileError as error:
+        return web.json_response({"error": str(error)})
+
+
+def _number(query, name: str) -> int | None:
+    """The parameter, its default where it is not given, None where it is no whole number in its range."""
+    default, highest = CLIP[name]
+    text = query.get(name, str(default))
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= highest else None

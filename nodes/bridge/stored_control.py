@@ -1,0 +1,96 @@
+"""Residuals that are there already, as a CONTROL_NET of the host: no net runs, they are added at every step."""
+
+import comfy.controlnet
+
+from ...unet import ControlResiduals, residual_shapes
+from .control import frames_of
+from .frame_weights import numbers_for
+
+NODE = "Apply ControlNet Residuals"
+
+
+class StoredControl(comfy.controlnet.ControlBase):
+    """One use of `residuals`, which are only read. Their frames are those of the clip; a single one serves all.
+
+    It stands inside a FrameControl, which weighs what it gives and adds that of controls before it.
+    """
+
+    def __init__(self, residuals: ControlResiduals, strength: float, percent_range: tuple[float, float]):
+        super().__init__()
+        self.residuals = residuals
+        self.strength = strength
+        self.timestep_percent_range = percent_range
+        self._forget()
+
+    def _forget(self):
+        self.config = None  # of the UNet, in the host's terms
+        self.ready = None  # (frames, videos, device) and what was made for them
+
+    def pre_run(self, model, percent_to_timestep_function):
+        super().pre_run(model, percent_to_timestep_function)
+        self.config = model.model_config.unet_config
+        if "channel_mult" not in self.config:
+            raise ValueError(
+                f"{NODE}: the residuals are for a UNet, the model is {type(model).__name__}. Use one of Stable Diffusion 1, "
+                f"2, XL or Stable Video Diffusion."
+            )
+        count, expected = len(self.residuals.controls), len(self._expected(1, 1))
+        if count != expected:
+            raise ValueError(
+                f"{NODE}: found {count} residuals, expected {expected} ({expected - 1} for the input blocks of "
+                f"{type(model).__name__} and 1 for its middle block). Use residuals that were made for this model."
+            )
+        self._check([(shape[0],) for shape in self._expected(1, 1)], "channels")
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        if not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
+            return None
+        frames, total = frames_of(x_noisy.shape[0] // batched_number, transformer_options)
+        numbers = numbers_for(self.residuals.frames, frames, total, "frames of residuals")
+        wanted = numbers, batched_number, x_noisy.shape[2:], x_noisy.device
+        if self.ready is None or self.ready[0] != wanted:
+            self._check(self._expected(*x_noisy.shape[2:]), "channels, height and width")
+            self.ready = None  # frees the last before the next is made
+            self.ready = wanted, [self._rows(control, *wanted[:2], x_noisy.device) for control in self.residuals.controls]
+        rows = self.ready[1]
+        return {"input": [], "middle": rows[-1:], "output": rows[:-1]}
+
+    def _rows(self, control, numbers, videos, device):
+        """control [frames, c, h, w] of these frames times the strength, for every video in the batch; a new tensor."""
+        if control.shape[0] == 1:
+            return (control.to(device) * self.strength).expand(videos * len(numbers), -1, -1, -1)
+        return (control[numbers].to(device) * self.strength).repeat(videos, 1, 1, 1)
+
+    def _expected(self, height, width):
+        config = self.config
+        return residual_shapes(config["model_channels"], config["channel_mult"], config["num_res_blocks"], height, width)
+
+    def _check(self, expected: list[tuple[int, ...]], what: str):
+        """Names the first residual whose shape after the frames does not begin as expected."""
+        for number, (control, shape) in enumerate(zip(self.residuals.controls, expected)):
+            found = tuple(control.shape[1 : 1 + len(shape)])
+            if found != shape:
+                raise ValueError(
+                    f"{NODE}: residual controls.{number} has {what} {list(found)}, expected {list(shape)}. Use residuals that "
+                    f"were made for this model at this size."
+                )
+
+    def inference_memory_requirements(self, dtype):
+        rows = 1 if self.residuals.frames == 1 else 2  # times the frames: the conditioned and the unconditioned half
+        ready = rows * sum(control.nbytes for control in self.residuals.controls)
+        return super().inference_memory_requirements(dtype) + ready
+
+    def cleanup(self):
+        super().cleanup()
+        self._forget()
+
+    def copy(self):
+        other = StoredControl(self.residuals, self.strength, self.timestep_percent_range)
+        self.copy_to(other)
+        return other
+
+    def deepclone_multigpu(self, load_device, autoregister=False):
+        other = self.copy()
+        if autoregister:
+            self.multigpu_clones[load_device] = other
+        return other

@@ -1,0 +1,107 @@
+"""SVD's ControlNet in bounded memory: videos one by one, smaller parts where memory runs out, a truthful estimate."""
+
+import logging
+from unittest.mock import patch
+
+import pytest
+import torch
+from controls import ours, pairs, residuals_of, svd_net  # noqa: F401  (fixtures among them)
+from families import relative_error
+from oracle import hints, prompts, sample
+
+FRAMES = 3
+
+
+@pytest.fixture
+def residuals(pairs, ours, svd_net):
+    """What the net gives for two videos of three frames."""
+    pair = pairs("svd")
+    x = torch.randn(2 * FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+
+    def given(count=FRAMES):
+        return residuals_of(ours(prompts(pair.config), svd_net, hints(count))[0][0][1]["control"], pair, x)
+
+    return given
+
+
+def same(given, expected):
+    return all(relative_error(a, b) <= 1e-5 for place in expected for a, b in zip(given[place], expected[place]))
+
+
+def rows_of(net):
+    rows = []
+    return rows, net.input_blocks[0][0].register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+
+
+@pytest.mark.parametrize("images", [1, FRAMES])
+def test_large_videos_run_one_by_one_with_the_same_residuals(pack, svd_net, residuals, images):
+    expected = residuals(images)
+    rows, handle = rows_of(svd_net.control_model)
+    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 0):
+        apart = residuals(images)
+    handle.remove()
+    assert rows == [FRAMES, FRAMES] and same(apart, expected)
+
+
+def test_small_videos_run_together(svd_net, residuals):
+    rows, handle = rows_of(svd_net.control_model)
+    residuals()
+    handle.remove()
+    assert rows == [2 * FRAMES]
+
+
+def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_residuals(svd_net, residuals, caplog):
+    expected, left = residuals(), [1]
+
+    def fails(module, args):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("out of memory (raised by the test)")
+
+    handle = svd_net.control_model.input_blocks[4][0].register_forward_pre_hook(fails)
+    with caplog.at_level(logging.WARNING):
+        given = residuals()
+    handle.remove()
+    assert any("out of memory" in record.message for record in caplog.records) and same(given, expected)
+
+
+def test_images_are_embedded_in_parts_that_fit(pack, svd_net, residuals):
+    expected, rows = residuals(), []
+    hint_net = svd_net.control_model.controlnet_cond_embedding
+    handle = hint_net.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+    with patch.object(pack("nodes.bridge.svd_control"), "BUDGETS", (1,)):
+        given = residuals()
+    handle.remove()
+    assert rows == [1] * FRAMES and same(given, expected)
+
+
+def test_the_host_is_told_what_stays_beside_the_unet(pairs, ours, svd_net, residuals):
+    """Both halves' residuals and the embedded images, at the images' size."""
+    control = ours(prompts(pairs("svd").config), svd_net, hints(FRAMES))[0][0][1]["control"]
+    given = residuals()
+    embedded = FRAMES * pairs("svd").config.model_channels * 8 * 8 * 4
+    stays = sum(residual.nbytes for residual in given["output"] + given["middle"]) + embedded
+    assert control.inference_memory_requirements(torch.float32) == stays
+
+
+def test_a_long_clip_is_told_as_one_window(pairs, ours, svd_net):
+    conds = prompts(pairs("svd").config)
+    told = [ours(conds, svd_net, hints(n))[0][0][1]["control"].inference_memory_requirements(torch.float32) for n in (25, 60)]
+    assert told[0] == told[1]
+
+
+def test_a_cancel_leaves_the_next_run_as_it_was(pairs, ours, svd_net):
+    import comfy.model_management as management
+
+    pair = pairs("svd")
+    conds = ours(prompts(pair.config), svd_net, hints(FRAMES))
+    before = sample(pair.ours, *conds, frames=FRAMES)
+
+    def cancels(module, args):
+        raise management.InterruptProcessingException()
+
+    handle = svd_net.control_model.input_blocks[4][0].register_forward_pre_hook(cancels)
+    with pytest.raises(management.InterruptProcessingException):
+        sample(pair.ours, *conds, frames=FRAMES)
+    handle.remove()
+    assert torch.equal(sample(pair.ours, *conds, frames=FRAMES), before)

@@ -1,0 +1,107 @@
+"""What the server tells of a model file before a run: the words of a run, nothing of files that are not listed, at once."""
+
+import json
+import struct
+import time
+import urllib.error
+from urllib.parse import urlencode
+
+import pytest
+import torch
+from families import FULL, PREFIX
+from prompts import changed, node, svd
+from unet import UNetModel
+
+UNET, CONTROLNET = "/temporal_unet/unet_info", "/temporal_unet/controlnet_info"
+BAD = ("truncated", "web_page", "lora", "vae", "missing_key", "misshaped_key")
+CONTROL = "untrained_sd15_controlnet.safetensors"
+
+
+def ask(server, route, **query):
+    return server.get(f"{route}?{urlencode(query)}")
+
+
+def status(server, route, **query):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ask(server, route, **query)
+    return refusal.value.code
+
+
+@pytest.mark.parametrize("name, dtype", [
+    ("untrained_svd.safetensors", "default"), ("untrained_svd.safetensors", "fp8_e4m3fn"), ("untrained_sdxl.safetensors", "fp16"),
+    ("checkpoints/untrained_svd_checkpoint.safetensors", "default"),
+])
+def test_a_unet_is_told_as_its_info_output_tells_it(server, name, dtype):
+    loader = node("TemporalUNetLoader", unet_name=name, weight_dtype=dtype)
+    entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
+    lines = ask(server, UNET, name=name, weight_dtype=dtype)["lines"]
+    expected = entry["outputs"]["2"]["text"][0].split("\n")
+    assert lines[4].startswith("about ") if "svd" in name else len(lines) == 4
+    megabytes = [float(found[3].removesuffix(" MiB in memory").replace(",", "")) for found in (lines, expected)]
+    assert megabytes[0] == pytest.approx(megabytes[1], abs=0.11)  # a MODEL holds its noise schedule too
+    del lines[3:5], expected[3]
+    assert lines == expected
+
+
+def test_a_controlnet_is_told_as_its_info_output_tells_it(server):
+    loader = node("TemporalUNetControlNetLoader", control_net_name=CONTROL)
+    entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
+    told, expected = ask(server, CONTROLNET, name=CONTROL)["lines"], entry["outputs"]["2"]["text"][0].split("\n")
+    assert told[:-1] == expected[:-1]
+    assert told[-1].startswith(f"{expected[-1]}, ")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_unet_is_told_in_the_words_of_the_error(server, name):
+    name = f"{name}.safetensors"
+    message = server.fault(changed(svd(), "TemporalUNetLoader", unet_name=name))["exception_message"].strip()
+    assert ask(server, UNET, name=name) == {"error": message}
+
+
+@pytest.mark.parametrize("route", [UNET, CONTROLNET])
+@pytest.mark.parametrize("name", [
+    "", "no_such.safetensors", "../vae/untrained_vae.safetensors", "checkpoints/../vae/untrained_vae.safetensors", "/etc/passwd",
+    "..\\vae\\untrained_vae.safetensors", "untrained_svd.safetensors\0", "untrained_vae.safetensors",
+])
+def test_a_file_that_the_node_does_not_list_is_not_told_of(server, route, name):
+    assert status(server, route, name=name) == 404
+
+
+@pytest.mark.parametrize("query", [
+    {"weight_dtype": "int3"}, {"width": "-8"}, {"height": "wide"}, {"frames": "0"}, {"frames": "4097"}, {"width": "1" * 5000},
+    {"frames": "²"},
+])
+def test_a_parameter_that_is_none_is_refused(server, query):
+    assert status(server, UNET, name="untrained_svd.safetensors", **query) == 400
+
+
+def write_hollow(path):
+    """A file of SVD in its real size whose numbers are a hole: it takes no room on the disk, and reading them would take long."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in UNetModel(FULL["svd"], device="meta").state_dict().items():
+        header[PREFIX + name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [end, end + 2 * tensor.numel()]}
+        end += 2 * tensor.numel()
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
+    path = server.base / "models" / "diffusion_models" / "hollow_svd.safetensors"
+    write_hollow(path)
+    try:
+        begun = time.monotonic()
+        lines = ask(server, UNET, name=path.name, weight_dtype="fp16")["lines"]
+        assert time.monotonic() - begun < 10  # 0.2 s; the machine may be busy
+        assert lines[:2] == ["Stable Video Diffusion", "1,524.6 M parameters, float16, computed in float32"]
+        assert lines[3] == "2,908.0 MiB in memory"
+        short, long, wide = (
+            float(ask(server, UNET, name=path.name, weight_dtype="fp16", **clip)["lines"][4].split()[1])
+            for clip in ({}, {"frames": 25}, {"width": 2048, "height": 1152})
+        )
+        assert 2908 / 1024 < short < long < wide
+        windowed = ask(server, UNET, name=path.name, weight_dtype="fp16", frames=1000)["lines"][4]
+        assert windowed == f"about {long} GiB for 1000 frames of 1024x576, in windows of 25"
+    finally:
+        path.unlink()

@@ -1,0 +1,251 @@
+"""ControlNeXt for Stable Video Diffusion: a small net whose one feature joins the UNet's way down.
+
+Source: Peng et al. 2024 (arXiv 2408.06070) and the authors' code, dvlab-research/ControlNeXt: folders ControlNeXt-SVD-v2 and
+ControlNeXt-SVD (v1), files models/controlnext_vid_svd.py and models/unet_spatio_temporal_condition_controlnext.py. Attribute
+names are the key names on disk, but for v1's learned strength: `strength.scale` here, `scale` there.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .chunks import by_rows
+from .detect import UNetFileError
+from .layers import timestep_embedding
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+EMBEDDING_GROUPS = 2  # of every norm in `embedding`
+LEVEL_GROUPS = (4, 8, 8)  # of both norms in each of `down_res`
+MIDDLE_GROUPS = 8
+LEVELS_V1, LEVELS_V2 = 3, 2
+
+
+@dataclass(frozen=True)
+class ControlNeXtConfig:
+    """The shape of one net, and with it which of the two published versions it is."""
+
+    image_channels: int
+    embedding_widths: tuple[int, int, int]  # of the three first convolutions
+    level_widths: tuple[int, ...]  # of the residual blocks, each followed by a downsampling
+    out_channels: int  # the UNet's where the feature joins it
+    time_channels: int  # of the sinusoids
+    emb_channels: int
+    learned_strength: bool  # v1: joins before the middle block. Else v2: joins after the UNet's first downsampling
+
+    @property
+    def version(self) -> int:
+        return 1 if self.learned_strength else 2
+
+    def unet_block(self, num_res_blocks: Collection[int]) -> int:
+        """The input block after which the feature joins a UNet with so many residual blocks in each level.
+
+        v2: the first downsampling. v1: the last of the input blocks. The skip of that block stays as it was.
+        """
+        if self.learned_strength:
+            return sum(num_res_blocks) + len(num_res_blocks) - 1
+        return tuple(num_res_blocks)[0] + 1
+
+    def unet_channels(self, model_channels: int, channel_mult: Collection[int]) -> int:
+        """The width of that block in a UNet of such levels, which `out_channels` must equal."""
+        return model_channels * tuple(channel_mult)[-1 if self.learned_strength else 0]
+
+
+class TimestepEmbedding(nn.Module):
+    """Linear, SiLU, linear on the sinusoids of the timestep."""
+
+    def __init__(self, channels: int, emb_channels: int, *, operations, factory: dict):
+        super().__init__()
+        self.linear_1 = operations.Linear(channels, emb_channels, **factory)
+        self.linear_2 = operations.Linear(emb_channels, emb_channels, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nn.Module):
+    """`layers.ResBlock` under diffusers' names, with diffusers' eps and a number of groups of its own."""
+
+    def __init__(self, channels: int, out_channels: int, emb_channels: int, groups: int, *, operations, factory: dict):
+        super().__init__()
+        self.norm1 = operations.GroupNorm(groups, channels, eps=1e-6, **factory)
+        self.conv1 = operations.Conv2d(channels, out_channels, 3, padding=1, **factory)
+        self.time_emb_proj = operations.Linear(emb_channels, out_channels, **factory)
+        self.norm2 = operations.GroupNorm(groups, out_channels, eps=1e-6, **factory)
+        self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **factory)
+        self.conv_shortcut = (
+            nn.Identity() if channels == out_channels else operations.Conv2d(channels, out_channels, 1, **factory)
+        )
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2, as diffusers names it."""
+
+    def __init__(self, channels: int, *, operations, factory: dict):
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, padding=1, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class LearnedStrength(nn.Module):
+    """v1's one number; in a module of its own, since hosts offload parameters by module."""
+
+    def __init__(self, *, factory: dict):
+        super().__init__()
+        # fp32 whatever the net's dtype: one number, and sigmoid has no fp8 kernel
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float32, device=factory["device"]))
+
+
+class ControlNeXt(nn.Module):
+    """Control images to the one feature that `join` adds to the UNet's activations."""
+
+    def __init__(self, config: ControlNeXtConfig, *, operations=nn, dtype: torch.dtype | None = None, device=None):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        factory = {"dtype": dtype, "device": device}
+        layer = {"operations": operations, "factory": factory}
+        self.embedding = _embedding(config, operations, factory)
+        self.time_embedding = TimestepEmbedding(config.time_channels, config.emb_channels, **layer)
+        self.down_res = nn.ModuleList()
+        self.down_sample = nn.ModuleList()
+        channels = config.embedding_widths[-1]
+        for width, groups in zip(config.level_widths, LEVEL_GROUPS):
+            self.down_res.append(ResnetBlock(channels, width, config.emb_channels, groups, **layer))
+            self.down_sample.append(Downsample(width, **layer))
+            channels = width
+        self.mid_convs = nn.ModuleList([
+            nn.Sequential(
+                operations.Conv2d(channels, channels, 3, padding=1, **factory), nn.ReLU(),
+                operations.GroupNorm(MIDDLE_GROUPS, channels, **factory),
+                operations.Conv2d(channels, channels, 3, padding=1, **factory),
+                operations.GroupNorm(MIDDLE_GROUPS, channels, **factory),
+            ),
+            operations.Conv2d(channels, config.out_channels, 1, **factory),
+        ])
+        self.strength = LearnedStrength(factory=factory) if config.learned_strength else None
+
+    def gains(self) -> tuple[float, float]:
+        """What `join` shall take as gain in (the conditioned, the unconditioned) half, at a strength of 1.
+
+        The authors' pipelines set the strength of the unconditioned half to 0. In v2 that leaves it as it is; in v1, where
+        the gain is 1.3 sigmoid(strength), the half keeps 0.65.
+        """
+        if self.strength is None:
+            return 0.2, 0.0
+        return 1.3 * torch.sigmoid(self.strength.scale).item(), 1.3 * 0.5
+
+    def forward(self, image: torch.Tensor, timesteps: torch.Tensor, budget: int | None = None) -> torch.Tensor:
+        """Control images [n, image_channels, 8h, 8w] in 0 to 1, timesteps [n] or [1] (SVD's: 0.25 ln sigma), to the feature
+        [n, out_channels, about h, about w] (v1: h/4, w/4).
+
+        The images run in parts that need `budget` bytes at most, as in `chunks.by_rows`.
+        """
+        emb = timestep_embedding(timesteps.reshape(-1), self.config.time_channels).to(image.dtype)
+        emb = self.time_embedding(emb).expand(image.shape[0], -1)
+        halved = image.shape[-2] * image.shape[-1] // 4
+        row = 4 * self.config.embedding_widths[-1] * halved * image.element_size()  # input, output and two in between
+        return by_rows(self._rows, budget, row, image, emb)
+
+    def _rows(self, image, emb):
+        h = self.embedding(image)
+        for res, downsample in zip(self.down_res, self.down_sample):
+            h = downsample(res(h, emb))
+        h = h + self.mid_convs[0](h)
+        return self.mid_convs[1](h)
+
+
+def _embedding(config, operations, factory) -> nn.Sequential:
+    first, second, third = config.embedding_widths
+    layers = [
+        operations.Conv2d(config.image_channels, first, 3, stride=2, padding=1, **factory),
+        operations.GroupNorm(EMBEDDING_GROUPS, first, **factory), nn.ReLU(),
+        operations.Conv2d(first, second, 3, **factory),  # without padding, as published
+        operations.GroupNorm(EMBEDDING_GROUPS, second, **factory), nn.ReLU(),
+        operations.Conv2d(second, third, 3, **factory),
+        operations.GroupNorm(EMBEDDING_GROUPS, third, **factory), nn.ReLU(),
+    ]
+    return nn.Sequential(*layers, nn.MaxPool2d(2)) if config.learned_strength else nn.Sequential(*layers)
+
+
+def join(h: torch.Tensor, feature: torch.Tensor, gain: float | torch.Tensor) -> torch.Tensor:
+    """h [n, c, h, w] plus `gain` (one number, or [n or 1, 1, h or 1, w or 1]) times the feature [n or 1, c, h', w'].
+
+    The feature is first brought to each sample's mean and standard deviation of h, and to h's size by averaging.
+    """
+    std, mean = torch.std_mean(h, dim=(1, 2, 3), keepdim=True)
+    feature_std, feature_mean = torch.std_mean(feature, dim=(1, 2, 3), keepdim=True)
+    unit = F.adaptive_avg_pool2d((feature - feature_mean) / (feature_std + 1e-5), h.shape[-2:])
+    return h + gain * (unit * std + mean)
+
+
+PARTS = ("embedding.", "down_res.", "down_sample.", "mid_convs.")
+
+
+def is_controlnext(names: Collection[str]) -> bool:
+    """Do these tensors make a ControlNeXt, though maybe a damaged one or one of an image model?"""
+    return sum(any(name.startswith(part) for name in names) for part in PARTS) >= 2
+
+
+def controlnext_names(names: Collection[str]) -> dict[str, str]:
+    """Maps the key names of `ControlNeXt` to those on disk."""
+    return {"strength.scale" if name == "scale" else name: name for name in names}
+
+
+def read_controlnext_config(shapes: Shapes) -> ControlNeXtConfig:
+    """The config of the net whose key names (as `ControlNeXt` has them) and shapes these are."""
+    if not any(name.startswith("embedding.") for name in shapes):
+        raise UNetFileError(
+            "it holds a ControlNeXt without embedding.*: one of Stable Diffusion 1.5, or a damaged file. Choose a "
+            "ControlNeXt-SVD file."
+        )
+    levels = len({name.split(".")[1] for name in shapes if name.startswith("down_res.")})
+    learned_strength = "strength.scale" in shapes
+    if levels != (LEVELS_V1 if learned_strength else LEVELS_V2):
+        raise UNetFileError(
+            f"its ControlNeXt has {levels} levels (down_res) and {'a' if learned_strength else 'no'} learned scale; expected "
+            f"{LEVELS_V2} and none (ControlNeXt-SVD v2), or {LEVELS_V1} and one (v1). The file is damaged or of another kind."
+        )
+
+    def widths(name: str) -> tuple[int, ...]:
+        """(output, input) channels of the layer."""
+        if len(shapes.get(f"{name}.weight", ())) < 2:
+            raise UNetFileError(
+                f"{name}.weight is missing or no matrix: the file is damaged or not a whole ControlNeXt. Get it again from "
+                f"its source."
+            )
+        return shapes[f"{name}.weight"][:2]
+
+    emb_channels, time_channels = widths("time_embedding.linear_1")
+    config = ControlNeXtConfig(
+        image_channels=widths("embedding.0")[1],
+        embedding_widths=tuple(widths(f"embedding.{place}")[0] for place in (0, 3, 6)),
+        level_widths=tuple(widths(f"down_res.{level}.conv1")[0] for level in range(levels)),
+        out_channels=widths("mid_convs.1")[0],
+        time_channels=time_channels,
+        emb_channels=emb_channels,
+        learned_strength=learned_strength,
+    )
+    for width, groups in _normed(config):
+        if width % groups:
+            raise UNetFileError(f"a layer is {width} channels wide, which {groups} groups do not divide: the file is damaged.")
+    return config
+
+
+def _normed(config: ControlNeXtConfig):
+    """(channels, groups) of the norms."""
+    yield from ((width, EMBEDDING_GROUPS) for width in config.embedding_widths)
+    channels = (config.embedding_widths[-1], *config.level_widths)
+    for groups, before, after in zip(LEVEL_GROUPS, channels, channels[1:]):
+        yield from ((before, groups), (after, groups))
+    yield channels[-1], MIDDLE_GROUPS

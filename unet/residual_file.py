@@ -1,0 +1,91 @@
+"""A ControlNet's residuals as a value, and as a safetensors file with the tensors `controls.0`, `controls.1`, …"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .checkpoint import open_file
+from .detect import UNetFileError
+
+NAME = re.compile(r"controls\.(\d+)")
+EXPECTED = "expected controls.0, controls.1, … as Save ControlNet Residuals writes them"
+
+
+@dataclass(frozen=True)
+class ControlResiduals:
+    """What a ControlNet adds to a UNet at one noise level.
+
+    `controls`: [frames, c, h, w] each, in the order that `UNetModel.forward` takes (skips, then the middle); one frame
+    serves all. `about`: what made them, as text under names.
+    """
+
+    controls: tuple[torch.Tensor, ...]
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        return self.controls[0].shape[0]
+
+
+def write_residuals(path: str | Path, residuals: ControlResiduals, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the file `path` with `about` and `metadata` in its header; a half-written one never stands under the name."""
+    tensors = {f"controls.{number}": control.contiguous().cpu() for number, control in enumerate(residuals.controls)}
+    part = Path(path).with_suffix(".part")
+    try:
+        save_file(tensors, part, {**residuals.about, **(metadata or {}), "controls": str(len(tensors))})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_residuals(path: str | Path) -> ControlResiduals:
+    """The residuals in a file: all its tensors `controls.i`, of any float dtype; others are left alone.
+
+    Raises UNetFileError, which names the file, where it is missing, damaged, or holds no usable residuals.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UNetFileError(f"{path.name}: no such file; expected a .safetensors file with ControlNet residuals.")
+    file = open_file(path)
+    try:
+        controls = _controls(file)
+    except UNetFileError as error:
+        raise UNetFileError(f"{path.name}: {error}") from None
+    return ControlResiduals(controls, file.metadata() or {})
+
+
+def _controls(file) -> tuple[torch.Tensor, ...]:
+    names = sorted((name for name in file.keys() if NAME.fullmatch(name)), key=lambda name: int(NAME.fullmatch(name)[1]))
+    if not names:
+        some = ", ".join(list(file.keys())[:3]) or "nothing"
+        raise UNetFileError(f"it holds no ControlNet residuals (found {some}); {EXPECTED}.")
+    for number, name in enumerate(names):
+        if name != f"controls.{number}":
+            raise UNetFileError(
+                f"controls.{number} is missing (found {name} next); {EXPECTED}. The file is damaged: make it again."
+            )
+    controls = tuple(_usable(name, file.get_tensor(name)) for name in names)
+    for name, control in zip(names, controls):
+        if control.shape[0] != controls[0].shape[0]:
+            raise UNetFileError(
+                f"{name} holds {control.shape[0]} frames, expected {controls[0].shape[0]} as controls.0. Make the file again."
+            )
+    return controls
+
+
+def _usable(name: str, control: torch.Tensor) -> torch.Tensor:
+    if control.ndim != 4 or 0 in control.shape or not control.is_floating_point():
+        raise UNetFileError(
+            f"{name} is {str(control.dtype).removeprefix('torch.')} of shape {list(control.shape)}, expected floating-point "
+            f"numbers of shape [frames, channels, height, width]."
+        )
+    if control.element_size() not in (2, 4):  # fp8 and fp64, which few operations take
+        control = control.float()
+    if not torch.isfinite(control).all():
+        raise UNetFileError(f"{name} holds NaN or infinite values, expected finite numbers. Make the residuals again.")
+    return control
