@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -55,18 +56,30 @@ def hosts_for_tests(args: argparse.Namespace) -> list[Host]:
     return [pinned_host(version) for version in ARCHIVES if args.host in (None, "all", version)]
 
 
-def run_child(command: list, host: Host, **environment: str) -> int:
-    """Run to the end, from the repository root; the exit status. When this process is stopped, the child may tidy up first."""
-    env = {"OMP_WAIT_POLICY": "passive", **os.environ, "TEMPORAL_UNET_HOST": str(host.folder), **environment}
-    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env)
-    try:
-        return process.wait()
-    except BaseException as reason:
+def start_child(command: list, host: Host, output=None, **environment: str) -> subprocess.Popen:
+    """A process that works from the repository root; `output` is a file for what it says, None for this terminal."""
+    env = {"OMP_WAIT_POLICY": "passive", **environment, **os.environ, "TEMPORAL_UNET_HOST": str(host.folder)}
+    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, stdout=output, stderr=output and subprocess.STDOUT)
+
+
+def stop_children(processes: list[subprocess.Popen], reason: BaseException) -> None:
+    """When this process is stopped, its children may tidy up first."""
+    for process in processes:
         if not isinstance(reason, KeyboardInterrupt):  # Ctrl-C has reached the child already
             process.terminate() if WINDOWS else process.send_signal(signal.SIGINT)
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
         process.kill()
+
+
+def run_child(command: list, host: Host) -> int:
+    """Run to the end; the exit status."""
+    process = start_child(command, host)
+    try:
+        return process.wait()
+    except BaseException as reason:
+        stop_children([process], reason)
         raise
 
 
@@ -165,50 +178,91 @@ def command_run(args: argparse.Namespace) -> None:
     say(str(video))
 
 
-def run_pytest(room: str, host: Host, extra: list[str]) -> Counter:
-    """Run one folder of tests on one host; how many passed, failed and were skipped."""
-    say(f"\n== tests/{room} on ComfyUI {host.name}")
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        status = run_child([host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", ROOT / "tests" / room,
-                            f"--junit-xml={report}", *extra], host)
-        suites = ElementTree.parse(report).getroot().iter("testsuite") if report.exists() else ()
+class Room:
+    """The tests of one folder on one host: a process, what it said, and how many passed, failed and were skipped."""
+
+    def __init__(self, name: str, host: Host, extra: list[str], scratch: Path):
+        self.name, self.host, self.extra = name, host, extra
+        self.title = f"tests/{name} on ComfyUI {host.name}"
+        self.report, self.log = (scratch / f"{name}-{host.name}.{suffix}" for suffix in ("report", "log"))
+
+    def start(self, threads: int) -> subprocess.Popen:
+        say(f"Started {self.title}")
+        self.since = time.monotonic()
+        with self.log.open("wb") as log:
+            return start_child(self.command(), self.host, log, OMP_NUM_THREADS=str(threads))
+
+    def command(self) -> list:
+        return [self.host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", ROOT / "tests" / self.name,
+                f"--junit-xml={self.report}", *self.extra]
+
+    def tell(self, status: int) -> Counter:
+        """Print what the process said; its counts."""
+        text = self.log.read_text(encoding="utf-8", errors="replace").rstrip()
+        say(f"\n== {self.title}, {time.monotonic() - self.since:.0f} s\n{text}")
+        return self.counts(status)
+
+    def counts(self, status: int) -> Counter:
+        suites = ElementTree.parse(self.report).getroot().iter("testsuite") if self.report.exists() else ()
         sums = Counter()
         for suite in suites:
             sums.update({name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")})
-    failed = sums["failures"] + sums["errors"]
-    nothing_chosen = status == 5 and extra  # the caller's own selection may leave a room empty
-    if status and not failed and not nothing_chosen:
-        say(f"tests/{room} on ComfyUI {host.name}: pytest ended with status {status} and no failed test (5: it found no tests)")
-        failed = 1
-    return Counter(passed=sums["tests"] - failed - sums["skipped"] if sums["tests"] else 0, failed=failed, skipped=sums["skipped"])
+        failed = sums["failures"] + sums["errors"]
+        nothing_chosen = status == 5 and self.extra  # the caller's own selection may leave a room empty
+        if status and not failed and not nothing_chosen:
+            say(f"{self.title}: pytest ended with status {status} and no failed test (5: it found no tests)")
+            failed = 1
+        return Counter(passed=sums["tests"] - failed - sums["skipped"] if sums["tests"] else 0, failed=failed, skipped=sums["skipped"])
 
 
-def run_node_tests(host: Host) -> Counter:
-    """Run tests/web with node's own test runner; counts as in `run_pytest`."""
-    say("\n== tests/web in node")
-    files = sorted((ROOT / "tests" / "web").rglob("*.test.*js"))  # named singly: node versions differ on a folder
-    node = shutil.which("node")
-    if not (node and files):
-        say("tests/web holds no *.test.js or *.test.mjs file." if node else "tests/web needs node: install Node.js 20 or newer.")
-        return Counter(failed=1)
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.tap"
-        status = run_child([node, "--test", "--test-reporter=spec", "--test-reporter-destination=stdout",
-                            "--test-reporter=tap", f"--test-reporter-destination={report}", *files], host)
-        found = dict(re.findall(r"^# (pass|fail|skipped) (\d+)$", report.read_text(encoding="utf-8"), re.MULTILINE))
-    return Counter(passed=int(found["pass"]), failed=max(int(found["fail"]), int(status != 0)), skipped=int(found["skipped"]))
+class NodeRoom(Room):
+    """tests/web, by node's own test runner."""
+
+    def command(self) -> list:
+        files = sorted((ROOT / "tests" / "web").rglob("*.test.*js"))  # named singly: node versions differ on a folder
+        node = shutil.which("node")
+        if not (node and files):
+            raise DevError("tests/web holds no *.test.mjs file." if node else "tests/web needs node: install Node.js 20 or newer.")
+        return [node, "--test", "--test-reporter=spec", "--test-reporter-destination=stdout", "--test-reporter=tap",
+                f"--test-reporter-destination={self.report}", *files]
+
+    def counts(self, status: int) -> Counter:
+        found = dict(re.findall(r"^# (pass|fail|skipped) (\d+)$", self.report.read_text(encoding="utf-8"), re.MULTILINE))
+        return Counter(passed=int(found["pass"]), failed=max(int(found["fail"]), int(status != 0)), skipped=int(found["skipped"]))
+
+
+def side_by_side(lanes: list[list[Room]], threads: int) -> Counter:
+    """Runs the rooms of each lane one after the other, and the lanes beside each other."""
+    total, running = Counter(), {}
+    try:
+        while any(lanes) or running:
+            for number, lane in enumerate(lanes):
+                if lane and number not in running:
+                    room = lane.pop(0)
+                    running[number] = room, room.start(threads)
+            time.sleep(0.2)
+            for number, (room, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[number]
+                    total += room.tell(process.returncode)
+    except BaseException as reason:
+        stop_children([process for _, process in running.values()], reason)
+        raise
+    return total
 
 
 def command_test(args: argparse.Namespace) -> None:
-    hosts = hosts_for_tests(args)
-    runs = [("unet", hosts[0]), *((room, host) for host in hosts for room in ("host", "server")), ("browser", hosts[0])]
-    total = Counter()
-    for room, host in runs:
-        if (ROOT / "tests" / room).is_dir() and (room, host.name) != ("browser", "0.16.3"):
-            total += run_pytest(room, host, args.pytest_args)
-    if (ROOT / "tests" / "web").is_dir():
-        total += run_node_tests(hosts[0])
+    newest, *others = hosts = hosts_for_tests(args)
+    with tempfile.TemporaryDirectory() as folder:
+        def room(name, host, kind=Room):
+            return kind(name, host, args.pytest_args, Path(folder))
+
+        # Servers in one lane: the memory of two at once, with full-size models, is more than some machines have.
+        lanes = [[room("host", newest), *(room("server", host) for host in hosts)],
+                 [*(room("host", host) for host in others), room("unet", newest), room("web", newest, NodeRoom)]]
+        if newest.name != "0.16.3":
+            lanes[1].append(room("browser", newest))
+        total = side_by_side(lanes, threads=max(1, (os.cpu_count() or 2) // 2))
     say(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
     sys.exit(1 if total["failed"] or not total["passed"] else 0)
 
@@ -233,8 +287,8 @@ def command_bench(args: argparse.Namespace) -> None:
     """Measures; see the scripts for what and how."""
     host = users_host(args)
     host = test_environment(host) if host else pinned_host(NEWEST)
-    scripts = {"quality": ROOT / "tests" / "miniature" / "quality.py"}
-    sys.exit(run_child([host.python, scripts[args.what], "--host", host.folder, *args.pytest_args], host))
+    script = {"quality": "quality.py", "long": "long_clips.py"}[args.what]
+    sys.exit(run_child([host.python, ROOT / "tests" / "miniature" / script, "--host", host.folder, *args.pytest_args], host))
 
 
 def command_clean(args: argparse.Namespace) -> None:
@@ -273,7 +327,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     serve = command("serve", command_serve, "Start the editor with the pack installed.")
     serve.add_argument("--port", type=int, default=8188)
     bench = command("bench", command_bench, "Measure; arguments after -- go to the measuring script.")
-    bench.add_argument("what", choices=["quality"], help="quality: videos of the miniature against the truth")
+    bench.add_argument("what", choices=["quality", "long"],
+                       help="videos of the miniature against the truth; long ones: joints, loops, chains, memory")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])
 

@@ -1,4 +1,4 @@
-"""One real server with the pack, the untrained models and a photo; one Chromium; the editor in each of its renderers."""
+"""One real server with the pack, untrained models and the miniature; one Chromium; the editor in each of its renderers."""
 
 import os
 import shutil
@@ -10,7 +10,9 @@ import pytest
 from comfy_server import Server
 from editor import RENDERERS, Editor, chromium
 
-UNTRAINED = Path(__file__).resolve().parents[1] / "untrained.py"
+TESTS = Path(__file__).resolve().parents[1]
+UNTRAINED = TESTS / "untrained.py"
+LAY_OUT = TESTS / "miniature" / "lay_out.py"
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +32,11 @@ def browser():
 def server(host, browser, tmp_path_factory):  # after the browser: without one nothing else need start
     base = tmp_path_factory.mktemp("base")
     subprocess.run([sys.executable, UNTRAINED, "--out", base / "models"], check=True)
+    subprocess.run([sys.executable, LAY_OUT, "--out", base / "models"], check=True)  # the trained miniature: real motion
     (base / "input").mkdir()
     shutil.copy(host / "input" / "example.png", base / "input")
-    with Server(host, Path(sys.executable), base, cpu=True) as server:
+    shutil.copy(base / "models" / "first_frame.png", base / "input")
+    with Server(host, Path(sys.executable), base, ["--preview-method", "latent2rgb"], cpu=True) as server:
         yield server
 
 

@@ -50,7 +50,7 @@ class Editor:
     """The editor's page. `problems` are the page errors, and the console's errors and warnings that are not the host's noise."""
 
     def __init__(self, browser: Browser, server: Server, renderer: str, width: int = 1600, height: int = 900, **settings) -> None:
-        self.server = server
+        self.server, self.renderer = server, renderer
         self.problems: list[str] = []
         server.post("/api/settings", {
             "Comfy.TutorialCompleted": True,
@@ -62,6 +62,9 @@ class Editor:
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.goto(server.url)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
         self.page.wait_for_function(READY, timeout=60_000)
 
     def _console(self, message) -> None:
@@ -99,6 +102,29 @@ class Editor:
             return [node.id, [...corner, corner[0] + width * scale, corner[1] + height * scale]]
         }))""")
 
+    def look_at(self, node_type: str) -> None:
+        """Bring the first node of this type into view, unscaled, clear of the page's own panels."""
+        self.page.evaluate("""(type) => {
+            const [x, y] = app.canvas.graph._nodes.find((node) => node.type === type).pos
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [400 - x, 120 - y]
+            app.canvas.setDirty(true, true)
+        }""", node_type)
+        self.drawn()
+
+    def widget(self, node_type: str, name: str):
+        """The value of a widget of the first node of this type."""
+        return self.page.evaluate("""([type, name]) => app.canvas.graph._nodes.find((node) => node.type === type)
+            .widgets.find((widget) => widget.name === name).value""", [node_type, name])
+
+    def set_widget(self, node_type: str, name: str, value) -> None:
+        """Set a widget of the first node of this type, as the host does for the user."""
+        self.page.evaluate("""([type, name, value]) => {
+            const widget = app.canvas.graph._nodes.find((node) => node.type === type).widgets.find((widget) => widget.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }""", [node_type, name, value])
+
     def run(self, values: dict[str, dict]) -> str:
         """Set widgets (node type -> name -> value), queue the graph as the Run button does; the prompt's id."""
         return self.page.evaluate("""async (values) => {
@@ -120,4 +146,8 @@ class Editor:
     def _settle(self) -> None:
         """Wait until pictures have loaded and the graph has been drawn."""
         self.page.wait_for_load_state("networkidle")
+        self.drawn()
+
+    def drawn(self) -> None:
+        """Wait until the page has drawn what was last changed."""
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -1,0 +1,348 @@
+"""The curve editor below the text inputs: drawn with a real mouse and keyboard, in both renderers, and seen by Python."""
+
+import json
+from pathlib import Path
+
+import pytest
+from comfy_server import failure
+
+CASES = json.loads((Path(__file__).resolve().parents[1] / "curve_cases.json").read_text(encoding="utf-8"))
+APPLY, SAMPLER = "TemporalUNetApplyControlNetResiduals", "TemporalUNetSVDSampler"
+NAMES = {APPLY: "Apply ControlNet Residuals", SAMPLER: "SVD Temporal UNet Sampler"}
+INPUTS = {APPLY: "frame_strengths", SAMPLER: "guidance_curve"}
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+WORKFLOW = {  # all of it runs in a second; the two Preview as Text are its outputs
+    "1": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+    "2": node("VAELoader", vae_name="untrained_vae.safetensors"),
+    "3": node(
+        "TemporalUNetSVDConditioning", init_image=["1", 0], vae=["2", 0], width=64, height=64, video_frames=3,
+        motion_bucket_id=127, fps=6, augmentation_level=0.0, seed=0, resize="crop",
+    ),
+    "4": node("ControlNetLoader", control_net_name="untrained_sd15_controlnet.safetensors"),
+    "5": node(
+        APPLY, positive=["3", 0], negative=["3", 1], control_net=["4", 0], image=["1", 0], strength=1.0, start_percent=0.0,
+        end_percent=1.0, frame_strengths="0:0, 1:1",
+    ),
+    "6": node("PreviewAny", source=["5", 0]),
+    "7": node("TemporalUNetLoader", unet_name="untrained_svd.safetensors", weight_dtype="default"),
+    "8": node(
+        SAMPLER, model=["7", 0], positive=["3", 0], negative=["3", 1], latent_image=["3", 2], seed=0, steps=1, min_cfg=1.0,
+        max_cfg=2.5, guidance="curve", sampler_name="euler", scheduler="karras", denoise=1.0, guidance_curve="0:1, 1:2", guidance_start=0.0,
+        guidance_end=1.0, window_frames=0, window_overlap=6, closed_loop=False,
+    ),
+    "9": node("PreviewAny", source=["8", 0]),
+}
+
+
+class Curve:
+    """The editor on the first node of a type, as a user sees it."""
+
+    def __init__(self, editor, node_type):
+        self.editor, self.page, self.node_type = editor, editor.page, node_type
+        editor.look_at(node_type)
+        self.page.evaluate("""(type) => {
+            app.canvas.graph._nodes.find((node) => node.type === type).showAdvanced = true
+        }""", node_type)  # Nodes 2.0 folds those inputs away
+        self.element = self.page.locator(f".temporal-unet-curve[aria-label={INPUTS[node_type]}]:visible")
+        self.element.wait_for()
+        editor.drawn()
+        self.handles = self.element.locator(".handle")
+
+    @property
+    def text(self):
+        return self.editor.widget(self.node_type, INPUTS[self.node_type])
+
+    @text.setter
+    def text(self, text):
+        self.editor.set_widget(self.node_type, INPUTS[self.node_type], text)
+
+    @property
+    def readout(self):
+        return self.element.locator(".readout").text_content()
+
+    @property
+    def message(self):
+        return self.element.locator(".message").text_content()
+
+    def at(self, position, value):
+        """Where on the page a point of the curve is, by the labels that the axis shows."""
+        ticks = self.element.evaluate("""(element) => [...element.querySelectorAll('.grid text')]
+            .map((label) => [Number(label.textContent), label.previousSibling.getBoundingClientRect()])
+            .filter(([value]) => !Number.isNaN(value))
+            .map(([value, box]) => [value, box.left, box.right, (box.top + box.bottom) / 2])""")
+        (low, left, right, bottom), (high, _, _, top) = ticks[0], ticks[-1]
+        return left + position * (right - left), bottom + (value - low) / (high - low) * (top - bottom)
+
+    def drag(self, start, end):
+        self.page.mouse.move(*self.at(*start))
+        target = self.at(*end)  # before the button is down
+        self.page.mouse.down()
+        self.page.mouse.move(*target, steps=4)
+        self.page.mouse.up()
+
+    def line(self):
+        """The drawn line's corners on the page."""
+        return self.element.locator(".line").evaluate("""(line) => {
+            const numbers = (line.getAttribute('d').match(/[-\\d.e]+/g) ?? []).map(Number)
+            const corners = Array.from({length: numbers.length / 2}, (_, i) => new DOMPoint(numbers[2 * i], numbers[2 * i + 1]))
+            return corners.map((corner) => corner.matrixTransform(line.getScreenCTM())).map(({x, y}) => [x, y])
+        }""")
+
+
+def press(curve, *keys):
+    for key in keys:
+        curve.page.keyboard.press(key)
+
+
+@pytest.fixture(autouse=True)
+def workflow(editor):
+    editor.page.evaluate("""async (prompt) => {  // not editor.load_api: there are no pictures to wait for
+        await app.loadApiJson(prompt, 'curves')
+        app.graph.getNodeById(8).pos = [3000, 0] // the other node unfolds over it
+    }""", WORKFLOW)
+
+
+@pytest.fixture(params=[APPLY, SAMPLER], ids=["strengths", "guidance"])
+def curve(request, editor):
+    return Curve(editor, request.param)
+
+
+@pytest.fixture
+def strengths(editor):
+    return Curve(editor, APPLY)
+
+
+@pytest.mark.parametrize("node_type, id", [(APPLY, "5"), (SAMPLER, "8")], ids=["strengths", "guidance"])
+def test_a_drawn_curve_reaches_python_and_is_kept(editor, server, node_type, id):
+    curve = Curve(editor, node_type)
+    curve.drag((1, 1 if node_type == APPLY else 2), (0.75, 0.5))
+    assert curve.text == f"0:{0 if node_type == APPLY else 1}, 0.75:0.5"
+    saved = editor.workflow()
+    entry = server.wait(editor.run({}), timeout=60)
+    assert failure(entry) is None
+    assert entry["prompt"][2][id]["inputs"][INPUTS[node_type]] == curve.text
+    text = curve.text
+    editor.load_template(saved, "again")
+    again = Curve(editor, node_type)
+    assert again.text == text and again.handles.count() == 2
+    assert again.line()[-1] == pytest.approx(again.at(1, 0.5), abs=0.6)
+
+
+def test_what_is_saved_and_sent_is_as_without_the_editor(editor):
+    saved = {node["id"]: node for node in editor.workflow()["nodes"]}
+    assert saved[5]["widgets_values"] == [1.0, 0.0, 1.0, "0:0, 1:1"]
+    assert saved[8]["widgets_values"][-7:] == [1.0, "0:1, 1:2", 0.0, 1.0, 0, 6, False]
+    sent = editor.prompt()
+    assert {id: sent[id]["inputs"] for id in ("5", "8")} == {id: WORKFLOW[id]["inputs"] for id in ("5", "8")}
+
+
+def test_a_copied_node_has_its_own_curve(editor, strengths):
+    strengths.text = "0:0.25, 1:0.75"
+    strengths.page.evaluate("""() => {
+        app.canvas.selectItems([app.graph.getNodeById(5)])
+        app.canvas.copyToClipboard()
+        app.canvas.pasteFromClipboard()
+    }""")
+    strengths.text = "0:1"
+    values = strengths.page.evaluate(
+        "(type) => app.graph._nodes.filter((node) => node.type === type).map((node) => node.serialize().widgets_values)", APPLY
+    )
+    assert sorted(values) == [[1.0, 0.0, 1.0, "0:0.25, 1:0.75"], [1.0, 0.0, 1.0, "0:1"]]
+
+
+def test_the_plotted_line_is_the_curve_that_python_evaluates(strengths):
+    for case in CASES["good"]:
+        strengths.text = case["text"]
+        count = len(case["values"])
+        corners = strengths.line()
+        for i, value in enumerate(case["values"]):
+            x, y = strengths.at(i / max(count - 1, 1), value)
+            (x0, y0), (x1, y1) = next((a, b) for a, b in zip(corners, corners[1:]) if b[0] > a[0] and b[0] >= x - 0.1)
+            assert y0 + (y1 - y0) * (x - x0) / (x1 - x0) == pytest.approx(y, abs=1), case["text"]
+
+
+def test_what_is_typed_is_plotted(strengths):
+    page = strengths.page
+    field = page.get_by_role("textbox", name="frame_strengths")
+    if not field.count():  # the classic renderer opens one on its canvas
+        page.mouse.dblclick(*page.evaluate("""() => {
+            const node = app.graph.getNodeById(5)
+            const widget = node.widgets.find(({name}) => name === 'frame_strengths')
+            const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 200, node.pos[1] + widget.y + 10])
+            const box = app.canvas.canvas.getBoundingClientRect()
+            return [x + box.left, y + box.top]
+        }"""))
+        field = page.locator(".graphdialog input")
+    field.fill("0:1, 0.5:0.25, 1:1")
+    field.press("Enter")
+    assert strengths.handles.count() == 3
+    assert strengths.line()[2] == pytest.approx(strengths.at(0.5, 0.25), abs=0.6)
+
+
+def test_points_are_added_and_deleted_by_mouse(strengths):
+    page = strengths.page
+    page.mouse.click(*strengths.at(0.5, 0.5))  # on the line
+    assert strengths.text == "0:0, 0.5:0.5, 1:1"
+    page.mouse.dblclick(*strengths.at(0.25, 1))  # beside it
+    assert strengths.text == "0:0, 0.25:1, 0.5:0.5, 1:1"
+    page.mouse.click(*strengths.at(0.25, 1), button="right")
+    assert strengths.text == "0:0, 0.5:0.5, 1:1"
+    page.mouse.dblclick(*strengths.at(0.5, 0.5))
+    assert strengths.text == "0:0, 1:1"
+    page.mouse.dblclick(*strengths.at(0.25, 0.25))  # on the line: added once, not deleted again
+    assert strengths.text == "0:0, 0.25:0.25, 1:1"
+    strengths.text = "0:1"
+    page.mouse.dblclick(*strengths.at(0, 1))
+    assert strengths.text == "0:1"  # the last one stays
+
+
+def test_points_are_dragged_up_to_their_neighbours_and_along_the_ends(strengths):
+    strengths.text = "0:0, 0.5:0.5, 1:1"
+    strengths.drag((0.5, 0.5), (1, 0.25))
+    assert strengths.text == "0:0, 0.99:0.25, 1:1"
+    strengths.drag((0, 0), (0.2, 0))
+    assert strengths.text == "0.2:0, 0.99:0.25, 1:1"
+
+
+def test_keyboard_moves_adds_and_deletes_points_and_never_the_node(strengths):
+    strengths.page.mouse.click(*strengths.at(0, 0))
+    press(strengths, "Tab", "ArrowLeft", "Shift+ArrowLeft", "ArrowDown")
+    assert strengths.text == "0:0, 0.89:0.95"
+    assert strengths.readout == "89 % · 0.95"
+    press(strengths, "Shift+ArrowUp", "Shift+Tab", "Shift+ArrowDown", "Insert")
+    assert strengths.text == "0:0, 0.45:0.7, 0.89:1.45"
+    press(strengths, "Delete")
+    assert strengths.text == "0:0, 0.89:1.45"
+    press(strengths, "Delete", "Delete", "Delete")
+    assert strengths.text == "0:0"
+    assert strengths.page.evaluate("() => app.graph._nodes.length") == len(WORKFLOW)
+
+
+def test_undo_and_redo_go_edit_by_edit_and_keep_the_focus(strengths):
+    strengths.page.evaluate("""() => {  // alone: the host takes for an edit that a node made anew has another size
+        for (const node of [...app.graph._nodes]) if (node.id != 5) app.graph.remove(node)
+        app.canvas.emitBeforeChange()
+        app.canvas.emitAfterChange()
+    }""")
+    strengths.drag((1, 1), (1, 0.5))
+    press(strengths, "ArrowUp")
+    strengths.element.get_by_label("Pulse").click()
+    steps = ["0:0, 1:1", "0:0, 1:0.5", "0:0, 1:0.505", "0:0, 0.4:0, 0.5:0.505, 0.6:0, 1:0"]
+
+    def undo(keys, expected):
+        press(strengths, keys)
+        strengths.page.wait_for_function("""(text) => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState
+            && app.graph.getNodeById(5)?.widgets.find(({name}) => name === 'frame_strengths').value === text""", arg=expected)
+
+    assert strengths.text == steps[3]
+    for expected in steps[2::-1]:
+        undo("Control+z", expected)
+    for expected in steps[1:]:
+        undo("Control+Shift+Z", expected)
+    strengths.handles.nth(1).focus()
+    undo("Control+z", steps[2])
+    strengths.page.wait_for_function("() => document.activeElement.matches('.handle:nth-child(2)')")
+    press(strengths, "ArrowDown")
+    assert strengths.text == steps[1]
+
+
+def test_presets_span_the_curves_own_values_and_turn_over(curve):
+    curve.text = "0:2, 1:4"
+    for name, expected in {
+        "Triangle": "0:2, 0.5:4, 1:2", "Pulse": "0:2, 0.4:2, 0.5:4, 0.6:2, 1:2",
+        "Ease": "0:2, 0.2:2.208, 0.4:2.704, 0.6:3.296, 0.8:3.792, 1:4", "Linear": "0:2, 1:4",
+    }.items():
+        curve.element.get_by_label(name).click()
+        assert curve.text == expected
+    curve.element.get_by_label("Linear").click()
+    assert curve.text == "0:4, 1:2"
+
+
+def test_text_that_is_no_curve_gives_the_plain_error_and_stays_inert(curve):
+    name = NAMES[curve.node_type]
+    for case in CASES["bad"][-4:]:
+        curve.text = case["text"]
+        assert curve.message == f"{name}: {INPUTS[curve.node_type]}: {case['error']}; {CASES['form']}."
+        assert curve.handles.count() == 0 and curve.line() == []
+    curve.page.mouse.dblclick(*curve.at(0.5, 1))
+    assert curve.text == CASES["bad"][-1]["text"]  # not overwritten
+    assert curve.element.locator("img, svg svg, script").count() == 0
+    assert curve.page.evaluate("() => window.hostile") is None
+    curve.element.get_by_label("Linear").click()
+    assert curve.message == "" and curve.handles.count() == 2
+
+
+def test_python_gives_the_same_words_for_a_hostile_text(editor, server, strengths):
+    strengths.text = "<img src=x onerror=window.hostile=1>"
+    entry = server.wait(editor.run({}), timeout=60)
+    assert failure(entry) == f"{APPLY} (node 5): {strengths.message}"
+    assert editor.page.evaluate("() => window.hostile") is None
+    editor.page.keyboard.press("Escape")
+
+
+def test_a_text_of_very_many_or_very_large_points_is_drawn(strengths):
+    strengths.text = ", ".join(f"{i / 5000}:{i % 7}" for i in range(5000))
+    assert len(strengths.line()) == 5002 and strengths.handles.count() == 0
+    strengths.text = "0:1e308, 1:-1e308"
+    assert strengths.handles.count() == 2
+    strengths.text = "0.5:3"
+    assert strengths.handles.count() == 1
+
+
+def test_a_linked_input_is_only_looked_at(editor, curve):
+    before = curve.text
+    curve.page.evaluate("""([type, name]) => {
+        const text = LiteGraph.createNode('PrimitiveString')
+        app.graph.add(text)
+        const node = app.graph._nodes.find((node) => node.type === type)
+        text.connect(0, node, node.inputs.findIndex((input) => input.name === name))
+    }""", [curve.node_type, INPUTS[curve.node_type]])
+    assert curve.message == "set by the linked input"
+    assert curve.handles.count() == 0
+    assert curve.element.get_by_label("Linear").is_disabled()
+    curve.page.mouse.dblclick(*curve.at(0.5, 1))
+    assert curve.text == before
+    curve.page.evaluate("""([type, name]) => {
+        const node = app.graph._nodes.find((node) => node.type === type)
+        node.disconnectInput(node.inputs.findIndex((input) => input.name === name))
+    }""", [curve.node_type, INPUTS[curve.node_type]])
+    assert curve.message == "" and curve.handles.count() == 2
+
+
+def test_guidance_curve_is_shown_for_guidance_by_curve_only(editor):
+    curve = Curve(editor, SAMPLER)
+    height = editor.node_boxes()["8"][3] - editor.node_boxes()["8"][1]
+    editor.set_widget(SAMPLER, "guidance", "triangle")
+    curve.element.wait_for(state="hidden")
+    editor.drawn()
+    assert editor.node_boxes()["8"][3] - editor.node_boxes()["8"][1] <= height
+    editor.set_widget(SAMPLER, "guidance", "curve")
+    curve.element.wait_for()
+    assert curve.handles.count() == 2
+
+
+def test_promoted_to_a_subgraph_the_text_is_sent_and_the_editor_inside_shows_it(editor):
+    page = editor.page
+    page.evaluate("""() => {
+        const {node} = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(5)]))
+        const inner = node.subgraph._nodes.find((node) => node.type.startsWith('TemporalUNet'))
+        const slot = inner.inputs.find((input) => input.name === 'frame_strengths')
+        node.subgraph.addInput('curve', slot.type).connect(slot, inner)
+        const widget = node.widgets.find((widget) => widget.name === 'curve')
+        widget.value = '0:0.5, 0.25:1, 1:0'
+        widget.callback?.(widget.value)
+        window.outer = node
+    }""")
+    [sent] = [node["inputs"] for node in editor.prompt().values() if node["class_type"] == APPLY]
+    assert sent["frame_strengths"] == "0:0.5, 0.25:1, 1:0"
+    page.evaluate("() => app.canvas.openSubgraph(window.outer.subgraph, window.outer)")
+    editor.drawn()
+    curve = Curve(editor, APPLY)
+    assert curve.readout == "set on the subgraph node"
+    assert curve.line()[2] == pytest.approx(curve.at(0.25, 1), abs=0.6)
+    page.evaluate("() => app.canvas.setGraph(app.graph)")

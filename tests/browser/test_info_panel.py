@@ -1,0 +1,202 @@
+"""The panels of Load UNet and Load ControlNet: what they tell of a file before a run, for which clip, and hostile names."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+LOADER, CONTROL_LOADER, CONDITIONING = "TemporalUNetLoader", "TemporalUNetControlNetLoader", "TemporalUNetSVDConditioning"
+HOSTILE = "<img src=x onerror=harmed=1>.safetensors"
+MINIATURE = "miniature_svd.safetensors"
+BROKEN = ("half_svd.safetensors", HOSTILE)  # SVD without some temporal layers, a LoRA
+TIMEOUT = 20_000  # ms
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+LOADERS = {
+    "1": node(LOADER, unet_name=MINIATURE, weight_dtype="default"),
+    "2": node(CONTROL_LOADER, control_net_name="miniature_svd_controlnet_path.safetensors"),
+    "3": node("PreviewAny", source=["1", 1]),
+    "4": node("PreviewAny", source=["2", 1]),
+}
+CLIP = {
+    **LOADERS,
+    "5": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+    "6": node("VAELoader", vae_name="miniature_vae.safetensors"),
+    "7": node(
+        CONDITIONING, init_image=["5", 0], vae=["6", 0], width=128, height=64, video_frames=6, motion_bucket_id=127, fps=6,
+        augmentation_level=0.0, seed=0, resize="crop",
+    ),
+    "8": node(
+        "TemporalUNetSVDSampler", model=["1", 0], positive=["7", 0], negative=["7", 1], latent_image=["7", 2], seed=0, steps=1,
+        min_cfg=1.0, max_cfg=2.5, guidance="linear", sampler_name="euler", scheduler="karras", denoise=1.0,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def files(server):
+    """Files that cannot be used, beside the good ones."""
+    unets, controlnets = server.base / "models" / "diffusion_models", server.base / "models" / "controlnet"
+    with safe_open(unets / MINIATURE, "pt") as file:
+        half = {name: file.get_tensor(name) for name in file.keys() if not ("middle" in name and ".time_stack." in name)}
+        save_file(half, unets / BROKEN[0], file.metadata())
+    save_file({f"lora_unet_mid_proj_in.lora_{end}.weight": torch.zeros(4, 4) for end in ("up", "down")}, unets / HOSTILE)
+    shutil.copy(unets / HOSTILE, controlnets / HOSTILE)
+    whole = (controlnets / "miniature_svd_controlnet_path.safetensors").read_bytes()
+    (controlnets / "cut.safetensors").write_bytes(whole[:100_000])
+
+
+class Panel:
+    """The panel of the only node of a type."""
+
+    def __init__(self, editor, node_type):
+        self.editor, self.page, self.node_type = editor, editor.page, node_type
+        node = f"app.graph._nodes.find((node) => node.type === '{node_type}')"
+        self.element = f"{node}.widgets.find((widget) => widget.name === 'file_info').element"
+
+    def choose(self, name, widget=None):
+        combo = {LOADER: "unet_name", CONTROL_LOADER: "control_net_name"}[self.node_type]
+        self.editor.set_widget(self.node_type, widget or combo, name)
+
+    def wait_for(self, words):
+        self.page.wait_for_function(f"(words) => {self.element}.textContent.includes(words)", arg=words, timeout=TIMEOUT)
+        return self
+
+    @property
+    def lines(self):
+        return self.page.evaluate(f"() => [...{self.element}.firstElementChild.children].map((line) => line.textContent)")
+
+    @property
+    def colors(self):
+        """[of the words, of what lies behind them], as red, green and blue."""
+        return self.page.evaluate(f"""() => {{
+            const words = {self.element}.firstElementChild.firstElementChild
+            const context = new OffscreenCanvas(1, 1).getContext('2d', {{willReadFrequently: true}})
+            const rgb = (color) => {{
+                context.fillStyle = color
+                context.fillRect(0, 0, 1, 1)
+                return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+            }}
+            let behind = words
+            while (behind && getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement
+            const node = LiteGraph.vueNodesMode ? getComputedStyle(behind).backgroundColor : LiteGraph.NODE_DEFAULT_BGCOLOR
+            return [getComputedStyle(words).color, node].map(rgb)
+        }}""")
+
+
+@pytest.fixture
+def panel(editor, files):
+    editor.load_api(LOADERS, "info")
+    editor.page.evaluate("() => app.refreshComboInNodes()")  # the files are newer than the page
+    return lambda node_type: Panel(editor, node_type)
+
+
+def contrast(colors):
+    """WCAG 2: https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in color)]
+        return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted(map(luminance, colors))
+    return (high + 0.05) / (low + 0.05)
+
+
+def texts(editor, server):
+    """What the two `info` outputs say when it is run, in lines."""
+    entry = server.wait(editor.run({LOADER: {"weight_dtype": editor.widget(LOADER, "weight_dtype")}}), 60)
+    return [entry["outputs"][id]["text"][0].split("\n") for id in ("3", "4")]
+
+
+def test_it_tells_before_a_run_what_the_info_output_tells_after_it(editor, server, panel):
+    unet, control = panel(LOADER).wait_for("Stable Video"), panel(CONTROL_LOADER).wait_for("SVD ControlNet")
+    before = unet.lines, control.lines
+    unet_info, control_info = texts(editor, server)
+    assert before[0][:4] == unet_info
+    assert before[0][4:] == ["about 247.8 MiB for 14 frames of 1024x576, in windows of 8"]
+    assert before[1][:-1] == control_info[:-1] and before[1][-1] == control_info[-1] + ", 1.6 MiB"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_unusable_unet_is_told_in_the_words_of_the_error(editor, server, panel, name):
+    panel(LOADER).choose(name)
+    [told] = panel(LOADER).wait_for(name).lines
+    assert told == error_of_a_run(editor, server)
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", HOSTILE])
+def test_an_unusable_controlnet_is_told_in_the_words_of_the_error(editor, server, panel, name):
+    panel(CONTROL_LOADER).choose(name)
+    [told] = panel(CONTROL_LOADER).wait_for(name).lines
+    assert told == error_of_a_run(editor, server)
+
+
+def error_of_a_run(editor, server):
+    """The message of its one error; what the host shows of it is closed again."""
+    entry = server.wait(editor.run({}), 60)
+    [details] = [details for kind, details in entry["status"]["messages"] if kind == "execution_error"]
+    editor.page.keyboard.press("Escape")
+    editor.page.wait_for_timeout(200)
+    return details["exception_message"].strip()
+
+
+def test_the_memory_is_for_the_clip_and_the_dtype_of_the_graph(editor, files):
+    editor.load_api(CLIP, "info")
+    panel = Panel(editor, LOADER).wait_for("for 6 frames of 128x64")
+    whole = panel.lines[3]
+    panel.choose("fp16", "weight_dtype")
+    panel.wait_for("float16")
+    assert float(panel.lines[3].split()[0]) == pytest.approx(float(whole.split()[0]) / 2, rel=0.02)
+    editor.set_widget(CONDITIONING, "video_frames", 20)
+    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+    editor.page.evaluate(f"() => {tracker}.captureCanvasState()")  # as after a click
+    panel.wait_for("for 20 frames of 128x64, in windows of 8")
+
+
+def test_a_hostile_name_stays_text(editor, panel):
+    panel(LOADER).choose(HOSTILE)
+    panel(LOADER).wait_for(f"{HOSTILE}: it holds a LoRA")
+    assert editor.page.evaluate("() => window.harmed") is None
+    assert editor.page.evaluate(f"() => {panel(LOADER).element}.querySelector('img')") is None
+
+
+def test_a_name_that_is_in_no_list_is_not_asked_for(editor, files):
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url))
+    hostile = "../../../etc/<b>passwd</b>"
+    editor.load_api({**LOADERS, "1": node(LOADER, unet_name=hostile, weight_dtype="default")}, "info")
+    [told] = Panel(editor, LOADER).wait_for(hostile).lines
+    assert told == f"{hostile} is not among the server's files. Put it there and press R, or choose another."
+    assert not [url for url in asked if "unet_info" in url]
+    assert [url for url in asked if "controlnet_info" in url]
+
+
+def test_it_is_not_saved_and_a_reopened_workflow_tells_of_its_own_file(editor, panel):
+    panel(LOADER).choose("untrained_sdxl.safetensors")
+    panel(LOADER).wait_for("Stable Diffusion XL")
+    workflow = editor.workflow()
+    [values] = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == LOADER]
+    assert values == ["untrained_sdxl.safetensors", "default"]
+    editor.load_api(LOADERS, "other")
+    panel(LOADER).wait_for("Stable Video Diffusion")
+    editor.load_template(workflow, "reopened")
+    panel(LOADER).wait_for("Stable Diffusion XL")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_words_and_errors_can_be_read(editor, panel, theme):
+    editor.page.evaluate("(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
+    try:
+        editor.look_at(LOADER)
+        panel(LOADER).wait_for("Stable Video Diffusion")
+        assert contrast(panel(LOADER).colors) >= 4.5  # what WCAG asks for
+        panel(LOADER).choose(BROKEN[0])
+        panel(LOADER).wait_for("missing")
+        assert contrast(panel(LOADER).colors) >= 4.5
+    finally:
+        editor.page.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")

@@ -1,0 +1,244 @@
+"""The moving preview of the sampler: what is on it, how it plays, who sees it, and when it goes. Real runs of the miniature."""
+
+import base64
+import io
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfy_server import failure
+from editor import Editor
+from PIL import Image
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "svd_image_to_video.json"
+SAMPLER = "TemporalUNetSVDSampler"
+FRAMES, FPS, STEPS = 8, 5, 6
+TIMEOUT = 60  # seconds, on a busy machine
+seeds = itertools.count(1)
+
+LISTEN = """() => {
+    window.heard = {}
+    for (const name of ['temporal_unet.preview', 'b_preview', 'b_preview_with_metadata']) {
+        heard[name] = []
+        app.api.addEventListener(name, ({detail}) => heard[name].push(detail))
+    }
+}"""
+# The preview's three parts: picture, bar, words; null in a graph without the sampler.
+PARTS = """window.parts = () => {
+    const sampler = app.canvas.graph._nodes.find((node) => node.type === 'TemporalUNetSVDSampler')
+    const root = sampler?.widgets.find((widget) => widget.name === 'moving_preview').element
+    return root && {root, picture: root.children[0], bar: root.children[1], words: root.children[2]}
+}"""
+WATCH = """() => {
+    Object.assign(window, {said: [], marks: []})
+    const {bar, words} = parts()
+    new MutationObserver(() => {
+        if (words.textContent !== said.at(-1)) said.push(words.textContent)
+    }).observe(words, {childList: true})
+    new MutationObserver(() => {
+        for (const mark of [...bar.children].slice(0, -1)) marks.push([mark.style.left, mark.style.width].map(parseFloat))
+    }).observe(bar, {childList: true})
+}"""
+# [time in seconds, frame that the end mark on the bar stands at] of each picture that the page draws.
+PLAY = """([seconds, frames]) => new Promise((done) => {
+    const {bar} = parts(), head = bar.lastElementChild
+    const seen = [], start = performance.now()
+    const look = () => {
+        const now = (performance.now() - start) / 1000
+        const place = bar.getBoundingClientRect(), mark = head.getBoundingClientRect()
+        seen.push([now, Math.round((mark.left - place.left) / (place.width - mark.width) * (frames - 1))])
+        now < seconds ? requestAnimationFrame(look) : done(seen)
+    }
+    look()
+})"""
+
+
+def clip(frames=FRAMES, steps=STEPS, decode=True, **sampler) -> dict:
+    """The example on the miniature; without `decode` the latent is saved, so that no video comes after the sampler."""
+    prompt = json.loads(EXAMPLE.read_text(encoding="utf-8"))
+    prompt["1"]["inputs"]["image"] = "first_frame.png"
+    prompt["2"]["inputs"]["unet_name"] = "miniature_svd.safetensors"
+    prompt["3"]["inputs"]["vae_name"] = "miniature_vae.safetensors"
+    prompt["4"]["inputs"].update(width=128, height=64, video_frames=frames, fps=FPS)
+    prompt["5"]["inputs"].update(steps=steps, seed=next(seeds), max_cfg=1.0, **sampler)
+    if not decode:
+        prompt["6"] = {"class_type": "SaveLatent", "inputs": {"samples": ["5", 0], "filename_prefix": "preview"}}
+        del prompt["7"], prompt["8"]
+    return prompt
+
+
+class Preview:
+    """The sampler's preview in an editor, as a user sees it."""
+
+    def __init__(self, editor, **kwargs):
+        self.editor, self.page = editor, editor.page
+        editor.load_api(clip(**kwargs), "preview")
+        editor.look_at(SAMPLER)
+        for script in (LISTEN, PARTS, WATCH):
+            self.page.evaluate(script)
+
+    def run(self):
+        """A run to its end."""
+        self.finish(self.editor.run({}))
+
+    def finish(self, prompt_id):
+        assert failure(self.editor.server.wait(prompt_id, TIMEOUT)) is None
+        self.page.wait_for_timeout(300)  # the last messages
+
+    def wait_for_words(self, pattern):
+        said = "(pattern) => RegExp(pattern).test(parts()?.words.textContent)"
+        self.page.wait_for_function(said, arg=pattern, timeout=TIMEOUT * 1000)
+
+    def heard(self, event):
+        return self.page.evaluate("(event) => heard[event].map((data) => data instanceof Blob ? 'blob' : data)", event)
+
+    @property
+    def words(self):
+        return self.page.evaluate("() => parts().words.textContent")
+
+    @property
+    def said(self):
+        """All words since it was opened."""
+        return self.page.evaluate("() => said")
+
+    @property
+    def is_visible(self):
+        return self.page.evaluate("() => { const {picture} = parts(); return picture.isConnected && picture.checkVisibility() }")
+
+    @property
+    def picture(self) -> np.ndarray:
+        url = self.page.evaluate("() => parts().picture.toDataURL()")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")).astype(float)
+
+    def place(self, share):
+        """A point on the picture, `share` of its width from its left edge."""
+        x, y, width, height = self.page.evaluate("""() => {
+            const {x, y, width, height} = parts().picture.getBoundingClientRect()
+            return [x, y, width, height]
+        }""")
+        return x + share * width, y + height / 2
+
+    def play(self, seconds):
+        return self.page.evaluate(PLAY, [seconds, FRAMES])
+
+    @property
+    def node_height(self):
+        """Of the sampler as it is drawn."""
+        _, top, _, bottom = self.editor.node_boxes()["5"]
+        return bottom - top
+
+
+def cells(sheet) -> list[np.ndarray]:
+    """The frames on a sheet of the server, cut up without the page."""
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet["image"].split(",")[1])))).astype(float)
+    places = [divmod(number, sheet["columns"]) for number in range(len(sheet["shown"]))]
+    width, height = sheet["width"], sheet["height"]
+    return [picture[row * height:(row + 1) * height, column * width:(column + 1) * width] for row, column in places]
+
+
+@pytest.fixture
+def played(editor):
+    """After a run that ends with the sampler's latent: the last preview stays."""
+    preview = Preview(editor, decode=False)
+    preview.run()
+    return preview
+
+
+def test_before_the_first_run_there_is_nothing_to_see_or_to_save(editor):
+    assert not Preview(editor).is_visible
+    [saved] = [node["widgets_values"] for node in editor.workflow()["nodes"] if node["type"] == SAMPLER]
+    sent = editor.prompt()["5"]["inputs"]
+    assert "moving_preview" not in sent
+    assert len(saved) == len([value for value in sent.values() if not isinstance(value, list)]) + 1  # and the control of the seed
+
+
+def test_it_plays_all_frames_at_the_clips_pace_and_stays_after_the_sampler(played):
+    assert "step 1 of 6" in played.said and played.said[-1] == played.words == "done: 8 frames, 6 steps"
+    assert played.is_visible
+    marks = played.play(3.5)
+    turns = [after for before, after in itertools.pairwise(marks) if before[1] != after[1]]
+    assert {frame for _, frame in marks} == set(range(FRAMES))
+    assert all((after[1] - before[1]) % FRAMES == 1 for before, after in itertools.pairwise(turns))
+    assert (turns[-1][0] - turns[0][0]) / (len(turns) - 1) == pytest.approx(1 / FPS, rel=0.1)
+
+
+def test_dragging_over_the_picture_chooses_the_frame_and_leaving_plays_on(played):
+    page, mouse = played.page, played.page.mouse
+    where = "() => [...app.canvas.ds.offset, ...app.graph._nodes.flatMap((node) => [...node.pos])]"
+    before = page.evaluate(where)
+    [*_, expected] = [cells(sheet) for sheet in played.heard("temporal_unet.preview") if "image" in sheet]
+    differences = np.zeros((FRAMES, FRAMES))
+    mouse.move(*played.place(0.5 / FRAMES))
+    mouse.down()
+    for frame in range(FRAMES):
+        mouse.move(*played.place((frame + 0.5) / FRAMES))
+        page.wait_for_timeout(50)
+        assert played.words == f"frame {frame + 1} of {FRAMES}"
+        differences[frame] = [np.abs(played.picture - cell).mean() for cell in expected]
+    assert differences.diagonal().max() < 2  # of 255: two readers of JPEG
+    assert np.all(differences.argmin(1) == np.arange(FRAMES))
+    x, y = played.place(0.5)
+    mouse.move(x, y - 400)  # off the picture, with the button down
+    assert played.words.startswith("done")
+    mouse.up()
+    assert len({frame for _, frame in played.play(1)}) >= 4
+    assert page.evaluate(where) == before  # neither the node nor the canvas was dragged
+
+
+def test_the_hosts_own_preview_is_not_shown_beside_ours_and_both_go_when_the_video_is_there(editor):
+    preview = Preview(editor, steps=12)
+    height = preview.node_height
+    prompt_id = editor.run({})
+    preview.wait_for_words("step ([2-9]|1.) of 12")
+    editor.page.wait_for_timeout(200)
+    assert preview.is_visible and preview.node_height > height + 60
+    assert editor.page.locator('[data-node-id="5"] img').count() == 0  # in Nodes 2.0
+    assert editor.page.evaluate("() => app.graph.getNodeById(5).imgs?.length ?? 0") == 0  # in the classic renderer
+    preview.finish(prompt_id)
+    assert len(preview.heard("b_preview")) >= 12  # it did come
+    assert preview.heard("b_preview_with_metadata") == []
+    assert not preview.is_visible
+    assert preview.node_height == pytest.approx(height, abs=5)
+
+
+def test_the_window_being_worked_on_is_marked_in_a_long_clip(editor):
+    preview = Preview(editor, frames=20, steps=2, window_frames=8, window_overlap=2)
+    preview.run()
+    assert "step 1 of 2, frames 1 to 8 of 20" in preview.said
+    marks = editor.page.evaluate("() => marks")
+    assert [0, 40] in marks and len({left for left, _ in marks}) >= 2
+    assert all(width == pytest.approx(40) and 0 <= left <= 60 for left, width in marks)
+
+
+def test_in_a_subgraph_it_is_shown_inside_and_the_hosts_outside(editor):
+    preview = Preview(editor, steps=12, decode=False)
+    outer = editor.page.evaluate("() => String(app.graph.convertToSubgraph(new Set([app.graph.getNodeById(5)])).node.id)")
+    prompt_id = editor.run({})
+    editor.page.evaluate("(id) => app.canvas.openSubgraph(app.graph.getNodeById(id).subgraph, app.graph.getNodeById(id))", outer)
+    editor.look_at(SAMPLER)
+    preview.wait_for_words("step|done")
+    assert preview.is_visible
+    preview.finish(prompt_id)
+    assert preview.words == "done: 8 frames, 12 steps"
+    assert {event["node_id"].split(":")[0] for event in preview.heard("temporal_unet.preview")} == {outer}
+    assert {event["displayNodeId"] for event in preview.heard("b_preview_with_metadata")} == {outer}
+    editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
+
+
+def test_only_the_browser_that_queued_sees_it_and_a_reload_goes_on_showing_it(editor, browser, server):
+    other, queued = Preview(editor, decode=False), Preview(Editor(browser, server, editor.renderer), steps=400, decode=False)
+    queued.editor.run({})
+    queued.wait_for_words("step .* of 400")
+    queued.page.reload()
+    queued.editor.wait_until_ready()
+    queued.page.evaluate(PARTS)
+    queued.wait_for_words("step .* of 400")
+    assert queued.is_visible
+    server.interrupt()
+    queued.wait_for_words("stopped at step .* of 400")
+    assert (other.heard("temporal_unet.preview"), other.said, other.is_visible) == ([], [], False)
+    assert queued.editor.problems == []
+    queued.page.close()

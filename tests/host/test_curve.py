@@ -1,0 +1,29 @@
+"""Curves as text, held to the cases that the editor's own reader is held to: tests/web/curve.test.mjs reads the same file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CASES = json.loads((Path(__file__).resolve().parents[1] / "curve_cases.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def curve(pack):
+    return pack("nodes.bridge.curve")
+
+
+@pytest.mark.parametrize("case", CASES["good"], ids=lambda case: case["text"])
+def test_curves_are_read_and_evaluated(curve, case):
+    points = curve.parse_curve(case["text"], "curve")
+    assert points == [tuple(point) for point in case["points"]]
+    np.testing.assert_allclose(curve.evaluate_curve(points, len(case["values"])), case["values"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES["bad"], ids=lambda case: case["text"])
+def test_texts_that_are_no_curve_are_refused_with_the_agreed_words(curve, case):
+    with pytest.raises(ValueError) as refused:
+        curve.parse_curve(case["text"], "Node: input")
+    assert str(refused.value) == f"Node: input: {case['error']}; {CASES['form']}."
+    assert curve.FORM == CASES["form"]

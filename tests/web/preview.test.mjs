@@ -1,0 +1,65 @@
+// The moving preview's times, places and words.
+
+import assert from 'node:assert/strict'
+import test from 'node:test'
+
+import {
+  caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, spansOf, timeOf,
+} from '../../web/js/core/preview.js'
+
+test('a clip of 4 frames at 5 frames a second begins anew after 0.8 s', () => {
+  const times = [0, 0.19, 0.21, 0.41, 0.61, 0.79, 0.81, 8.05]
+  assert.deepEqual(times.map((time) => frameAt(time, 5, 4)), [0, 0, 1, 2, 3, 3, 0, 0])
+})
+
+test('a clip of one frame stands still', () => {
+  assert.deepEqual([0, 0.5, 100].map((time) => frameAt(time, 24, 1)), [0, 0, 0])
+})
+
+test('play goes on from the frame that was chosen, at any rate', () => {
+  for (const fps of [1, 6, 7.5, 24, 1000]) {
+    for (let frame = 0; frame < 25; frame++) assert.equal(frameAt(timeOf(frame, fps), fps, 25), frame)
+  }
+})
+
+test('each frame has its cell, and one that is left out has that of the frame before', () => {
+  assert.deepEqual([0, 1, 2, 3].map((frame) => cellOf(frame, [0, 1, 2, 3])), [0, 1, 2, 3])
+  assert.deepEqual([0, 1, 2, 3, 4, 5, 6, 7].map((frame) => cellOf(frame, [0, 3, 6])), [0, 0, 0, 1, 1, 1, 2, 2])
+})
+
+test('cells lie row by row', () => {
+  const sheet = { columns: 3, width: 128, height: 72 }
+  assert.deepEqual([0, 2, 3, 7].map((cell) => cornerOf(cell, sheet)), [[0, 0], [256, 0], [0, 72], [128, 144]])
+})
+
+test('the pointer chooses from the first frame at the left edge to the last at the right, and beyond the edges too', () => {
+  assert.deepEqual([100, 124, 126, 150, 199, 200, 50, 900].map((x) => frameUnder(x, 100, 100, 4)), [0, 0, 1, 2, 3, 3, 0, 3])
+})
+
+test('a window is one part of the clip, or two where it runs over the end into the start', () => {
+  assert.deepEqual(spansOf([0, 9], 10), [[0, 1]])
+  assert.deepEqual(spansOf([2, 5], 8), [[0.25, 0.75]])
+  assert.deepEqual(spansOf([6, 1], 8), [[0.75, 1], [0, 0.25]])
+})
+
+test('the words tell the step, the window, the chosen frame, and how it ended', () => {
+  const run = { step: 7, steps: 20, frames: 100, ended: '' }
+  assert.equal(caption(run), 'step 7 of 20')
+  assert.equal(caption({ ...run, window: [14, 38] }), 'step 7 of 20, frames 15 to 39 of 100')
+  assert.equal(caption({ ...run, window: [14, 38], frame: 0 }), 'frame 1 of 100')
+  assert.equal(caption({ ...run, ended: 'stopped' }), 'stopped at step 7 of 20')
+  assert.equal(caption({ ...run, ended: 'done' }), 'done: 100 frames, 20 steps')
+})
+
+test('only a picture in the event itself is taken', () => {
+  assert.ok(hasPicture({ image: 'data:image/jpeg;base64,AAAA' }))
+  for (const image of [undefined, null, 7, '', 'https://example.org/a.jpg', 'data:text/html,<b>', 'javascript:0']) {
+    assert.ok(!hasPicture({ image }), String(image))
+  }
+})
+
+test('the picture is as high as its shape asks, but neither tiny nor endless', () => {
+  assert.equal(pictureHeight(320, { width: 128, height: 72 }), 180)
+  assert.equal(pictureHeight(320, { width: 72, height: 128 }), 260)
+  assert.equal(pictureHeight(100, { width: 128, height: 72 }), 96)
+})

@@ -1,0 +1,140 @@
+// Curves written as text, as nodes/bridge/curve.py reads them: `position:value` points, straight lines between them, flat beyond
+// the ends. A point is [position 0..1, value]. Nothing here knows the page or the host.
+
+export const FORM = 'expected position:value points with positions rising from 0 to 1, such as 0:1.0, 0.5:3, 1:1.0'
+export const PRESETS = ['linear', 'triangle', 'ease', 'pulse']
+
+const POSITION_UNIT = 0.01 // positions that an edit makes are multiples of it, and no two points are closer
+const LARGEST = 1e300 // drawn at most, so that a span of two such values is still a number
+const ROOM = 0.15 // share of the curve's span that the axis goes beyond it
+
+// What Python calls white space, and its numbers; those it reads as infinite or NaN are no points of a curve.
+const SPACE = '[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*'
+const ENDS = new RegExp(`^${SPACE}|${SPACE}$`, 'g')
+const DIGITS = '\\d+(?:_\\d+)*'
+const NUMBER = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`, 'i')
+
+const strip = (text) => text.replace(ENDS, '')
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
+
+function toNumber(text) {
+  const stripped = strip(text)
+  return NUMBER.test(stripped) ? Number(stripped.replaceAll('_', '')) : NaN
+}
+
+/** The text in quotes, as Python's repr writes it. */
+function quoted(text) {
+  const quote = text.includes("'") && !text.includes('"') ? '"' : "'"
+  const named = { '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t', [quote]: `\\${quote}` }
+  const escape = (character) => {
+    const code = character.codePointAt(0)
+    const [letter, length] = code < 0x100 ? ['x', 2] : code < 0x10000 ? ['u', 4] : ['U', 8]
+    return named[character] ?? `\\${letter}${code.toString(16).padStart(length, '0')}`
+  }
+  const plain = quote === "'" ? ' "' : " '"
+  return quote + text.replace(/[\\'"\p{C}\p{Z}]/gu, (found) => (plain.includes(found) ? found : escape(found))) + quote
+}
+
+/** {points} of a curve, or {error}: the message that Python gives; `name` says whose input it is. */
+export function readCurve(text, name) {
+  const points = []
+  for (const part of text.split(',')) {
+    const colon = part.indexOf(':')
+    const position = toNumber(part.slice(0, colon))
+    const value = colon < 0 ? NaN : toNumber(part.slice(colon + 1))
+    const risen = !points.length || position > points.at(-1)[0]
+    if (!(position >= 0 && position <= 1) || !Number.isFinite(value) || !risen) {
+      return { error: `${name}: found ${quoted(strip(part))} in ${quoted(strip(text))}; ${FORM}.` }
+    }
+    points.push([position, value])
+  }
+  return { points }
+}
+
+export function formatCurve(points) {
+  return points.map(([position, value]) => `${position}:${value}`).join(', ')
+}
+
+export function valueAt(points, position) {
+  const next = points.findIndex(([p]) => p > position)
+  if (next <= 0) return points.at(next)[1] // before the first point (0), or from the last one on (-1)
+  const [[p0, v0], [p1, v1]] = points.slice(next - 1, next + 1)
+  return ((v1 - v0) / (p1 - p0)) * (position - p0) + v0
+}
+
+/** The curve at `count` evenly spaced positions from 0 to 1; a single one lies at 0. */
+export function evaluateCurve(points, count) {
+  return Array.from({ length: count }, (_, i) => valueAt(points, count > 1 ? i / (count - 1) : 0))
+}
+
+/** Rounded to a multiple of `unit`, a power of ten or five times one. */
+export function roundTo(value, unit) {
+  return Number((Math.round(value / unit) * unit).toFixed(clamp(-Math.floor(Math.log10(unit)), 0, 100)))
+}
+
+/** The points with one moved: it stays between its neighbours, or where it is if they leave no room. */
+export function movePoint(points, index, [position, value]) {
+  const low = index > 0 ? points[index - 1][0] + POSITION_UNIT : 0
+  const high = index < points.length - 1 ? points[index + 1][0] - POSITION_UNIT : 1
+  const old = points[index][0]
+  const wanted = position === old ? old : roundTo(clamp(position, low, high), POSITION_UNIT)
+  const fits = (index === 0 || wanted > points[index - 1][0]) && (index === points.length - 1 || wanted < points[index + 1][0])
+  return points.with(index, [fits ? wanted : old, value])
+}
+
+/** {points, index} with a new point at `index`; where one is already at that position, the points as they were and its index. */
+export function addPoint(points, position, value) {
+  const rounded = roundTo(clamp(position, 0, 1), POSITION_UNIT)
+  const there = points.findIndex(([p]) => Math.abs(p - rounded) < POSITION_UNIT / 2)
+  if (there >= 0) return { points, index: there }
+  const index = points.filter(([p]) => p < rounded).length
+  return { points: points.toSpliced(index, 0, [rounded, value]), index }
+}
+
+/** The points without one of them; the last that is left stays. */
+export function removePoint(points, index) {
+  return points.length > 1 ? points.toSpliced(index, 1) : points
+}
+
+/** A named shape between two values. */
+export function preset(name, low, high) {
+  const round = (value) => Number(value.toPrecision(4))
+  const shapes = {
+    linear: [[0, 0], [1, 1]],
+    triangle: [[0, 0], [0.5, 1], [1, 0]],
+    ease: [0, 0.2, 0.4, 0.6, 0.8, 1].map((p) => [p, p * p * (3 - 2 * p)]), // smoothstep
+    pulse: [[0, 0], [0.4, 0], [0.5, 1], [0.6, 0], [1, 0]]
+  }
+  return shapes[name].map(([position, share]) => [position, round(low * (1 - share) + high * share)])
+}
+
+/**
+ * A preset over the values that the curve spans now, or over `span` [low, high] where it is flat or there is none; the one that
+ * it already is, turned over.
+ */
+export function applyPreset(name, points, span) {
+  const values = (points ?? []).map(([, value]) => value)
+  const [low, high] = new Set(values).size > 1 ? [Math.min(...values), Math.max(...values)] : span
+  const shape = preset(name, low, high)
+  return points && formatCurve(shape) === formatCurve(points) ? preset(name, high, low) : shape
+}
+
+/** The value axis: from `low` to `high` with room to draw beyond the curve; `unit` is what an edit's values are rounded to. */
+export function axisOf(points) {
+  const values = points.map(([, value]) => clamp(value, -LARGEST, LARGEST))
+  const least = Math.min(0, ...values)
+  const most = Math.max(0, ...values)
+  const span = most - least > 1 / LARGEST ? most - least : 1
+  const step = atLeast((span * (1 + ROOM)) / 4, [1, 2, 5])
+  const low = least < 0 ? Math.floor((least - span * ROOM) / step) : 0
+  const high = least < 0 && most === 0 ? 0 : Math.ceil((least + span * (1 + ROOM)) / step)
+  const ticks = Array.from({ length: high - low + 1 }, (_, i) => Number(((low + i) * step).toPrecision(12)))
+  return { low: ticks[0], high: ticks.at(-1), ticks, unit: atLeast((ticks.at(-1) - ticks[0]) / 120, [1, 5]) }
+}
+
+/** The least of `factors` times a power of ten that is not below `value`. */
+function atLeast(value, factors) {
+  const power = 10 ** Math.floor(Math.log10(value))
+  const found = [...factors, 10].find((factor) => factor * power >= value * (1 - 1e-9))
+  return Number((found * power).toPrecision(1))
+}

@@ -1,0 +1,59 @@
+// The moving preview without a page: which frame at which time, where it lies on the sheet, and the words beside it. Frames and
+// cells count from 0. The names are those of the server's event (nodes/bridge/preview.py).
+
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
+
+/** Does the event bring a picture? Only one in the data itself is taken, none from elsewhere. */
+export function hasPicture({ image }) {
+  return typeof image === 'string' && image.startsWith('data:image/jpeg;base64,')
+}
+
+/** The frame of a clip that plays over and over, `seconds` after the start of its first. */
+export function frameAt(seconds, fps, frames) {
+  return Math.floor(seconds * fps) % frames
+}
+
+/** Seconds from the start of the clip to the middle of a frame. */
+export function timeOf(frame, fps) {
+  return (frame + 0.5) / fps
+}
+
+/** The cell of the sheet for a frame; of a clip too long for the sheet only every second frame (third, …) is `shown`. */
+export function cellOf(frame, shown) {
+  const after = shown.findIndex((other) => other > frame)
+  return after < 0 ? shown.length - 1 : Math.max(after - 1, 0)
+}
+
+/** The top left corner of a cell on the sheet, in pixels. */
+export function cornerOf(cell, { columns, width, height }) {
+  return [(cell % columns) * width, Math.floor(cell / columns) * height]
+}
+
+/** The frame under a pointer at `x` on a picture that begins at `left`: from the first frame there to the last at its right. */
+export function frameUnder(x, left, width, frames) {
+  return clamp(Math.floor(((x - left) / width) * frames), 0, frames - 1)
+}
+
+/** The parts of the clip, as [start, end] of 0..1, that a window covers: two where it runs over the end into the start. */
+export function spansOf([first, last], frames) {
+  const start = first / frames
+  const end = (last + 1) / frames
+  return start < end ? [[start, end]] : [[start, 1], [0, end]]
+}
+
+/**
+ * The words under the picture. `frame` is one chosen by hand, `window` the [first, last] frame being worked on, `ended` is ""
+ * while the sampler runs, then "done" or "stopped".
+ */
+export function caption({ step, steps, frames, frame, window, ended }) {
+  if (frame !== undefined) return `frame ${frame + 1} of ${frames}`
+  if (ended === 'done') return `done: ${frames} frames, ${steps} steps`
+  const progress = `step ${step} of ${steps}`
+  if (ended) return `${ended} at ${progress}`
+  return window ? `${progress}, frames ${window[0] + 1} to ${window[1] + 1} of ${frames}` : progress
+}
+
+/** The picture's height in a node that leaves it `room` pixels of width: as its shape asks, within reason. */
+export function pictureHeight(room, { width, height }) {
+  return Math.round(clamp((room * height) / width, 96, 260))
+}

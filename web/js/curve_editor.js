@@ -1,0 +1,224 @@
+// Draws the curve of a text input below the node's widgets, and edits it there. The text stays what is saved and sent.
+
+import { app } from '../../../scripts/app.js'
+import { applyPreset, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
+import { CurvePlot, MOST_POINTS } from './curve_plot.js'
+import { addWidget } from './widget.js'
+
+const CURVES = {
+  TemporalUNetSVDSampler: {
+    input: 'guidance_curve',
+    name: 'SVD Temporal UNet Sampler: guidance_curve',
+    span: [1, 2.5], // of the presets, where the curve has no span of its own
+    shownFor: ['guidance', 'curve'] // only while this other input has this value
+  },
+  TemporalUNetApplyControlNetResiduals: {
+    input: 'frame_strengths',
+    name: 'Apply ControlNet Residuals: frame_strengths',
+    span: [0, 1]
+  }
+}
+const HEIGHT = 150
+const HINT = 'double-click to add'
+const SHAPES = {
+  linear: 'Linear: a straight rise',
+  triangle: 'Triangle: up to the middle and down again',
+  ease: 'Ease: a soft start and a soft end',
+  pulse: 'Pulse: short, in the middle'
+}
+
+let count = 0 // of the editors made on this page
+let unfocused = null // {node, point, time} of the focus that the host's undo takes away, as it makes every node anew
+
+function html(tag, className, text = '') {
+  const element = document.createElement(tag)
+  element.className = className
+  element.textContent = text
+  return element
+}
+
+/** Calls `after` once the object's own method, if it has one, has run. */
+function chain(object, method, after) {
+  const original = object[method]
+  object[method] = function (...args) {
+    const result = original?.apply(this, args)
+    after()
+    return result
+  }
+}
+
+function inputOf(node, name) {
+  return node.inputs.find((input) => input.widget?.name === name)
+}
+
+/** Every node of the workflow that is an instance of `subgraph`. */
+function instancesOf(subgraph) {
+  const graphs = [app.graph.rootGraph, ...app.graph.rootGraph.subgraphs.values()]
+  return graphs.flatMap((graph) => graph.nodes).filter((node) => node.subgraph === subgraph)
+}
+
+/** At once to the size that the host gives the node when it loads it: else its undo would find another graph than it made. */
+function growNode(node) {
+  node.expandToFitContent()
+  node.setDirtyCanvas(true, true)
+}
+
+class CurveEditor {
+  constructor(node, curve, text) {
+    Object.assign(this, { node, curve, text })
+    this.plot = new CurvePlot({
+      edited: (points) => this.write(formatCurve(points)),
+      committed: () => this.commit(),
+      told: (what) => this.tell(what)
+    })
+    this.readout = html('span', 'readout')
+    this.message = html('div', 'message')
+    this.buttons = PRESETS.map((name) => this.button(name))
+    const bar = html('div', 'bar')
+    bar.append(...this.buttons, this.readout)
+    this.plot.element.append(this.message)
+    this.element = html('div', 'temporal-unet-curve')
+    this.element.append(bar, this.plot.element)
+    this.element.setAttribute('role', 'group')
+    this.element.setAttribute('aria-label', curve.input)
+    this.listen()
+    this.refresh()
+  }
+
+  button(name) {
+    const button = html('button', 'preset')
+    button.type = 'button'
+    button.title = `${SHAPES[name]}. Press again to turn it over.`
+    button.setAttribute('aria-label', button.title)
+    const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg')
+    svg.setAttribute('viewBox', '0 0 18 12')
+    const line = document.createElementNS('http://www.w3.org/2000/svg', 'polyline')
+    line.setAttribute('points', preset(name, 10, 2).map(([x, y]) => `${1 + 16 * x},${y}`).join(' '))
+    svg.append(line)
+    button.append(svg)
+    button.addEventListener('click', () => {
+      this.write(formatCurve(applyPreset(name, this.read().points, this.curve.span)))
+      this.commit()
+    })
+    return button
+  }
+
+  listen() {
+    const { node, text, curve } = this
+    const refresh = () => this.refresh()
+    chain(text, 'callback', refresh)
+    chain(node, 'onConfigure', refresh)
+    chain(node, 'onConnectionsChange', refresh)
+    const condition = curve.shownFor && node.widgets.find((widget) => widget.name === curve.shownFor[0])
+    if (condition) chain(condition, 'callback', refresh)
+    new ResizeObserver(() => this.appear()).observe(this.plot.element)
+    this.element.addEventListener('pointerenter', refresh) // whatever else has set the value
+    this.element.addEventListener('keydown', (event) => this.rememberFocus(event))
+    this.passOn()
+    const leave = (event) => this.element.contains(event.target) || document.activeElement.blur()
+    this.element.addEventListener('focusin', () => document.addEventListener('pointerdown', leave, true))
+    this.element.addEventListener('focusout', () => document.removeEventListener('pointerdown', leave, true))
+  }
+
+  /** The middle button moves the canvas, also here. */
+  passOn() {
+    const on = (type, middle, act) => this.element.addEventListener(type, (event) => middle(event) && act.call(app.canvas, event))
+    on('pointerdown', (event) => event.button === 1, app.canvas.processMouseDown)
+    on('pointermove', (event) => event.buttons & 4, app.canvas.processMouseMove)
+    on('pointerup', (event) => event.button === 1, app.canvas.processMouseUp)
+  }
+
+  /** The host draws this element only when it shows it: on opening a workflow, entering a subgraph, unfolding the inputs. */
+  appear() {
+    this.refresh()
+    if (unfocused?.node !== this.node.id || !this.plot.element.clientWidth) return
+    if (performance.now() - unfocused.time < 2000) this.plot.focus(unfocused.point)
+    unfocused = null
+  }
+
+  rememberFocus(event) {
+    const undo = (event.ctrlKey || event.metaKey) && ['z', 'y'].includes(event.key.toLowerCase())
+    if (undo) unfocused = { node: this.node.id, point: this.plot.indexOf(event.target), time: performance.now() }
+  }
+
+  /** {points} or {error} of the text; {locked: why} and what is known of the points where a link gives the value. */
+  read() {
+    const link = this.node.graph?.getLink(inputOf(this.node, this.curve.input)?.link)
+    if (!link) return readCurve(String(this.text.value), this.curve.name)
+    if (!link.originIsIoNode) return { locked: 'set by the linked input' }
+    const { name } = this.node.graph.inputs[link.origin_slot]
+    const values = instancesOf(this.node.graph).map((node) => node.widgets.find((widget) => widget.name === name)?.value)
+    const known = new Set(values).size === 1 && values[0] !== undefined
+    return { locked: 'set on the subgraph node', ...(known && readCurve(String(values[0]), this.curve.name)) }
+  }
+
+  refresh() {
+    this.showOrHide()
+    const { points = [], error = '', locked } = this.read()
+    this.element.classList.toggle('locked', Boolean(locked))
+    this.element.classList.toggle('invalid', Boolean(error))
+    this.element.classList.toggle('empty', !points.length)
+    for (const button of this.buttons) button.disabled = Boolean(locked)
+    this.message.textContent = error || (points.length ? '' : (locked ?? ''))
+    this.message.title = error
+    this.hint = points.length > MOST_POINTS ? `${points.length} points: edit the text` : (locked ?? HINT)
+    this.plot.show(points, Boolean(locked))
+  }
+
+  /** What the pointer is on, or else what can be done. */
+  tell(what) {
+    this.readout.textContent = what ?? (this.message.textContent ? '' : this.hint)
+  }
+
+  showOrHide() {
+    if (!this.curve.shownFor || !this.widget) return
+    const [name, value] = this.curve.shownFor
+    const condition = this.node.widgets.find((widget) => widget.name === name)
+    const shown = condition.value === value || inputOf(this.node, name)?.link != null
+    if (shown === !this.widget.hidden) return
+    this.widget.hidden = this.widget.options.hidden = !shown // the classic renderer reads the one, Nodes 2.0 the other
+    if (shown) return growNode(this.node)
+    const [width, height] = this.node.size
+    this.node.setSize([width, Math.max(this.node.computeSize()[1], height - HEIGHT)])
+    this.node.setDirtyCanvas(true, true)
+  }
+
+  write(text) {
+    const old = this.text.value
+    if (text === old) return
+    this.text.value = text
+    this.text.callback?.(text)
+    this.node.onWidgetChanged?.(this.text.name, text, old, this.text)
+    this.node.setDirtyCanvas(true, true)
+  }
+
+  /** A step that the host's undo goes back to. */
+  commit() {
+    app.canvas.emitBeforeChange()
+    app.canvas.emitAfterChange()
+    this.refresh()
+  }
+}
+
+function addEditor(node) {
+  const curve = CURVES[node.comfyClass]
+  if (!curve) return
+  const text = node.widgets.find((widget) => widget.name === curve.input)
+  const editor = new CurveEditor(node, curve, text)
+  // A name of its own for each: where the host makes a node anew, Nodes 2.0 would go on showing the old one's element.
+  const name = `${curve.input}_editor_${++count}`
+  const heights = () => [LiteGraph.vueNodesMode ? 0 : HEIGHT] // Nodes 2.0 measures the element itself
+  editor.widget = addWidget(node, name, 'TEMPORAL_UNET_CURVE', editor.element, heights)
+  editor.widget.options.advanced = !curve.shownFor
+  editor.refresh()
+  growNode(node)
+}
+
+function addStyle() {
+  const link = document.createElement('link')
+  link.rel = 'stylesheet'
+  link.href = new URL('curve_editor.css', import.meta.url).href
+  document.head.append(link)
+}
+
+app.registerExtension({ name: 'TemporalUNet.CurveEditor', init: addStyle, nodeCreated: addEditor })

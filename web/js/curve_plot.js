@@ -1,0 +1,254 @@
+// The plot of a curve in SVG: axes, the line, and points that are dragged, added and deleted by mouse and keyboard.
+
+import { addPoint, axisOf, movePoint, removePoint, roundTo, valueAt } from './core/curve.js'
+
+const MARGIN = { left: 34, right: 12, top: 9, bottom: 19 } // for the labels, in pixels
+const STICKY = 3 // pixels that a drag must go sideways to change the position, and up or down to change the value
+export const MOST_POINTS = 64 // a curve with more is drawn, and edited as text
+const TIMES = [ // position, label, its anchor, the least width at which there is room for it
+  [0, 'first frame', 'start', 0], [0.25, '25 %', 'middle', 280], [0.5, '50 %', 'middle', 160], [0.75, '75 %', 'middle', 280],
+  [1, 'last frame', 'end', 0]
+]
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] } // in units, with shift in tens
+
+function svg(name, attributes, ...children) {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', name)
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value)
+  element.append(...children)
+  return element
+}
+
+const percent = (position) => `${Number((position * 100).toPrecision(6))} %`
+const short = (value) => String(Number(value.toPrecision(4)))
+
+/**
+ * `element` is the plot. `edited(points)` is called on each change, `committed()` at the end of each gesture, `told(text)` with
+ * what the pointer or the focus is on (null: nothing).
+ */
+export class CurvePlot {
+  constructor({ edited, committed, told }) {
+    Object.assign(this, { edited, committed, told })
+    this.points = []
+    this.drag = null // {index, from: [x, y] of the pointer, start: the point then, freed: [x, y], changed}
+    this.added = { index: -1, time: 0 } // by a click on the line: the double click that it begins must not delete it again
+    this.grid = svg('g', { class: 'grid' })
+    this.area = svg('path', { class: 'area' })
+    this.line = svg('path', { class: 'line' })
+    this.grip = svg('path', { class: 'grip' }) // the line again, unseen and wide enough to be hit
+    this.handles = svg('g', {})
+    this.svg = svg('svg', {}, this.grid, this.area, this.line, this.grip, this.handles)
+    this.element = document.createElement('div')
+    this.element.className = 'plot'
+    this.element.append(this.svg)
+    this.listen()
+  }
+
+  /** Draws `points` (none: only the grid) where no drag is under way; `locked` ones are only looked at. */
+  show(points, locked) {
+    this.points = points
+    this.locked = locked || points.length > MOST_POINTS
+    if (!this.drag) this.axis = axisOf(points)
+    this.draw()
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.element
+    if (!width || !this.axis) return // not on the page: drawn when it is
+    const { left, right, top, bottom } = MARGIN
+    Object.assign(this, { left, top, width: width - left - right, height: height - top - bottom })
+    this.drawGrid()
+    const corners = this.points.map((point) => this.place(point))
+    if (corners.length) corners.unshift([left, corners[0][1]]), corners.push([left + this.width, corners.at(-1)[1]])
+    const path = corners.map(([x, y], i) => `${i ? 'L' : 'M'}${x} ${y}`).join('')
+    const base = this.place([0, Math.max(this.axis.low, 0)])[1]
+    this.line.setAttribute('d', path)
+    this.grip.setAttribute('d', path)
+    this.area.setAttribute('d', path && `${path}L${left + this.width} ${base}L${left} ${base}Z`)
+    this.drawHandles()
+  }
+
+  drawGrid() {
+    const { left, top, width, height } = this
+    const label = (x, y, anchor, text) => svg('text', { x, y, 'text-anchor': anchor }, text)
+    const rows = this.axis.ticks.flatMap((tick) => {
+      const y = this.place([0, tick])[1]
+      return [svg('line', { x1: left, x2: left + width, y1: y, y2: y }), label(left - 6, y + 3.5, 'end', short(tick))]
+    })
+    const columns = TIMES.flatMap(([position, text, anchor, room]) => {
+      const x = left + position * width
+      const line = svg('line', { x1: x, x2: x, y1: top, y2: top + height })
+      return width < room ? [line] : [line, label(x, top + height + 14, anchor, text)]
+    })
+    this.grid.replaceChildren(...columns, ...rows)
+  }
+
+  /** Handles are kept while their number stays, for the focus is on one of them. */
+  drawHandles() {
+    const shown = this.points.length > MOST_POINTS ? [] : this.points
+    while (this.handles.children.length > shown.length) this.handles.lastChild.remove()
+    while (this.handles.children.length < shown.length) {
+      const circles = [svg('circle', { r: 11, class: 'hit' }), svg('circle', { r: 4.5 })]
+      this.handles.append(svg('g', { class: 'handle', role: 'slider' }, ...circles))
+    }
+    for (const [index, point] of shown.entries()) {
+      const handle = this.handles.children[index]
+      const [x, y] = this.place(point)
+      handle.setAttribute('transform', `translate(${x} ${y})`)
+      handle.setAttribute('tabindex', this.locked ? -1 : 0)
+      handle.setAttribute('aria-label', `Point ${index + 1} of ${shown.length}`)
+      handle.setAttribute('aria-valuetext', this.describe(point))
+    }
+    const focused = this.indexOf(document.activeElement)
+    this.told(focused >= 0 ? this.describe(this.points[focused]) : null)
+  }
+
+  describe([position, value]) {
+    return `${percent(position)} · ${short(value)}`
+  }
+
+  /** A point of the curve in pixels of the plot, and back; values outside the axis lie on its edge. */
+  place([position, value]) {
+    const { low, high } = this.axis
+    const share = (Math.min(Math.max(value, low), high) - low) / (high - low)
+    return [this.left + position * this.width, this.top + (1 - share) * this.height]
+  }
+
+  pointAt(x, y) {
+    const { low, high } = this.axis
+    const share = Math.min(Math.max(1 - (y - this.top) / this.height, 0), 1)
+    return [(x - this.left) / this.width, this.rounded(low + share * (high - low))]
+  }
+
+  rounded(value) {
+    return roundTo(value, this.axis.unit)
+  }
+
+  /** Where a mouse event is in the plot, whose pixels the host scales. */
+  mouse(event) {
+    const box = this.svg.getBoundingClientRect()
+    const scale = this.element.clientWidth / box.width
+    return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale]
+  }
+
+  /** The index of the point that an element of the page belongs to, or -1. */
+  indexOf(element) {
+    return [...this.handles.children].findIndex((handle) => handle.contains(element))
+  }
+
+  focus(index) {
+    this.handles.children[index]?.focus({ preventScroll: true })
+  }
+
+  listen() {
+    const on = (type, handler) => this.svg.addEventListener(type, (event) => this.points.length && !this.locked && handler(event))
+    on('pointerdown', (event) => event.button === 0 && this.press(event))
+    on('pointermove', (event) => (this.drag ? this.pull(event) : this.hover(event)))
+    on('dblclick', (event) => this.doubleClick(event))
+    on('contextmenu', (event) => this.indexOf(event.target) >= 0 && this.remove(event, this.indexOf(event.target)))
+    on('keydown', (event) => this.key(event))
+    for (const type of ['pointerup', 'pointercancel']) this.svg.addEventListener(type, () => this.release())
+    for (const type of ['pointerleave', 'focusout']) this.svg.addEventListener(type, () => this.told(null))
+    this.svg.addEventListener('focusin', (event) => {
+      const index = this.indexOf(event.target)
+      if (index >= 0) this.told(this.describe(this.points[index]))
+    })
+  }
+
+  change(points) {
+    this.drag && (this.drag.changed = true)
+    this.edited(points)
+  }
+
+  press(event) {
+    event.preventDefault() // of selecting the page's text
+    let index = this.indexOf(event.target)
+    const added = index < 0 && event.target === this.grip
+    if (index !== this.added.index) this.added.index = -1
+    if (added) {
+      const found = addPoint(this.points, ...this.pointAt(...this.mouse(event)))
+      index = found.index
+      this.added = { index, time: event.timeStamp }
+      if (found.points !== this.points) this.change(found.points)
+    }
+    if (index < 0) return
+    this.focus(index)
+    this.svg.setPointerCapture(event.pointerId)
+    this.drag = { index, from: this.mouse(event), start: this.points[index], freed: [false, false], changed: added }
+  }
+
+  pull(event) {
+    const { index, from, start, freed } = this.drag
+    const way = this.mouse(event).map((pixel, axis) => pixel - from[axis])
+    const place = this.place(start)
+    const wanted = this.pointAt(place[0] + way[0], place[1] + way[1])
+    for (const axis of [0, 1]) freed[axis] ||= Math.abs(way[axis]) >= STICKY
+    const moved = start.map((old, axis) => (freed[axis] ? wanted[axis] : old))
+    if (freed.includes(true)) this.change(movePoint(this.points, index, moved))
+  }
+
+  release() {
+    const drag = this.drag
+    this.drag = null
+    if (drag?.changed) this.committed()
+  }
+
+  hover(event) {
+    const index = this.indexOf(event.target)
+    const position = Math.min(Math.max(this.pointAt(...this.mouse(event))[0], 0), 1)
+    this.told(this.describe(index >= 0 ? this.points[index] : [Math.round(position * 100) / 100, valueAt(this.points, position)]))
+  }
+
+  doubleClick(event) {
+    event.stopPropagation()
+    const index = this.indexOf(document.elementFromPoint(event.clientX, event.clientY)) // the target is what captured the pointer
+    const fresh = index === this.added.index && event.timeStamp - this.added.time < 600
+    if (index >= 0) return fresh || this.remove(event, index)
+    const found = addPoint(this.points, ...this.pointAt(...this.mouse(event)))
+    this.change(found.points)
+    this.committed()
+    this.focus(found.index)
+  }
+
+  remove(event, index) {
+    event.preventDefault()
+    event.stopPropagation()
+    this.drag = null
+    const points = removePoint(this.points, index)
+    if (points === this.points) return
+    this.change(points)
+    this.committed()
+    this.focus(Math.min(index, points.length - 1))
+  }
+
+  /** Keys that act on the focused point; the host does not see those: its Delete would take the node. */
+  key(event) {
+    const index = this.indexOf(event.target)
+    if (index < 0 || event.ctrlKey || event.metaKey || event.altKey) return
+    if (event.key === 'Delete' || event.key === 'Backspace') return this.remove(event, index)
+    const direction = MOVES[event.key]
+    if (!direction && event.key !== 'Insert') return
+    event.preventDefault()
+    event.stopPropagation()
+    if (direction) return this.nudge(index, direction, event.shiftKey ? 10 : 1)
+    this.insertAfter(index)
+  }
+
+  nudge(index, [right, up], units) {
+    const [position, value] = this.points[index]
+    const least = Math.min(value, 0) // no key makes a value negative
+    const raised = this.rounded(Math.max(this.rounded(value) + up * units * this.axis.unit, least))
+    this.change(movePoint(this.points, index, [right ? position + right * units * 0.01 : position, up ? raised : value]))
+    this.committed()
+  }
+
+  /** A new point half-way to the next one or to the end, from a last one at the end half-way back. */
+  insertAfter(index) {
+    const [from] = this.points[index]
+    const to = this.points[index + 1]?.[0] ?? (from < 1 ? 1 : (this.points[index - 1]?.[0] ?? 0))
+    const position = (from + to) / 2
+    const found = addPoint(this.points, position, this.rounded(valueAt(this.points, position)))
+    this.change(found.points)
+    this.committed()
+    this.focus(found.index)
+  }
+}

@@ -1,0 +1,214 @@
+// The moving preview of SVD Temporal UNet Sampler: all frames of the clip while they form, from the server's sheets.
+
+import { api } from '../../../scripts/api.js'
+import { app } from '../../../scripts/app.js'
+import { caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, spansOf, timeOf } from './core/preview.js'
+import { MARGIN, addWidget, element } from './widget.js'
+
+const NODE = 'TemporalUNetSVDSampler'
+const EVENT = 'temporal_unet.preview'
+const HOSTS_EVENT = 'b_preview_with_metadata' // the host's own preview, of one frame
+const TALLEST = 4096 // pixels of the whole, in a node that is drawn out
+const BELOW = 32 // pixels for the bar and the words
+const WINDOW_COLOR = '#4a9de0'
+const UNKNOWN_SHAPE = { width: 16, height: 9 } // until the first picture
+
+const previews = new Map() // node -> its Preview
+
+class Preview {
+  constructor(node) {
+    this.node = node
+    this.about = null // the newest event of this run: prompt_id, node_id, step, steps, frames, fps
+    this.begin()
+    this.frame = undefined // chosen by hand
+    this.start = 0 // when the first frame was last shown, in the clock of requestAnimationFrame
+    this.build()
+    this.listen()
+    const heights = () => (this.about ? [this.height + 2 * MARGIN, TALLEST] : [0, 0])
+    addWidget(node, 'moving_preview', 'TEMPORAL_UNET_PREVIEW', this.element, heights)
+  }
+
+  build() {
+    this.element = element('div', {
+      display: 'none', flexDirection: 'column', gap: '5px', boxSizing: 'border-box', height: '100%',
+    })
+    this.element.dataset.testid = 'temporal-unet-preview'
+    this.canvas = element('canvas', {
+      flex: '1 1 0', minHeight: '0', width: '100%', objectFit: 'contain', borderRadius: '6px', background: 'rgb(0 0 0 / 25%)',
+      cursor: 'ew-resize', touchAction: 'none',
+    })
+    this.bar = element('div', {
+      flex: 'none', position: 'relative', height: '6px', borderRadius: '3px', overflow: 'hidden',
+      background: 'var(--border-color)',
+    })
+    this.head = element('div', { position: 'absolute', top: '0', bottom: '0', width: '3px', background: 'var(--input-text)' })
+    this.words = element('div', { flex: 'none', font: '12px/16px sans-serif', textAlign: 'center', color: 'var(--input-text)' })
+    this.element.append(this.canvas, this.bar, this.words)
+  }
+
+  listen() {
+    const choose = (event) => {
+      const { left, width } = this.canvas.getBoundingClientRect()
+      this.frame = frameUnder(event.clientX, left, width, this.about.frames)
+      this.write()
+    }
+    const release = () => {
+      if (this.frame === undefined) return
+      this.start = performance.now() - timeOf(this.frame, this.about.fps) * 1000
+      this.frame = undefined
+      this.write()
+    }
+    this.canvas.addEventListener('pointerdown', (event) => {
+      if (event.button !== 0) return
+      event.stopPropagation() // else the node would be dragged
+      choose(event)
+    })
+    this.canvas.addEventListener('pointermove', (event) => {
+      if (this.frame !== undefined) choose(event)
+    })
+    for (const name of ['pointerup', 'pointerleave', 'pointercancel']) this.canvas.addEventListener(name, release)
+  }
+
+  get height() {
+    return pictureHeight(this.node.size[0] - 2 * MARGIN, this.sheet ?? UNKNOWN_SHAPE) + BELOW
+  }
+
+  /** Shows what an event of the server brings. */
+  take(event) {
+    const opening = !this.about
+    if (event.prompt_id !== this.about?.prompt_id) this.begin()
+    this.about = event
+    if (event.window) this.window = event.window
+    if (hasPicture(event)) this.load(event)
+    if (opening) this.open()
+    this.write()
+  }
+
+  /** Of a run nothing is known yet. `sheet` becomes the newest event with a picture, and its picture: {..., picture}. */
+  begin() {
+    Object.assign(this, { sheet: null, loading: null, window: undefined, ended: '' })
+  }
+
+  async load(event) {
+    const picture = new Image()
+    picture.src = event.image
+    this.loading = picture
+    await picture.decode()
+    if (!this.about || this.loading !== picture) return // a newer one is on its way
+    this.sheet = { ...event, picture, drawn: -1 }
+    this.fit()
+  }
+
+  open() {
+    this.element.style.display = 'flex'
+    this.closedHeight = this.node.size[1]
+    this.fit()
+    requestAnimationFrame(this.draw)
+  }
+
+  /** The node grows where the picture needs it. */
+  fit() {
+    this.element.style.minHeight = `${this.height}px` // all that Nodes 2.0 needs
+    if (LiteGraph.vueNodesMode) return
+    const [width, height] = this.node.size
+    const needed = this.node.computeSize()[1]
+    if (height < needed) this.node.setSize([width, needed])
+    this.openHeight = this.node.size[1]
+    this.node.setDirtyCanvas(true, true)
+  }
+
+  /** Takes the picture away, and the room that was made for it. */
+  close() {
+    const [width, height] = this.node.size
+    Object.assign(this, { about: null, frame: undefined })
+    this.element.style.display = 'none'
+    if (height === this.openHeight) this.node.setSize([width, this.closedHeight])
+    this.node.setDirtyCanvas(true, true)
+  }
+
+  /** The run has left the sampler: "done", or "stopped" by an error or by hand. */
+  end(how) {
+    if (!this.about || this.ended) return
+    Object.assign(this, { ended: how, window: undefined })
+    this.write()
+  }
+
+  draw = (now) => {
+    if (!this.about) return
+    requestAnimationFrame(this.draw)
+    if (!this.sheet) return this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
+    const { frames, fps, shown, width, height, picture } = this.sheet
+    const frame = this.frame ?? frameAt((now - this.start) / 1000, fps, frames)
+    const cell = cellOf(frame, shown)
+    this.head.style.left = `calc(${frames > 1 ? frame / (frames - 1) : 0} * (100% - 3px))`
+    if (cell === this.sheet.drawn) return
+    this.sheet.drawn = cell
+    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height })
+    this.canvas.getContext('2d').drawImage(picture, ...cornerOf(cell, this.sheet), width, height, 0, 0, width, height)
+  }
+
+  /** The words, and the window on the bar. */
+  write() {
+    this.words.textContent = caption({ ...this.about, frame: this.frame, window: this.window, ended: this.ended })
+    const spans = this.window ? spansOf(this.window, this.about.frames) : []
+    const marks = spans.map(([start, end]) => element('div', {
+      position: 'absolute', top: '0', bottom: '0', left: `${start * 100}%`, width: `${(end - start) * 100}%`,
+      background: WINDOW_COLOR,
+    }))
+    this.bar.replaceChildren(...marks, this.head)
+  }
+}
+
+/** The node of an execution id: "7:2" is node 2 in the subgraph of node 7. */
+function nodeOf(id) {
+  const path = String(id).split(':')
+  const last = path.pop()
+  const graph = path.reduce((graph, outer) => graph?.getNodeById(outer)?.subgraph, app.rootGraph)
+  return graph?.getNodeById(last)
+}
+
+const shown = () => [...previews.values()].filter((preview) => preview.about)
+
+function listen() {
+  api.addEventListener(EVENT, ({ detail }) => previews.get(nodeOf(detail.node_id))?.take(detail))
+  api.addEventListener(HOSTS_EVENT, keepHostsAway, { capture: true }) // before the host's own listener
+  api.addEventListener('executing', ({ detail }) => {
+    for (const preview of shown()) if (String(detail) !== preview.about.node_id) preview.end('done')
+  })
+  for (const fault of ['execution_error', 'execution_interrupted']) {
+    api.addEventListener(fault, ({ detail }) => {
+      for (const preview of shown()) if (preview.about.prompt_id === detail.prompt_id) preview.end('stopped')
+    })
+  }
+  api.addEventListener('executed', ({ detail }) => {
+    if (!detail.output?.images && !detail.output?.gifs) return // `gifs`: videos of a widely used pack
+    for (const preview of shown()) if (preview.ended === 'done' && preview.about.prompt_id === detail.prompt_id) preview.close()
+  })
+}
+
+/**
+ * The host's own preview of our node is not shown beside ours. A subgraph around it, seen from outside, still shows it, and so
+ * does the App mode, where no node is to be seen.
+ */
+function keepHostsAway(event) {
+  const { displayNodeId } = event.detail
+  if (!previews.has(nodeOf(displayNodeId)) || !app.canvas.canvas.checkVisibility()) return
+  event.stopImmediatePropagation()
+  const outer = displayNodeId.split(':').slice(0, -1).join(':')
+  if (outer) api.dispatchCustomEvent(HOSTS_EVENT, { ...event.detail, displayNodeId: outer })
+}
+
+listen()
+
+app.registerExtension({
+  name: 'TemporalUNet.MovingPreview',
+  nodeCreated(node) {
+    if (node.constructor.comfyClass !== NODE) return
+    previews.set(node, new Preview(node))
+    const removed = node.onRemoved
+    node.onRemoved = function (...args) {
+      previews.delete(node)
+      return removed?.apply(this, args)
+    }
+  },
+})

@@ -1,0 +1,36 @@
+// What our own widgets of plain elements have in common.
+
+import { app } from '../../../scripts/app.js'
+
+let made = 0 // widgets
+
+export const MARGIN = 10 // pixels that the classic renderer leaves around a widget's element
+
+/** An element with this style, set in a way that no content policy forbids. */
+export function element(tag, style) {
+  const created = document.createElement(tag)
+  Object.assign(created.style, style)
+  return created
+}
+
+/**
+ * Adds `root` to the node as its last widget, which is neither saved nor sent. `heights()` gives its [least, most] pixels. To be
+ * called in `nodeCreated`: later ones are not drawn.
+ */
+export function addWidget(node, name, type, root, heights) {
+  // Of each node its own type: else Nodes 2.0 goes on showing the element of the node that had the same id in the graph before.
+  const widget = node.addDOMWidget(name, `${type}_${++made}`, root, {
+    serialize: false, // not in a prompt …
+    hideOnZoom: false,
+    hideInPanel: true, // an element is in one place only
+    getMinHeight: () => heights()[0],
+    getMaxHeight: () => heights()[1],
+    getValue: () => '',
+    setValue: () => {},
+  })
+  widget.serialize = false // … and not in a workflow
+  root.addEventListener('wheel', (event) => {
+    if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event) // the classic renderer's canvas lies beneath
+  })
+  return widget
+}
