@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from live import peak_bytes
 from oracle import Pair, prompts, sample
 from safetensors import safe_open
 
 MINIATURE = Path(__file__).resolve().parents[1] / "miniature"
 sys.path.insert(0, str(MINIATURE))
 
+import long_clips  # noqa: E402
 import quality  # noqa: E402
 import world  # noqa: E402
 
@@ -80,6 +82,45 @@ def test_the_controlnet_leads_through_windows(studio):
     video = studio.make(of, frames=20, path=path, steps=10)
     away = np.linalg.norm(quality.centres_of(video, of) - path, axis=1)
     assert away.mean() <= 4
+
+
+def test_joints_of_windows_are_not_seen(studio):
+    """24 frames in windows of 8; the first two windows' worth is as good as a clip of one."""
+    of = quality.held_out(1)[0]
+    video = studio.make(of, frames=24, steps=8)
+    jumps = long_clips.jumps(video)
+    assert jumps[long_clips.joints(studio, 24, 4, 8)].mean() <= 1.2 * np.median(jumps)
+    seen, alone = long_clips.appearance(video, of), long_clips.appearance(studio.make(of, steps=8), of)
+    assert seen[1:16].mean() >= alone[1:].mean() - 1
+
+
+def test_a_closed_loop_leads_back_to_its_start(studio):
+    of = quality.held_out(1)[0]
+    jumps = long_clips.jumps(studio.make(of, frames=20, steps=10, closed_loop=True), closed_loop=True)
+    assert jumps[-1] <= 1.2 * np.median(jumps)
+
+
+def test_chained_clips_keep_their_colours_with_triangle_guidance(studio, monkeypatch):
+    monkeypatch.setattr(long_clips, "SEGMENTS", 3)
+    of = quality.held_out(1)[0]
+    linear, triangle = (
+        long_clips.drift(long_clips.chain(studio, of, 0, steps=8, guidance=guidance, match_colors=False), of)
+        for guidance in ("linear", "triangle")
+    )
+    assert triangle["colour"] <= 4  # of 255
+    assert triangle["contrast"] <= 0.75 * linear["contrast"]
+
+
+def test_memory_does_not_grow_with_the_clip_but_for_its_latents(studio):
+    """Of the latent itself the host, the sampler and the windows hold a few copies: noise, x, denoised, sums."""
+    peaks, latents = [], []
+    for frames in (32, 128):
+        positive, negative, latent = studio.conditioning(quality.held_out(1)[0], frames)
+        peaks.append(peak_bytes(lambda: quality.node("TemporalUNetSVDSampler").execute(
+            studio.model, positive, negative, latent, 0, 1, 1.0, 1.5, "linear", "euler", "karras"
+        )))
+        latents.append(latent["samples"].nbytes)
+    assert peaks[1] - peaks[0] <= 8 * (latents[1] - latents[0])
 
 
 def test_the_controlnet_of_video_is_refused_by_an_image_model(studio, pack, tmp_path):

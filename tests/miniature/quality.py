@@ -55,13 +55,13 @@ class Studio:
             folder_paths.add_model_folder_path("controlnet", str(self.weights.parent))
             self.controlnet = node("TemporalUNetControlNetLoader").execute(control_net_name=CONTROLNET).result[0]
 
-    def conditioning(self, of: world.World, frames: int = world.FRAMES):
+    def conditioning(self, of: world.World, frames: int = world.FRAMES, augmentation_level: float = 0.0):
         """(positive, negative, latent) for the video that starts with this world's first frame."""
         import torch
 
         image = torch.from_numpy(world.render(of, 1).frames)
         return node("TemporalUNetSVDConditioning").execute(
-            image, self.vae, world.SIZE, world.SIZE, frames, of.motion_bucket_id, of.fps
+            image, self.vae, world.SIZE, world.SIZE, frames, of.motion_bucket_id, of.fps, augmentation_level
         ).result
 
     def decode(self, latent) -> np.ndarray:
@@ -69,14 +69,14 @@ class Studio:
 
     def make(
         self, of: world.World, *, seed=0, steps=STEPS, cfg=(MIN_CFG, MAX_CFG), model=None, path=None, strength=1.0,
-        frames=world.FRAMES, **more
+        frames=world.FRAMES, augmentation_level=0.0, **more
     ) -> np.ndarray:
         """The video [t, h, w, 3] by the pack's nodes.
 
         `model` in place of the miniature as it is; with `path` (centres [t, 2]) the ControlNet leads the sprite along it at
         `strength`; `more` for the sampler.
         """
-        positive, negative, latent = self.conditioning(of, frames)
+        positive, negative, latent = self.conditioning(of, frames, augmentation_level)
         if path is not None:
             import torch
 
