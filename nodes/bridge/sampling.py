@@ -9,6 +9,7 @@ import torch
 
 from .curve import evaluate_curve
 from .preview import USUAL_FPS, prepare_callback
+from .windows import ClipWindows
 
 
 def is_video_model(model) -> bool:
@@ -79,6 +80,9 @@ def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_
     model = guider.model_patcher
     samples = latent["samples"]
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    handler = model.model_options.get("context_handler")
+    if isinstance(handler, ClipWindows):
+        noise = handler.noise(noise, seed)
     schedule = comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,

@@ -35,6 +35,19 @@ def pyramid(length: int) -> torch.Tensor:
     return torch.minimum(position, length - 1 - position) + 1
 
 
+def shuffled(noise: torch.Tensor, length: int, overlap: int, seed: int) -> torch.Tensor:
+    """Noise [t, c, h, w] of which windows share frames: each block after the first window repeats an earlier one, shuffled.
+
+    After Qiu et al. 2023, "FreeNoise" (arXiv 2310.15169). Neighbouring windows then see the same noise in another order.
+    """
+    noise, block = noise.clone(), length - overlap
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(length, len(noise), block):
+        order = start - length + torch.randperm(block, generator=generator)
+        noise[start:start + block] = noise[order[:len(noise) - start]]
+    return noise
+
+
 class ClipWindows(windows.IndexListContextHandler):
     """Runs each step in windows of `length` frames, of which neighbours share `overlap`.
 
@@ -43,12 +56,17 @@ class ClipWindows(windows.IndexListContextHandler):
     start the clip anew. Memory is that of one window; controls and hooks see the host's own `context_window`.
     """
 
-    def __init__(self, length: int, overlap: int, closed_loop: bool):
+    def __init__(self, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool):
         super().__init__(
             context_schedule=None, fuse_method=None, context_length=length, context_overlap=overlap,
             closed_loop=closed_loop, dim=0,
         )
+        self.shuffled_noise = shuffled_noise
         self.on_window = lambda indices, frames: None  # called as work on a window of a clip of `frames` frames begins
+
+    def noise(self, noise: torch.Tensor, seed: int) -> torch.Tensor:
+        """The clip's noise [t, c, h, w], arranged as these windows want it."""
+        return shuffled(noise, self.context_length, self.context_overlap, seed) if self.shuffled_noise else noise
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         return x_in.shape[0] > self.context_length
@@ -93,9 +111,9 @@ def _given(conditions, picture: torch.Tensor):
     return out
 
 
-def with_windows(model, length: int, overlap: int, closed_loop: bool):
+def with_windows(model, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool):
     """A clone of the model that works in windows of `length` frames."""
     model = model.clone()
-    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop)
+    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, shuffled_noise)
     windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
     return model

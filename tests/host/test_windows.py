@@ -58,6 +58,24 @@ def test_joints_move_from_step_to_step(windows):
     assert all(a != b for a, b in itertools.pairwise(starts))
 
 
+@pytest.mark.parametrize(("total", "length", "overlap"), SHAPES)
+def test_shuffled_noise_repeats_none_within_a_window_of_its_grid(windows, total, length, overlap):
+    noise = torch.arange(total, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    made = windows.shuffled(noise, length, overlap, seed=3)
+    assert torch.equal(made[:length], noise[:length])
+    assert set(made.flatten().tolist()) <= set(range(length))  # all of it is the first window's
+    for start in range(0, total - length + 1, length - overlap):
+        window = made[start:start + length].flatten().tolist()
+        assert len(set(window)) == len(window)
+    assert torch.equal(noise.flatten(), torch.arange(total, dtype=torch.float32))  # what was given is left as it was
+
+
+def test_shuffled_noise_follows_the_seed_and_leaves_short_clips_alone(run):
+    independent, first, again = (run(window_noise=kind) for kind in ("independent", "shuffled", "shuffled"))
+    assert torch.equal(first, again) and not torch.equal(first, independent)
+    assert torch.equal(run(frames=LENGTH, window_noise="shuffled"), run(frames=LENGTH))
+
+
 def test_one_window_changes_nothing(run):
     assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
 

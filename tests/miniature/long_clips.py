@@ -1,6 +1,6 @@
 """What happens to long videos? Joints of windows, loops, chained clips, memory, on worlds that training never saw.
 
-    python dev.py bench long [-- --worlds 4 --only windows loop chain memory --json FILE]
+    python dev.py bench long [-- --worlds 4 --only windows loop chain path memory --json FILE]
 
 A *jump* is the root of the mean squared difference of two neighbouring frames. A sprite that flies for long ends up elsewhere than the
 truth's, since errors of its heading add up; so `appearance` compares each frame with the truth drawn where the sprite is seen.
@@ -21,6 +21,7 @@ from host_in_process import boot, node
 LONG = 100  # frames
 LOOP = 32  # frames
 SEGMENTS = 5
+PARTS = ["memory", "windows", "loop", "chain", "path"]
 
 
 def jumps(video: np.ndarray, closed_loop: bool = False) -> np.ndarray:
@@ -129,6 +130,25 @@ def chains(studio, worlds: int, steps: int) -> dict:
     return told
 
 
+def paths(studio, worlds: int, steps: int) -> dict:
+    """Centre error (pixels) along a drawn path of LONG frames, which a ControlNet is shown.
+
+    `first_hints_again`: how far from the path a net would lead that sees the first window's images in every window.
+    """
+    rows = []
+    for number, of in enumerate(quality.held_out(worlds)):
+        path, _ = world.drawn_path(of, world.HELD_OUT + number, LONG)
+        made = studio.make(of, seed=number, frames=LONG, steps=steps, path=path)
+        away = np.linalg.norm(quality.centres_of(made, of) - path, axis=1)
+        first_again = path[np.arange(LONG) % world.FRAMES]
+        rows.append({
+            "centre": away[1:].mean(), "by_window": _by(away, world.FRAMES), "worst_frame": away.max(),
+            "first_hints_again": np.linalg.norm(first_again - path, axis=1).mean(),
+        })
+        print(f"path {number}: {rows[-1]['centre']:.2f} px, {rows[-1]['by_window']}", flush=True)
+    return _mean(rows)
+
+
 def memory(studio, steps: int = 2) -> dict:
     """The process's peak of resident memory (MiB) after clips of 50 (twice), 100 and 1000 frames, latents only."""
     of = quality.held_out(1)[0]
@@ -160,7 +180,7 @@ def main() -> None:
     parser.add_argument("--host", type=Path, default=os.environ.get("TEMPORAL_UNET_HOST"), help="a ComfyUI checkout")
     parser.add_argument("--worlds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=quality.STEPS)
-    parser.add_argument("--only", nargs="+", default=["memory", "windows", "loop", "chain"], choices=["windows", "loop", "chain", "memory"])
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     if not args.host:
@@ -171,6 +191,7 @@ def main() -> None:
     parts = {
         "memory": memory, "windows": lambda studio: over_windows(studio, args.worlds, args.steps),
         "loop": lambda studio: loops(studio, args.worlds, args.steps), "chain": lambda studio: chains(studio, args.worlds, args.steps),
+        "path": lambda studio: paths(studio, args.worlds, args.steps),
     }
     with torch.inference_mode():
         studio = quality.Studio()
