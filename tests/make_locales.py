@@ -1,0 +1,89 @@
+"""Write the English texts of the nodes, locales/en/nodeDefs.json, from the schemas of the running code.
+
+    TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/make_locales.py [--check]
+
+(`python dev.py setup` prints both.) It names each text that changed: those are to be translated anew in the other languages,
+which are kept by hand. With --check nothing is written, and the exit status is 1 where the file is behind the code.
+
+The form is the one that the front end reads (ComfyUI serves every pack's at /api/i18n): node id -> display_name, description,
+inputs (by their machine names) and outputs (by their numbers), each with a name and, where it has one, a tooltip. The front end
+reads no translation of a combo's options: they are values.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import host_in_process
+
+LOCALES = host_in_process.ROOT / "locales"
+LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es")
+PREFIX = "TemporalUNet"  # every id of the pack begins with it
+
+
+def path_of(language: str) -> Path:
+    return LOCALES / language / "nodeDefs.json"
+
+
+def read(language: str) -> dict:
+    """What the pack serves in a language; empty where there is no file yet."""
+    path = path_of(language)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def node_defs() -> dict:
+    """The English texts of the pack's nodes, from the host that host_in_process.boot has started."""
+    import nodes as host_nodes
+
+    return {node_id: _texts(node.GET_SCHEMA()) for node_id, node in sorted(host_nodes.NODE_CLASS_MAPPINGS.items())
+            if node_id.startswith(PREFIX)}
+
+
+def _texts(schema) -> dict:
+    texts = {"display_name": schema.display_name, "description": schema.description}
+    if schema.inputs:
+        texts["inputs"] = {item.id: _slot(item.display_name or item.id, item.tooltip) for item in schema.inputs}
+    if schema.outputs:
+        texts["outputs"] = {str(number): _slot(item.display_name, item.tooltip) for number, item in enumerate(schema.outputs)}
+    return texts
+
+
+def _slot(name: str, tooltip: str | None) -> dict:
+    return {"name": name, "tooltip": tooltip} if tooltip else {"name": name}
+
+
+def flat(texts: dict, start: str = "") -> dict[str, str]:
+    """The texts by their dotted keys, such as `TemporalUNetLoader.inputs.unet_name.tooltip`."""
+    found = {}
+    for key, value in texts.items():
+        found |= flat(value, f"{start}{key}.") if isinstance(value, dict) else {start + key: value}
+    return found
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """A line for each text that is new, gone or another."""
+    old, new = flat(old), flat(new)
+    return ([f"{key}: new: {new[key]}" for key in new if key not in old]
+            + [f"{key}: gone" for key in old if key not in new]
+            + [f"{key}: was: {old[key]}\n    now: {new[key]}" for key in new if key in old and old[key] != new[key]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the file is behind the code")
+    args = parser.parse_args()
+    host_in_process.boot(os.environ["TEMPORAL_UNET_HOST"])
+    texts = node_defs()
+    lines = changes(read("en"), texts)
+    print("\n".join(lines) or "Nothing has changed.")
+    if args.check:
+        sys.exit(1 if lines else 0)
+    path_of("en").parent.mkdir(parents=True, exist_ok=True)
+    path_of("en").write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What the server tells the front end of the pack's texts in other languages."""
+
+from make_locales import LANGUAGES, read
+
+
+def test_the_server_serves_the_nodes_in_six_languages(server):
+    served = server.get("/api/i18n")
+    for language in LANGUAGES:
+        assert served[language]["nodeDefs"] == read(language), language
+
+
+def test_what_is_served_fits_the_nodes_that_are_served(server, node_info):
+    """The front end finds a text by the node's id, the input's name and the output's number."""
+    for node_id, texts in server.get("/api/i18n")["en"]["nodeDefs"].items():
+        info = node_info[node_id]
+        inputs = {name for kind in ("required", "optional") for name in info["input_order"].get(kind, [])}
+        outputs = {str(number): name for number, name in enumerate(info["output_name"])}
+        assert texts["display_name"] == info["display_name"]
+        assert texts["inputs"].keys() == inputs, node_id
+        assert {number: item["name"] for number, item in texts.get("outputs", {}).items()} == outputs, node_id
