@@ -11,13 +11,13 @@ def parse_curve(text: str, name: str) -> list[tuple[float, float]]:
     """The points of a curve; `name` is the input's, for the message. Raises ValueError where the text is no curve."""
     points = []
     for part in text.split(","):
-        position, colon, value = part.partition(":")
+        position, colon, value = map(str.strip, part.partition(":"))
         try:
             point = float(position), float(value)
         except ValueError:
             point = math.nan, math.nan
         risen = not points or point[0] > points[-1][0]
-        if not colon or not 0 <= point[0] <= 1 or not math.isfinite(point[1]) or not risen:
+        if not colon or not (position + value).isascii() or not 0 <= point[0] <= 1 or not math.isfinite(point[1]) or not risen:
             raise ValueError(f"{name}: found {part.strip()!r} in {text.strip()!r}; {FORM}.")
         points.append(point)
     return points

@@ -36,7 +36,7 @@ def server(host, browser, tmp_path_factory):  # after the browser: without one n
     (base / "input").mkdir()
     shutil.copy(host / "input" / "example.png", base / "input")
     shutil.copy(base / "models" / "first_frame.png", base / "input")
-    with Server(host, Path(sys.executable), base, ["--preview-method", "latent2rgb"], cpu=True) as server:
+    with Server(host, Path(sys.executable), base, cpu=True) as server:
         yield server
 
 

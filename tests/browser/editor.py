@@ -6,13 +6,15 @@ import importlib.metadata
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 
 from comfy_server import Server
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 RENDERERS = {"classic": False, "nodes2": True}  # name -> the setting Comfy.VueNodes.Enabled
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+QUIET = 100  # ms without a request, after which a page has loaded what it shows
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run",
@@ -59,6 +61,10 @@ class Editor:
             **settings,
         })
         self.page: Page = browser.new_page(viewport={"width": width, "height": height})
+        self.requests: set[Request] = set()  # under way
+        self.page.on("request", lambda request: self.requests.add(request))
+        for end in ("requestfinished", "requestfailed"):
+            self.page.on(end, lambda request: self.requests.discard(request))
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.goto(server.url)
@@ -125,9 +131,12 @@ class Editor:
             widget.callback?.(value)
         }""", [node_type, name, value])
 
-    def run(self, values: dict[str, dict]) -> str:
-        """Set widgets (node type -> name -> value), queue the graph as the Run button does; the prompt's id."""
-        return self.page.evaluate("""async (values) => {
+    def run(self, values: dict[str, dict], preview_method: str = "default") -> str:
+        """Set widgets (node type -> name -> value), queue the graph as the Run button does; the prompt's id.
+
+        `preview_method`: the editor's setting of that name; by default the server's own, which is none.
+        """
+        return self.page.evaluate("""async ([values, previewMethod]) => {
             for (const [type, widgets] of Object.entries(values)) {
                 const node = app.graph._nodes.find((node) => node.type === type)
                 for (const [name, value] of Object.entries(widgets)) {
@@ -136,8 +145,8 @@ class Editor:
                     widget.callback?.(value)
                 }
             }
-            return (await app.api.queuePrompt(0, await app.graphToPrompt())).prompt_id
-        }""", values)
+            return (await app.api.queuePrompt(0, await app.graphToPrompt(), {previewMethod})).prompt_id
+        }""", [values, preview_method])
 
     def _graph(self, part: str) -> dict:
         """As JSON text: Playwright itself would hand over undefined values as None."""
@@ -145,7 +154,11 @@ class Editor:
 
     def _settle(self) -> None:
         """Wait until pictures have loaded and the graph has been drawn."""
-        self.page.wait_for_load_state("networkidle")
+        deadline, quiet = time.monotonic() + 30, 0
+        while quiet < QUIET and time.monotonic() < deadline:
+            self.page.wait_for_timeout(QUIET / 4)
+            quiet = 0 if self.requests else quiet + QUIET / 4
+        assert quiet >= QUIET, f"still loading after 30 s: {[request.url for request in self.requests]}"
         self.drawn()
 
     def drawn(self) -> None:

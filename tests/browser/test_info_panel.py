@@ -12,6 +12,7 @@ HOSTILE = "<img src=x onerror=harmed=1>.safetensors"
 MINIATURE = "miniature_svd.safetensors"
 BROKEN = ("half_svd.safetensors", HOSTILE)  # SVD without some temporal layers, a LoRA
 TIMEOUT = 20_000  # ms
+TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 
 
 def node(class_type, **inputs):
@@ -58,7 +59,7 @@ class Panel:
     def __init__(self, editor, node_type):
         self.editor, self.page, self.node_type = editor, editor.page, node_type
         node = f"app.graph._nodes.find((node) => node.type === '{node_type}')"
-        self.element = f"{node}.widgets.find((widget) => widget.name === 'file_info').element"
+        self.element = f"{node}.widgets.find((widget) => widget.name.startsWith('file_info')).element"
 
     def choose(self, name, widget=None):
         combo = {LOADER: "unet_name", CONTROL_LOADER: "control_net_name"}[self.node_type]
@@ -141,7 +142,7 @@ def error_of_a_run(editor, server):
     entry = server.wait(editor.run({}), 60)
     [details] = [details for kind, details in entry["status"]["messages"] if kind == "execution_error"]
     editor.page.keyboard.press("Escape")
-    editor.page.wait_for_timeout(200)
+    editor.drawn()
     return details["exception_message"].strip()
 
 
@@ -153,8 +154,7 @@ def test_the_memory_is_for_the_clip_and_the_dtype_of_the_graph(editor, files):
     panel.wait_for("float16")
     assert float(panel.lines[3].split()[0]) == pytest.approx(float(whole.split()[0]) / 2, rel=0.02)
     editor.set_widget(CONDITIONING, "video_frames", 20)
-    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
-    editor.page.evaluate(f"() => {tracker}.captureCanvasState()")  # as after a click
+    editor.page.evaluate(f"() => {TRACKER}.captureCanvasState()")  # as after a click
     panel.wait_for("for 20 frames of 128x64, in windows of 8")
 
 
@@ -186,6 +186,63 @@ def test_it_is_not_saved_and_a_reopened_workflow_tells_of_its_own_file(editor, p
     panel(LOADER).wait_for("Stable Video Diffusion")
     editor.load_template(workflow, "reopened")
     panel(LOADER).wait_for("Stable Diffusion XL")
+
+
+def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
+    page, size = editor.page, "() => app.graph.getNodeById(1).size[1]"
+    queues = "() => (({undoQueue, redoQueue}) => [undoQueue.length, redoQueue.length])(%s)" % TRACKER
+    capture = "() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange() }"  # as after a click
+    editor.look_at(LOADER)
+    page.evaluate(capture)
+    (steps, _), height = page.evaluate(queues), page.evaluate(size)
+    for name in (BROKEN[0], "untrained_sdxl.safetensors"):
+        panel(LOADER).choose(name)
+        page.evaluate(capture)
+    panel(LOADER).wait_for("Stable Diffusion XL")
+
+    def settle(keys, words, expected):
+        page.keyboard.press(keys)
+        panel(LOADER).wait_for(words)
+        page.wait_for_function(f"() => !{TRACKER}._restoringState && {panel(LOADER).element}.isConnected")  # not a dead node's
+        editor.drawn()
+        page.evaluate(capture)
+        assert page.evaluate(queues) == expected
+        assert page.evaluate(size) == height
+
+    settle("Control+z", "missing", [steps + 1, 1])
+    settle("Control+z", "Stable Video Diffusion", [steps, 2])
+    settle("Control+Shift+Z", "missing", [steps + 1, 1])
+    settle("Control+Shift+Z", "Stable Diffusion XL", [steps + 2, 0])
+
+
+@pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)  # in Nodes 2.0 the host's own nodes do change on opening
+def test_an_opened_template_counts_as_unchanged(editor, files):
+    editor.load_template(editor.server.get("/api/workflow_templates/temporal-unet/svd_image_to_video.json"), "opened")
+    Panel(editor, LOADER).wait_for("Stable Video Diffusion")
+    editor.drawn()
+    editor.page.mouse.click(1500, 800)
+    assert editor.page.evaluate(f"() => [{TRACKER}.undoQueue.length, {TRACKER}.workflow.isModified]") == [0, False]
+
+
+def test_a_long_text_that_was_clicked_is_read_by_the_wheel_and_a_short_one_leaves_it_to_the_canvas(editor, panel):
+    page = editor.page
+    where = "() => [app.canvas.ds.scale, ...app.canvas.ds.offset].join()"
+    text = f"{panel(LOADER).element}.firstElementChild"
+    editor.look_at(LOADER)
+    for name, words, scrolled in (("a long name " * 40, "is not among", True), (MINIATURE, "Stable Video", False)):
+        panel(LOADER).choose(name)
+        panel(LOADER).wait_for(words)
+        before = page.evaluate(where)
+        place = page.evaluate(f"() => (({{x, y}}) => [x + 20, y + 20])({text}.getBoundingClientRect())")
+        if scrolled:
+            page.mouse.click(*place)
+        else:
+            page.mouse.click(1500, 800)
+            page.mouse.move(*place)
+        page.mouse.wheel(0, 30)
+        done = f"([scrolled, before]) => scrolled ? {text}.scrollTop > 0 : ({where})() !== before"
+        page.wait_for_function(done, arg=[scrolled, before])
+        assert (page.evaluate(where) == before) is scrolled
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

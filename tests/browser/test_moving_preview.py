@@ -21,7 +21,7 @@ seeds = itertools.count(1)
 
 LISTEN = """() => {
     window.heard = {}
-    for (const name of ['temporal_unet.preview', 'b_preview', 'b_preview_with_metadata']) {
+    for (const name of ['temporal_unet.preview', 'b_preview', 'b_preview_with_metadata', 'execution_success']) {
         heard[name] = []
         app.api.addEventListener(name, ({detail}) => heard[name].push(detail))
     }
@@ -29,7 +29,7 @@ LISTEN = """() => {
 # The preview's three parts: picture, bar, words; null in a graph without the sampler.
 PARTS = """window.parts = () => {
     const sampler = app.canvas.graph._nodes.find((node) => node.type === 'TemporalUNetSVDSampler')
-    const root = sampler?.widgets.find((widget) => widget.name === 'moving_preview').element
+    const root = sampler?.widgets.find((widget) => widget.name.startsWith('moving_preview')).element
     return root && {root, picture: root.children[0], bar: root.children[1], words: root.children[2]}
 }"""
 WATCH = """() => {
@@ -54,6 +54,7 @@ PLAY = """([seconds, frames]) => new Promise((done) => {
     }
     look()
 })"""
+WHERE = "() => [...app.canvas.ds.offset, ...app.graph._nodes.flatMap((node) => [...node.pos])]"
 
 
 def clip(frames=FRAMES, steps=STEPS, decode=True, **sampler) -> dict:
@@ -86,7 +87,9 @@ class Preview:
 
     def finish(self, prompt_id):
         assert failure(self.editor.server.wait(prompt_id, TIMEOUT)) is None
-        self.page.wait_for_timeout(300)  # the last messages
+        ended = "(id) => heard.execution_success.some((success) => success.prompt_id === id)"  # after all other messages of it
+        self.page.wait_for_function(ended, arg=prompt_id)
+        self.editor.drawn()
 
     def wait_for_words(self, pattern):
         said = "(pattern) => RegExp(pattern).test(parts()?.words.textContent)"
@@ -151,31 +154,59 @@ def test_before_the_first_run_there_is_nothing_to_see_or_to_save(editor):
     assert not Preview(editor).is_visible
     [saved] = [node["widgets_values"] for node in editor.workflow()["nodes"] if node["type"] == SAMPLER]
     sent = editor.prompt()["5"]["inputs"]
-    assert "moving_preview" not in sent
+    assert not [name for name in sent if name.startswith("moving_preview")]
     assert len(saved) == len([value for value in sent.values() if not isinstance(value, list)]) + 1  # and the control of the seed
 
 
 def test_it_plays_all_frames_at_the_clips_pace_and_stays_after_the_sampler(played):
     assert "step 1 of 6" in played.said and played.said[-1] == played.words == "done: 8 frames, 6 steps"
     assert played.is_visible
-    marks = played.play(3.5)
+    marks = played.play(2.5)
     turns = [after for before, after in itertools.pairwise(marks) if before[1] != after[1]]
     assert {frame for _, frame in marks} == set(range(FRAMES))
     assert all((after[1] - before[1]) % FRAMES == 1 for before, after in itertools.pairwise(turns))
     assert (turns[-1][0] - turns[0][0]) / (len(turns) - 1) == pytest.approx(1 / FPS, rel=0.1)
 
 
+def test_it_stands_still_while_it_is_not_to_be_seen(played):
+    page, collapse = played.page, "() => app.graph.getNodeById(5).collapse()"
+    place = "() => parts().bar.lastElementChild.style.left"
+    page.evaluate(collapse)
+    page.wait_for_function("() => !parts().picture.checkVisibility()")
+    played.editor.drawn()
+    before = page.evaluate(place)
+    page.wait_for_timeout(3 / FPS * 1000)
+    assert page.evaluate(place) == before
+    page.evaluate(collapse)  # back again
+    page.wait_for_function("() => parts().picture.checkVisibility()")
+    assert len({frame for _, frame in played.play(1)}) >= 4
+
+
+def test_arrow_keys_choose_the_frame_and_leaving_plays_on(played):
+    page = played.page
+    before = page.evaluate(WHERE)
+    page.evaluate("() => parts().picture.focus()")
+    chosen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+        assert played.words.endswith(f" of {FRAMES}")
+        chosen.append(int(played.words.split()[1]))
+    assert [(after - before) % FRAMES for before, after in itertools.pairwise(chosen)] == [1, FRAMES - 1, FRAMES - 1]
+    page.evaluate("() => parts().picture.blur()")
+    assert played.words.startswith("done")
+    assert page.evaluate(WHERE) == before  # neither the node nor the canvas was moved
+
+
 def test_dragging_over_the_picture_chooses_the_frame_and_leaving_plays_on(played):
     page, mouse = played.page, played.page.mouse
-    where = "() => [...app.canvas.ds.offset, ...app.graph._nodes.flatMap((node) => [...node.pos])]"
-    before = page.evaluate(where)
+    before = page.evaluate(WHERE)
     [*_, expected] = [cells(sheet) for sheet in played.heard("temporal_unet.preview") if "image" in sheet]
     differences = np.zeros((FRAMES, FRAMES))
     mouse.move(*played.place(0.5 / FRAMES))
     mouse.down()
     for frame in range(FRAMES):
         mouse.move(*played.place((frame + 0.5) / FRAMES))
-        page.wait_for_timeout(50)
+        played.editor.drawn()
         assert played.words == f"frame {frame + 1} of {FRAMES}"
         differences[frame] = [np.abs(played.picture - cell).mean() for cell in expected]
     assert differences.diagonal().max() < 2  # of 255: two readers of JPEG
@@ -185,16 +216,16 @@ def test_dragging_over_the_picture_chooses_the_frame_and_leaving_plays_on(played
     assert played.words.startswith("done")
     mouse.up()
     assert len({frame for _, frame in played.play(1)}) >= 4
-    assert page.evaluate(where) == before  # neither the node nor the canvas was dragged
+    assert page.evaluate(WHERE) == before  # neither the node nor the canvas was dragged
 
 
 def test_the_hosts_own_preview_is_not_shown_beside_ours_and_both_go_when_the_video_is_there(editor):
     preview = Preview(editor, steps=12)
-    height = preview.node_height
-    prompt_id = editor.run({})
+    height, size = preview.node_height, editor.page.evaluate("() => app.graph.getNodeById(5).size[1]")
+    prompt_id = editor.run({}, preview_method="latent2rgb")
     preview.wait_for_words("step ([2-9]|1.) of 12")
-    editor.page.wait_for_timeout(200)
-    assert preview.is_visible and preview.node_height > height + 60
+    editor.page.wait_for_function("(size) => app.graph.getNodeById(5).size[1] > size + 50", arg=size)
+    assert preview.is_visible
     assert editor.page.locator('[data-node-id="5"] img').count() == 0  # in Nodes 2.0
     assert editor.page.evaluate("() => app.graph.getNodeById(5).imgs?.length ?? 0") == 0  # in the classic renderer
     preview.finish(prompt_id)
@@ -216,7 +247,7 @@ def test_the_window_being_worked_on_is_marked_in_a_long_clip(editor):
 def test_in_a_subgraph_it_is_shown_inside_and_the_hosts_outside(editor):
     preview = Preview(editor, steps=12, decode=False)
     outer = editor.page.evaluate("() => String(app.graph.convertToSubgraph(new Set([app.graph.getNodeById(5)])).node.id)")
-    prompt_id = editor.run({})
+    prompt_id = editor.run({}, preview_method="latent2rgb")
     editor.page.evaluate("(id) => app.canvas.openSubgraph(app.graph.getNodeById(id).subgraph, app.graph.getNodeById(id))", outer)
     editor.look_at(SAMPLER)
     preview.wait_for_words("step|done")
@@ -228,9 +259,20 @@ def test_in_a_subgraph_it_is_shown_inside_and_the_hosts_outside(editor):
     editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
 
 
-def test_only_the_browser_that_queued_sees_it_and_a_reload_goes_on_showing_it(editor, browser, server):
+@pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)  # what goes where does not depend on who draws it
+def test_only_the_browser_and_workflow_that_queued_see_it_and_a_reload_goes_on_showing_it(editor, browser, server):
     other, queued = Preview(editor, decode=False), Preview(Editor(browser, server, editor.renderer), steps=400, decode=False)
+    queued.editor.load_template(queued.editor.workflow(), "preview")  # it has an id now, as one from a file
     queued.editor.run({})
+    queued.wait_for_words("step .* of 400")
+    workflow = queued.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.path")
+    another = Preview(queued.editor, decode=False)  # a workflow whose nodes have the same ids
+    queued.page.wait_for_function("() => heard['temporal_unet.preview'].length > 2")
+    assert (another.said, another.is_visible) == ([], False)
+    queued.page.evaluate("""(path) => {
+        const workflow = app.extensionManager.workflow.openWorkflows.find((workflow) => workflow.path === path)
+        return app.loadGraphData(workflow.activeState, true, true, workflow)
+    }""", workflow)
     queued.wait_for_words("step .* of 400")
     queued.page.reload()
     queued.editor.wait_until_ready()

@@ -3,7 +3,7 @@
 import { app } from '../../../scripts/app.js'
 import { applyPreset, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
 import { CurvePlot, MOST_POINTS } from './curve_plot.js'
-import { addWidget } from './widget.js'
+import { addWidget, allNodes, growNode } from './widget.js'
 
 const CURVES = {
   TemporalUNetSVDSampler: {
@@ -27,7 +27,6 @@ const SHAPES = {
   pulse: 'Pulse: short, in the middle'
 }
 
-let count = 0 // of the editors made on this page
 let unfocused = null // {node, point, time} of the focus that the host's undo takes away, as it makes every node anew
 
 function html(tag, className, text = '') {
@@ -49,18 +48,6 @@ function chain(object, method, after) {
 
 function inputOf(node, name) {
   return node.inputs.find((input) => input.widget?.name === name)
-}
-
-/** Every node of the workflow that is an instance of `subgraph`. */
-function instancesOf(subgraph) {
-  const graphs = [app.graph.rootGraph, ...app.graph.rootGraph.subgraphs.values()]
-  return graphs.flatMap((graph) => graph.nodes).filter((node) => node.subgraph === subgraph)
-}
-
-/** At once to the size that the host gives the node when it loads it: else its undo would find another graph than it made. */
-function growNode(node) {
-  node.expandToFitContent()
-  node.setDirtyCanvas(true, true)
 }
 
 class CurveEditor {
@@ -115,9 +102,12 @@ class CurveEditor {
     this.element.addEventListener('pointerenter', refresh) // whatever else has set the value
     this.element.addEventListener('keydown', (event) => this.rememberFocus(event))
     this.passOn()
-    const leave = (event) => this.element.contains(event.target) || document.activeElement.blur()
+    const leave = (event) => {
+      if (this.element.contains(event.target)) return
+      document.removeEventListener('pointerdown', leave, true) // here: an element that is taken away tells of no lost focus
+      if (this.element.contains(document.activeElement)) document.activeElement.blur()
+    }
     this.element.addEventListener('focusin', () => document.addEventListener('pointerdown', leave, true))
-    this.element.addEventListener('focusout', () => document.removeEventListener('pointerdown', leave, true))
   }
 
   /** The middle button moves the canvas, also here. */
@@ -147,7 +137,8 @@ class CurveEditor {
     if (!link) return readCurve(String(this.text.value), this.curve.name)
     if (!link.originIsIoNode) return { locked: 'set by the linked input' }
     const { name } = this.node.graph.inputs[link.origin_slot]
-    const values = instancesOf(this.node.graph).map((node) => node.widgets.find((widget) => widget.name === name)?.value)
+    const instances = allNodes().filter((node) => node.subgraph === this.node.graph)
+    const values = instances.map((node) => node.widgets.find((widget) => widget.name === name)?.value)
     const known = new Set(values).size === 1 && values[0] !== undefined
     return { locked: 'set on the subgraph node', ...(known && readCurve(String(values[0]), this.curve.name)) }
   }
@@ -205,10 +196,8 @@ function addEditor(node) {
   if (!curve) return
   const text = node.widgets.find((widget) => widget.name === curve.input)
   const editor = new CurveEditor(node, curve, text)
-  // A name of its own for each: where the host makes a node anew, Nodes 2.0 would go on showing the old one's element.
-  const name = `${curve.input}_editor_${++count}`
   const heights = () => [LiteGraph.vueNodesMode ? 0 : HEIGHT] // Nodes 2.0 measures the element itself
-  editor.widget = addWidget(node, name, 'TEMPORAL_UNET_CURVE', editor.element, heights)
+  editor.widget = addWidget(node, `${curve.input}_editor`, 'TEMPORAL_UNET_CURVE', editor.element, heights)
   editor.widget.options.advanced = !curve.shownFor
   editor.refresh()
   growNode(node)

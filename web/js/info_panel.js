@@ -3,9 +3,9 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { clipFor, notListed } from './core/info.js'
-import { MARGIN, addWidget, element } from './widget.js'
+import { MARGIN, addWidget, allNodes, element, growNode } from './widget.js'
 
-const NODES = { // node -> its combo of files, the route that tells about one, what else the answer depends on, its usual length
+const NODES = { // node -> its combo of files, the route that tells about one, what else the answer depends on, lines seen
   TemporalUNetLoader: { combo: 'unet_name', route: '/temporal_unet/unet_info', dtype: 'weight_dtype', clip: true, lines: 6 },
   TemporalUNetControlNetLoader: { combo: 'control_net_name', route: '/temporal_unet/controlnet_info', lines: 5 },
 }
@@ -13,7 +13,7 @@ const LINE = 17 // pixels
 const DELAY = 50 // ms in which several changes become one question
 const ERROR_COLOR = 'color-mix(in srgb, var(--error-text) 60%, var(--input-text))' // readable on light and on dark
 
-const panels = new Map() // node -> its InfoPanel
+const panels = new WeakMap() // node -> its InfoPanel
 
 function linked(node, ends) {
   return ends.map((id) => node.graph?.getNodeById(id)).filter(Boolean)
@@ -31,17 +31,23 @@ function origins(node) {
 
 class InfoPanel {
   constructor(node, kind) {
-    Object.assign(this, { node, kind, asked: '', height: kind.lines * LINE }) // asked: the last question
-    this.element = element('div', {
-      boxSizing: 'border-box', height: '100%', minHeight: `${this.height}px`, padding: '0 4px', overflow: 'hidden',
-    })
+    Object.assign(this, { node, kind, asked: '' }) // asked: the last question
+    const height = kind.lines * LINE // whatever the text: the host would take a node that grows for an edit
+    this.element = element('div', { position: 'relative', height: '100%', minHeight: `${height}px` })
     this.element.dataset.testid = 'temporal-unet-info'
     this.text = element('div', {
-      font: `12px/${LINE}px sans-serif`, overflowWrap: 'anywhere', userSelect: 'text', color: 'var(--input-text)',
+      position: 'absolute', inset: '0', padding: '0 4px', overflow: 'hidden auto', font: `12px/${LINE}px sans-serif`,
+      overflowWrap: 'anywhere', userSelect: 'text', color: 'var(--input-text)',
+    })
+    Object.assign(this.text, { tabIndex: 0, role: 'region', ariaLive: 'polite', ariaLabel: `About ${kind.combo}` })
+    this.text.dataset.captureWheel = 'true' // Nodes 2.0 leaves it the wheel while it has the focus
+    this.text.addEventListener('wheel', (event) => {
+      const scrolls = this.text.scrollHeight > this.text.clientHeight
+      if (scrolls && !event.ctrlKey && !event.metaKey) event.stopPropagation() // else the canvas would take it
     })
     this.element.append(this.text)
-    addWidget(node, 'file_info', 'TEMPORAL_UNET_INFO', this.element, () => [this.height + 2 * MARGIN, this.height + 2 * MARGIN])
-    new ResizeObserver(() => this.fit()).observe(this.text)
+    addWidget(node, 'file_info', 'TEMPORAL_UNET_INFO', this.element, () => [height + 2 * MARGIN])
+    growNode(node)
     for (const name of [kind.combo, kind.dtype]) if (name) this.follow(this.find(name))
   }
 
@@ -98,21 +104,11 @@ class InfoPanel {
       row.textContent = line // never as HTML: file names are anybody's
       return row
     }))
-  }
-
-  /** The node grows and shrinks with the text, as it does in Nodes 2.0 by itself. */
-  fit() {
-    const height = Math.max(this.text.offsetHeight, this.kind.lines * LINE)
-    if (LiteGraph.vueNodesMode || !this.text.offsetHeight || height === this.height) return // 0: not on the page
-    const [width, before] = this.node.size
-    const spare = before - this.node.computeSize()[1]
-    this.height = height
-    this.node.setSize([width, this.node.computeSize()[1] + Math.max(spare, 0)])
-    this.node.setDirtyCanvas(true, true)
+    this.text.scrollTop = 0
   }
 }
 
-const refreshAll = (anew) => panels.forEach((panel) => panel.refresh(anew))
+const refreshAll = (anew) => allNodes().forEach((node) => panels.get(node)?.refresh(anew))
 
 api.addEventListener('graphChanged', () => refreshAll(false)) // a clip's size, or a link to it
 
@@ -123,14 +119,10 @@ app.registerExtension({
     if (!kind) return
     const panel = new InfoPanel(node, kind)
     panels.set(node, panel)
-    const { onConfigure, onRemoved } = node
+    const { onConfigure } = node
     node.onConfigure = function (...args) {
       panel.refresh()
       return onConfigure?.apply(this, args)
-    }
-    node.onRemoved = function (...args) {
-      panels.delete(node)
-      return onRemoved?.apply(this, args)
     }
     panel.refresh()
   },

@@ -3,7 +3,7 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, spansOf, timeOf } from './core/preview.js'
-import { MARGIN, addWidget, element } from './widget.js'
+import { MARGIN, addWidget, allNodes, element } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'
 const EVENT = 'temporal_unet.preview'
@@ -13,16 +13,18 @@ const BELOW = 32 // pixels for the bar and the words
 const WINDOW_COLOR = '#4a9de0'
 const UNKNOWN_SHAPE = { width: 16, height: 9 } // until the first picture
 
-const previews = new Map() // node -> its Preview
+const previews = new WeakMap() // node -> its Preview
+let running = {} // {prompt_id, workflow_id} of the run that began last; the latter null where nobody knows it
 
 class Preview {
   constructor(node) {
     this.node = node
     this.about = null // the newest event of this run: prompt_id, node_id, step, steps, frames, fps
-    this.begin()
     this.frame = undefined // chosen by hand
     this.start = 0 // when the first frame was last shown, in the clock of requestAnimationFrame
+    this.playing = false // a call of `draw` is due
     this.build()
+    this.begin()
     this.listen()
     const heights = () => (this.about ? [this.height + 2 * MARGIN, TALLEST] : [0, 0])
     addWidget(node, 'moving_preview', 'TEMPORAL_UNET_PREVIEW', this.element, heights)
@@ -44,13 +46,17 @@ class Preview {
     this.head = element('div', { position: 'absolute', top: '0', bottom: '0', width: '3px', background: 'var(--input-text)' })
     this.words = element('div', { flex: 'none', font: '12px/16px sans-serif', textAlign: 'center', color: 'var(--input-text)' })
     this.element.append(this.canvas, this.bar, this.words)
+    Object.assign(this.canvas, { tabIndex: 0, role: 'img', ariaLabel: 'All frames of the clip; the arrow keys choose one' })
   }
 
   listen() {
-    const choose = (event) => {
-      const { left, width } = this.canvas.getBoundingClientRect()
-      this.frame = frameUnder(event.clientX, left, width, this.about.frames)
+    const choose = (frame) => {
+      this.frame = frame
       this.write()
+    }
+    const chooseUnder = (event) => {
+      const { left, width } = this.canvas.getBoundingClientRect()
+      choose(frameUnder(event.clientX, left, width, this.about.frames))
     }
     const release = () => {
       if (this.frame === undefined) return
@@ -61,12 +67,22 @@ class Preview {
     this.canvas.addEventListener('pointerdown', (event) => {
       if (event.button !== 0) return
       event.stopPropagation() // else the node would be dragged
-      choose(event)
+      chooseUnder(event)
     })
+    this.canvas.addEventListener('mousedown', (event) => event.preventDefault()) // the focus would stay here
     this.canvas.addEventListener('pointermove', (event) => {
-      if (this.frame !== undefined) choose(event)
+      if (this.frame !== undefined && event.buttons & 1) chooseUnder(event)
     })
-    for (const name of ['pointerup', 'pointerleave', 'pointercancel']) this.canvas.addEventListener(name, release)
+    this.canvas.addEventListener('keydown', (event) => {
+      const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key]
+      if (!way) return
+      event.preventDefault()
+      event.stopPropagation() // else the host would move what is selected
+      const { frames, fps } = this.about
+      choose(((this.frame ?? frameAt((performance.now() - this.start) / 1000, fps, frames)) + way + frames) % frames)
+    })
+    for (const name of ['pointerup', 'pointerleave', 'pointercancel', 'blur']) this.canvas.addEventListener(name, release)
+    new ResizeObserver(() => this.play()).observe(this.canvas) // it is to be seen again
   }
 
   get height() {
@@ -87,6 +103,7 @@ class Preview {
   /** Of a run nothing is known yet. `sheet` becomes the newest event with a picture, and its picture: {..., picture}. */
   begin() {
     Object.assign(this, { sheet: null, loading: null, window: undefined, ended: '' })
+    this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
   }
 
   async load(event) {
@@ -97,13 +114,13 @@ class Preview {
     if (!this.about || this.loading !== picture) return // a newer one is on its way
     this.sheet = { ...event, picture, drawn: -1 }
     this.fit()
+    this.play()
   }
 
   open() {
     this.element.style.display = 'flex'
     this.closedHeight = this.node.size[1]
     this.fit()
-    requestAnimationFrame(this.draw)
   }
 
   /** The node grows where the picture needs it. */
@@ -133,10 +150,16 @@ class Preview {
     this.write()
   }
 
+  /** Plays as long as there are pictures and the canvas is on the page. */
+  play() {
+    if (!this.playing) requestAnimationFrame(this.draw)
+    this.playing = true
+  }
+
   draw = (now) => {
-    if (!this.about) return
-    requestAnimationFrame(this.draw)
-    if (!this.sheet) return this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
+    this.playing = false
+    if (!this.about || !this.sheet || !this.canvas.checkVisibility()) return
+    this.play()
     const { frames, fps, shown, width, height, picture } = this.sheet
     const frame = this.frame ?? frameAt((now - this.start) / 1000, fps, frames)
     const cell = cellOf(frame, shown)
@@ -167,10 +190,23 @@ function nodeOf(id) {
   return graph?.getNodeById(last)
 }
 
-const shown = () => [...previews.values()].filter((preview) => preview.about)
+const shown = () => allNodes().map((node) => previews.get(node)).filter((preview) => preview?.about)
+
+/** Remembers from which workflow the prompt comes: its nodes may have the ids of nodes in the one that is open. */
+async function begin({ prompt_id }) {
+  running = { prompt_id, workflow_id: null }
+  const answer = await api.fetchApi(`/jobs/${prompt_id}`)
+  if (!answer.ok || running.prompt_id !== prompt_id) return // older hosts have no such route
+  running.workflow_id = (await answer.json()).workflow_id
+}
+
+function isElsewhere({ prompt_id }) {
+  return running.prompt_id === prompt_id && running.workflow_id && running.workflow_id !== app.rootGraph.id
+}
 
 function listen() {
-  api.addEventListener(EVENT, ({ detail }) => previews.get(nodeOf(detail.node_id))?.take(detail))
+  api.addEventListener('execution_start', ({ detail }) => begin(detail))
+  api.addEventListener(EVENT, ({ detail }) => isElsewhere(detail) || previews.get(nodeOf(detail.node_id))?.take(detail))
   api.addEventListener(HOSTS_EVENT, keepHostsAway, { capture: true }) // before the host's own listener
   api.addEventListener('executing', ({ detail }) => {
     for (const preview of shown()) if (String(detail) !== preview.about.node_id) preview.end('done')
@@ -203,12 +239,6 @@ listen()
 app.registerExtension({
   name: 'TemporalUNet.MovingPreview',
   nodeCreated(node) {
-    if (node.constructor.comfyClass !== NODE) return
-    previews.set(node, new Preview(node))
-    const removed = node.onRemoved
-    node.onRemoved = function (...args) {
-      previews.delete(node)
-      return removed?.apply(this, args)
-    }
+    if (node.constructor.comfyClass === NODE) previews.set(node, new Preview(node))
   },
 })

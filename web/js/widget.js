@@ -6,6 +6,17 @@ let made = 0 // widgets
 
 export const MARGIN = 10 // pixels that the classic renderer leaves around a widget's element
 
+/** Every node of the open workflow, also those in subgraphs. */
+export function allNodes() {
+  return [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)
+}
+
+/** At once to the size that the host gives the node when it loads it: else its undo would find another graph than it made. */
+export function growNode(node) {
+  node.expandToFitContent()
+  node.setDirtyCanvas(true, true)
+}
+
 /** An element with this style, set in a way that no content policy forbids. */
 export function element(tag, style) {
   const created = document.createElement(tag)
@@ -18,8 +29,10 @@ export function element(tag, style) {
  * called in `nodeCreated`: later ones are not drawn.
  */
 export function addWidget(node, name, type, root, heights) {
-  // Of each node its own type: else Nodes 2.0 goes on showing the element of the node that had the same id in the graph before.
-  const widget = node.addDOMWidget(name, `${type}_${++made}`, root, {
+  // Of each node its own name and type: else Nodes 2.0, whose hosts know widgets by the one or by the other, goes on showing the
+  // element of the node that had the same id before an undo or a reload.
+  const own = ++made
+  const widget = node.addDOMWidget(`${name}_${own}`, `${type}_${own}`, root, {
     serialize: false, // not in a prompt …
     hideOnZoom: false,
     hideInPanel: true, // an element is in one place only
