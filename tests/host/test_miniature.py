@@ -63,12 +63,12 @@ def test_the_hosts_own_network_makes_the_same_video(studio, made):
 
 
 def test_the_motion_bucket_sets_the_speed(studio):
-    told = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2])
+    told = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=10)
     assert told["rank_correlation"] >= 0.9
 
 
 def test_the_controlnet_leads_the_sprite(studio):
-    told, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0))
+    told, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0), steps=10)
     assert told["strength_0_is_bit_equal"]
     assert told["centre"] <= 4
     free, half, full = told["by_strength"]
