@@ -1,10 +1,13 @@
 // Lays the graph out in titled columns from left to right; the node titled Files is a note with `text`.
 // columns: [[title, width, [node title, ...]], ...]; heights: {node type: least height}. Throws for a node that no column names.
-([columns, heights, text]) => {
+// folders: {widget: folder in models/} and urls: {file: address} say where the editor may fetch a model file that is missing.
+([columns, heights, text, folders, urls]) => {
   const GAP = 80 // between nodes, one above the other: title bar and badge are drawn above a node's position
   const PADDING = 20
   const TOP = 60 // of a group: its own title and the first node's
   const BOTTOM = 50 // Nodes 2.0 draws nodes up to 30 higher
+  // The sampler's seed alone makes another video; the conditioning's acts with augmentation only.
+  const FIXED = ['TemporalUNetSVDConditioning', 'TemporalUNetComputeControlNetResiduals', 'PrimitiveInt']
   const graph = app.graph
 
   const note = LiteGraph.createNode('MarkdownNote')
@@ -33,7 +36,11 @@
     x += width + 2 * PADDING + 40
   }
   for (const node of graph._nodes) {
+    const models = node.widgets
+      ?.filter(({ name, value }) => folders[name] && urls[value])
+      .map(({ name, value }) => ({ name: value, url: urls[value], directory: folders[name] }))
+    if (models?.length) node.properties.models = models
     const after = node.widgets?.find((widget) => widget.name === 'control_after_generate')
-    if (after && node.type === 'TemporalUNetSVDConditioning') after.value = 'fixed' // its seed acts with augmentation only
+    if (after && FIXED.includes(node.type)) after.value = 'fixed'
   }
 }

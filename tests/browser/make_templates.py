@@ -5,7 +5,8 @@
 
 (`dev.py setup` prints both.) The real editor loads each API-mode workflow; `arrange.js` puts its nodes into columns by their titles
 and adds a note that says which files go where; the editor then serialises the graph and is photographed. The model files that the
-workflows name need not exist: empty ones stand in for them, so that the editor finds every choice in its lists.
+workflows name need not exist: files without weights stand in for them, so that the editor finds every choice in its lists and the
+nodes say what is in the real ones.
 """
 from __future__ import annotations
 
@@ -16,25 +17,53 @@ import shutil
 import sys
 import tempfile
 import uuid
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # pytest.ini does this for the tests
+sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unet")]  # pytest does this for the tests
 
 from comfy_server import Server  # noqa: E402
 from editor import RENDERERS, Editor, chromium  # noqa: E402
+from families import FULL  # noqa: E402
+from stand_ins import unet_shapes, write_hollow, write_video  # noqa: E402
+from test_diffusers import to_diffusers  # noqa: E402
+from unet import ControlNetConfig, SVDControlNet  # noqa: E402
+from untrained import SVD as SMALL_SVD  # noqa: E402
 
 WORKFLOWS = ROOT / "example_workflows"
-RESULT = ("Result", 360, ["Decode", "Create Video", "Save Video", "Save Image"])
+RESULT = ("Result", 360, ["Decode", "Decode Video", "Create Video", "Save Video", "Save Image"])
 SVD = [  # columns: title of the group, width of its nodes, their titles; "Files" is the note
     ("Picture and models", 330, ["Photo", "Load UNet", "Load VAE", "Image encoder and VAE"]),
     ("Conditioning", 330, ["SVD Image to Video", "Files"]),
     ("Sampling", 320, ["SVD Temporal UNet Sampler"]),
     RESULT,
 ]
+CONTROL_VIDEO = ("Control video", 280, ["Control video", "Its frames", "As many as the clip has", "Edges"])
+SVD_MODELS = ("Picture and models", 330, ["Photo", "Load UNet", "Image encoder and VAE", "Load ControlNet"])
 COLUMNS = {
     "svd_image_to_video": SVD,
     "svd_checkpoint_image_to_video": SVD,
+    "svd_controlnet": [
+        SVD_MODELS,
+        CONTROL_VIDEO,
+        ("Conditioning", 330, ["Frames of the clip", "SVD Image to Video", "Apply ControlNet Residuals"]),
+        ("Sampling", 320, ["SVD Temporal UNet Sampler", "Files"]),
+        RESULT,
+    ],
+    "controlnet_residuals_to_file": [
+        SVD_MODELS,
+        CONTROL_VIDEO,
+        ("Conditioning", 330, ["Frames of the clip", "SVD Image to Video"]),
+        ("Residuals", 360, ["Compute ControlNet Residuals", "Save ControlNet Residuals", "Files"]),
+    ],
+    "controlnet_residuals_from_file": [
+        SVD_MODELS,
+        ("Conditioning", 330, ["SVD Image to Video", "Load ControlNet Residuals", "Apply ControlNet Residuals"]),
+        ("Sampling", 320, ["SVD Temporal UNet Sampler", "Files"]),
+        RESULT,
+    ],
     "sd15_controlnet": [
         ("Models", 440, ["Load UNet", "Load CLIP", "Load VAE", "Load ControlNet"]),
         ("Prompt", 320, ["Prompt", "Negative prompt", "Empty latent"]),
@@ -50,19 +79,59 @@ COLUMNS = {
         RESULT,
     ],
 }
-HEIGHTS = {"LoadImage": 340, "CLIPTextEncode": 150, "SaveImage": 320, "SaveVideo": 320, "MarkdownNote": 170}
+HEIGHTS = {
+    "LoadImage": 340, "LoadVideo": 340, "CLIPTextEncode": 150, "SaveImage": 320, "SaveVideo": 320, "MarkdownNote": 170,
+    "TemporalUNetLoadControlNetResiduals": 90, "TemporalUNetSaveControlNetResiduals": 90,
+}
 FOLDERS = {  # input that names a model file -> its folder in models/
     "unet_name": "diffusion_models", "ckpt_name": "checkpoints", "vae_name": "vae", "clip_name": "text_encoders",
     "clip_name1": "text_encoders", "clip_name2": "text_encoders", "control_net_name": "controlnet",
 }
+WEB = "https://huggingface.co/"
+URLS = {  # where the editor offers to fetch a file that is missing; as in the host's own templates, for SVD beside the one there
+    "svd.safetensors": f"{WEB}stabilityai/stable-video-diffusion-img2vid/resolve/main/svd.safetensors",
+    "sd_xl_base_1.0.safetensors": f"{WEB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "clip_l.safetensors": f"{WEB}comfyanonymous/flux_text_encoders/resolve/main/clip_l.safetensors",
+    "vae-ft-mse-840000-ema-pruned.safetensors":
+        f"{WEB}stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
+}
+INPUT_FILES = ("file", "residuals_name")  # inputs that name a file in input/ which the user brings
+LINEART = "svd_lineart.safetensors is controlnet/diffusion_pytorch_model.safetensors of " \
+    "CiaraRowles/temporal-controlnet-lineart-svd-v1 at Hugging Face, renamed; it was trained with svd.safetensors, on 14 frames of " \
+    "512 x 512."
 ADVICE = {
-    "svd_image_to_video": "The untrained files only show that everything works: they make noise. For a real video choose SVD's UNet and "
-    "VAE, 1024 x 576 and 20 steps, or open svd_checkpoint_image_to_video.",
-    "svd_checkpoint_image_to_video": "For SVD-XT choose its file in both loaders, and 25 frames. Short of memory: smaller width and "
-    "height.",
+    "svd_image_to_video": "With svd.safetensors open svd_checkpoint_image_to_video instead; this one is for a UNet and a VAE in files "
+    "of their own. The untrained ones, which `python dev.py serve` brings, only show that everything works: they make noise. For a "
+    "real video choose yours, 1024 x 576 and 20 steps.",
+    "svd_checkpoint_image_to_video": "Your checkpoint has another name? Choose it in both loaders, *Load UNet* and *Image "
+    "encoder and VAE*. For SVD-XT also 25 frames. Short of memory: smaller width and height.",
+    "svd_controlnet": f"{LINEART} The photo starts the clip, the video's edges lead it on: photo and first frame should show the "
+    "same. With depth maps use temporal-controlnet-depth-svd-v1 and bypass Edges.",
+    "controlnet_residuals_to_file": "Runs the ControlNet once, for controlnet_residuals_from_file. Move the file from "
+    f"output/residuals to input. {LINEART}",
+    "controlnet_residuals_from_file": "The file is made by controlnet_residuals_to_file (Compute and Save ControlNet Residuals), "
+    "with the same checkpoint, width, height and frames as here. Move it from output/residuals to input, press R, and choose it in "
+    "Load ControlNet Residuals. The ControlNet itself is not needed any more: change seed, strength and steps at will.",
     "sd15_controlnet": "The photo's edges steer the picture. Other ControlNets for Stable Diffusion 1.5 want their own kind of control "
     "image: depth, pose, …",
     "sdxl_text_to_image": "Only the UNet is read out of the checkpoint.",
+}
+
+
+def lineart_shapes() -> dict[str, tuple[int, ...]]:
+    """The tensors of the public SVD ControlNets."""
+    encoder = replace(FULL["svd"], out_channels=0, depth_out=())
+    network = SVDControlNet(ControlNetConfig(encoder, 3, (16, 32, 96, 256)), device="meta")
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name if name.startswith("controlnet_") else to_diffusers(name): shape for name, shape in shapes.items()}
+
+
+SHAPES = {  # file -> its tensors, where a node of ours shows what is in it
+    "svd.safetensors": partial(unet_shapes, FULL["svd"]),
+    "untrained_svd.safetensors": partial(unet_shapes, SMALL_SVD),
+    "v1-5-pruned-emaonly.safetensors": partial(unet_shapes, FULL["sd1"]),
+    "sd_xl_base_1.0.safetensors": partial(unet_shapes, FULL["sdxl"]),
+    "svd_lineart.safetensors": lineart_shapes,
 }
 BARE = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False}
 
@@ -78,12 +147,16 @@ def model_files(prompt: dict) -> list[str]:
     return files
 
 
+def input_files(prompt: dict) -> list[str]:
+    return [node["inputs"][name] for node in prompt.values() for name in INPUT_FILES if name in node["inputs"]]
+
+
 def note(name: str, prompt: dict) -> str:
     folders: dict[str, list[str]] = {}
-    for file in model_files(prompt):
+    for file in [*(f"models/{file}" for file in model_files(prompt)), *(f"input/{file}" for file in input_files(prompt))]:
         folder, _, file_name = file.rpartition("/")
         folders.setdefault(folder, []).append(file_name)
-    lines = [f"- **models/{folder}**: {', '.join(names)}" for folder, names in folders.items()]
+    lines = [f"- **{folder}**: {', '.join(names)}" for folder, names in folders.items()]
     return "\n".join([*lines, "", ADVICE[name]])
 
 
@@ -100,10 +173,15 @@ def tidy(workflow: dict, name: str) -> dict:
     return workflow
 
 
+def arrange(editor: Editor, name: str, prompt: dict) -> None:
+    """Lay out the open graph, which may lack some of the workflow's nodes, and add its note."""
+    script = (Path(__file__).parent / "arrange.js").read_text(encoding="utf-8")
+    editor.page.evaluate(script, [COLUMNS[name], HEIGHTS, note(name, prompt), FOLDERS, URLS])
+
+
 def make_workflow(editor: Editor, name: str, prompt: dict) -> None:
     editor.load_api(prompt, name)
-    arrange = (Path(__file__).parent / "arrange.js").read_text(encoding="utf-8")
-    editor.page.evaluate(arrange, [COLUMNS[name], HEIGHTS, note(name, prompt)])
+    arrange(editor, name, prompt)
     write(WORKFLOWS / f"{name}.json", json.dumps(tidy(editor.workflow(), name), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -125,12 +203,15 @@ def photograph(editor: Editor, name: str, path: Path) -> None:
 
 
 def prepare_base(base: Path, host: Path, prompts: dict[str, dict]) -> None:
-    """The photo, and empty files in place of the models."""
+    """The photo and a control video made of it, and files without weights in place of the models."""
     for file in {file for prompt in prompts.values() for file in model_files(prompt)}:
-        (base / "models" / file).parent.mkdir(parents=True, exist_ok=True)
-        (base / "models" / file).touch()
+        write_hollow(base / "models" / file, SHAPES.get(file.rpartition("/")[2], dict)())
     (base / "input").mkdir()
     shutil.copy(host / "input" / "example.png", base / "input")
+    for file in {file for prompt in prompts.values() for file in input_files(prompt)}:
+        (base / "input" / file).touch()
+        if file.endswith(".mp4"):
+            write_video(base / "input" / "example.png", base / "input" / file)
 
 
 def main() -> None:
@@ -146,7 +227,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         prepare_base(Path(scratch), host, prompts)
-        with Server(host, Path(sys.executable), Path(scratch), cpu=True) as server:
+        # As on a graphics card: in fp16.
+        with Server(host, Path(sys.executable), Path(scratch), ["--fp16-unet"], cpu=True) as server:
             for name, prompt in prompts.items() if not args.pictures else ():
                 # An editor for each: a picture that one graph's node 1 shows would stay with the next graph's node 1.
                 make_workflow(Editor(browser, server, "classic"), name, prompt)

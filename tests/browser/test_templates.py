@@ -1,6 +1,7 @@
 """The example workflows in the editor: listed, opened, the same as their API twins, readable, explained, and run."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import av
 import pytest
 from comfy_server import failure
 from PIL import Image
+from stand_ins import write_video
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -20,6 +22,12 @@ def our_nodes(server):
     found = {name: node for name, node in server.get("/object_info").items() if node["python_module"] == f"custom_nodes.{PACK}"}
     assert len(found) >= 4
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def control_video(server):
+    """The one that templates name; the editor would report it missing."""
+    write_video(server.base / "input" / "example.png", server.base / "input" / "control.mp4")
 
 
 def api_twin(name):
@@ -71,6 +79,7 @@ def test_template_sends_what_its_api_twin_says(editor, server, name):
     for id, node in twin.items():
         definitions = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]
         definitions = {**definitions["required"], **definitions.get("optional", {})}
+        sent[id]["inputs"].pop("video-preview", None)  # the editor's player, which the server passes over
         added = {input: default(definitions[input]) for input in sent[id]["inputs"].keys() - node["inputs"].keys()}
         assert sent[id]["inputs"] == {**node["inputs"], **added}
 
@@ -119,6 +128,8 @@ def test_help_of_every_node_is_served_and_explains_every_input(server, our_nodes
         assert text.startswith(f"# {node['display_name']}\n")
         for input in [*node["input"].get("required", {}), *node["input"].get("optional", {})]:
             assert f"**{input}**" in text, f"the help of {name} says nothing about {input}"
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):  # the editor looks for them beside the nodes' folders
+            assert server.get(f"/extensions/{PACK}/docs/{picture}"), f"the help of {name} shows {picture}, which is not served"
 
 
 def test_svd_template_makes_a_video_when_run_from_the_editor(editor, server):

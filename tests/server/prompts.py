@@ -17,15 +17,21 @@ UNTRAINED = {  # what the tests put in place of the files that an example names:
     ("DualCLIPLoader", "clip_name2"): "untrained_clip_g.safetensors",
     ("ControlNetLoader", "control_net_name"): "untrained_sd15_controlnet.safetensors",
     ("ImageOnlyCheckpointLoader", "ckpt_name"): "untrained_svd_checkpoint.safetensors",
+    ("TemporalUNetControlNetLoader", "control_net_name"): "miniature_svd_controlnet_path.safetensors",
 }
+MINIATURE = "miniature_svd.safetensors"  # with an SVD ControlNet only one UNet fits: the one that it was trained for
 UNTRAINED_UNETS = {
     "svd_image_to_video": "untrained_svd.safetensors",
     "svd_checkpoint_image_to_video": "checkpoints/untrained_svd_checkpoint.safetensors",
+    "svd_controlnet": MINIATURE,
+    "controlnet_residuals_to_file": MINIATURE,
+    "controlnet_residuals_from_file": MINIATURE,
     "sd15_controlnet": "untrained_sd15.safetensors",
     "sdxl_text_to_image": "untrained_sdxl.safetensors",
 }
 SMALL = {
     "TemporalUNetSVDConditioning": {"width": SIZE, "height": SIZE, "video_frames": FRAMES},
+    "PrimitiveInt": {"value": FRAMES},
     "TemporalUNetSVDSampler": {"steps": STEPS},
     "EmptyLatentImage": {"width": SIZE, "height": SIZE},
     "KSampler": {"steps": STEPS},

@@ -1,29 +1,80 @@
-"""Every example workflow is posted to the real server as it stands, on untrained files and at a small size."""
+"""Every example workflow is posted to the real server as it stands, on small files without training, or the miniature's."""
+
+import shutil
 
 import av
+import dev
+import numpy as np
 import pytest
 from prompts import EXAMPLES, FRAMES, SIZE, example, only
+from safetensors.torch import load_file
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
-VIDEOS = [name for name in NAMES if name.endswith("_to_video")]
-PICTURES = [name for name in NAMES if name not in VIDEOS]
+SAVERS = {name: {node["class_type"] for node in example(name).values()} & {"SaveVideo", "SaveImage"} for name in NAMES}
+VIDEOS = [name for name in NAMES if SAVERS[name] == {"SaveVideo"}]
+PICTURES = [name for name in NAMES if SAVERS[name] == {"SaveImage"}]
+TO_FILE, FROM_FILE = "controlnet_residuals_to_file", "controlnet_residuals_from_file"
 
 
-def test_all_four_examples_are_there():
-    assert len(VIDEOS) == 2 and len(PICTURES) == 2
+def write_video(path, frames):
+    """A bright square that moves over grey; longer than the clip, as a user's own video is."""
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(frames):
+            picture = np.full((64, 96, 3), 90, np.uint8)
+            picture[20:44, 8 * number : 8 * number + 24] = 255
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(stream.encode(None))
+
+
+def read_video(path):
+    """(frames, frames per second)"""
+    with av.open(path) as file:
+        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)], file.streams.video[0].average_rate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(host, server):
+    """The miniature, and the control video that the examples name."""
+    dev.link_models(dev.demo_models(host), server.base)
+    write_video(server.base / "input" / "control.mp4", 2 * FRAMES)
+
+
+@pytest.fixture(scope="module")
+def residuals(server, files):
+    """The file that one example writes, put where the other reads it, as the user is told to."""
+    prompt = example(TO_FILE)
+    [saved] = server.run(prompt)["outputs"][only(prompt, "TemporalUNetSaveControlNetResiduals")]["residuals"]
+    file = server.base / "output" / saved["subfolder"] / saved["filename"]
+    read = example(FROM_FILE)
+    shutil.copy(file, server.base / "input" / read[only(read, "TemporalUNetLoadControlNetResiduals")]["inputs"]["residuals_name"])
+    return file
+
+
+def test_all_seven_examples_are_there():
+    assert sorted([*VIDEOS, *PICTURES, TO_FILE]) == NAMES
+    assert len(VIDEOS) == 4 and len(PICTURES) == 2
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_a_video_example_makes_its_video(server, name):
+def test_a_video_example_makes_its_video(server, residuals, name):
     prompt = example(name)
     [path] = server.saved(server.run(prompt))
-    with av.open(path) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        rate = video.streams.video[0].average_rate
+    frames, rate = read_video(path)
     assert path.suffix == ".mp4"
     assert [frame.shape for frame in frames] == [(SIZE, SIZE, 3)] * FRAMES
     assert rate == prompt[only(prompt, "TemporalUNetSVDConditioning")]["inputs"]["fps"]
     assert min(frame.std() for frame in frames) > 10, "a frame is flat"
+
+
+def test_the_file_example_writes_the_residuals_of_its_control_video(residuals):
+    controls = load_file(residuals)
+    assert sorted(controls) == [f"controls.{number}" for number in range(5)]  # the miniature's four skips and its middle
+    assert {control.shape[0] for control in controls.values()} == {FRAMES}
+    assert controls["controls.0"].shape[2:] == (SIZE // 8, SIZE // 8)
+    for name, control in controls.items():
+        assert (control[1:] - control[:-1]).abs().max() > 0, f"the video moves, {name} does not"
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -1,0 +1,52 @@
+"""What stands in for a user's files: models of the real layout and size that take next to no space, and a control video.
+
+Where a model is given no weights its file has holes, which read as zeros.
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import av
+import torch
+from PIL import Image
+from unet import UNetConfig, UNetModel
+
+Shapes = Mapping[str, tuple[int, ...]]
+DTYPES = {torch.float16: "F16", torch.float32: "F32"}
+
+
+def write_hollow(path: Path, shapes: Shapes, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+    """A safetensors file with `tensors`, and fp16 ones of these `shapes` that are all zero."""
+    header, end, tensors = {}, 0, tensors or {}
+    kinds = {name: (DTYPES[tensor.dtype], tuple(tensor.shape), tensor.nbytes) for name, tensor in tensors.items()}
+    kinds |= {name: ("F16", tuple(shape), 2 * math.prod(shape)) for name, shape in shapes.items()}
+    for name, (dtype, shape, size) in kinds.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().numpy().tobytes())
+        file.truncate(8 + len(text) + end)
+
+
+def unet_shapes(config: UNetConfig, prefix: str = "model.diffusion_model.") -> dict[str, tuple[int, ...]]:
+    return {prefix + name: tuple(tensor.shape) for name, tensor in UNetModel(config, device="meta").state_dict().items()}
+
+
+def write_video(photo: Path, path: Path, frames: int = 14) -> None:
+    """A slow move towards the middle of the photo."""
+    picture = Image.open(photo).convert("RGB")
+    with av.open(path, "w") as file:
+        stream = file.add_stream("libx264", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+        for number in range(frames):
+            inset = number * picture.width // (4 * frames)
+            frame = picture.crop((inset, inset, picture.width - inset, picture.height - inset)).resize((256, 256))
+            file.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        file.mux(stream.encode(None))
