@@ -44,7 +44,8 @@ class ComputeControlNetResiduals(io.ComfyNode):
                     "none. Up to about 0.4 the residuals serve all steps.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, advanced=True, optional=True,
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True,
+                    optional=True,
                     tooltip="Seed of the noise that is added to the latent. It changes the residuals little.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Only for ControlNets that take their image as a latent."),
