@@ -42,6 +42,11 @@ class ContinueVideo(io.ComfyNode):
                     tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
                 ),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="The image encoder of the SVD checkpoint."),
+                io.Boolean.Input(
+                    "keep_colors", default=True, advanced=True, optional=True,
+                    tooltip="The next clip starts with the colours and contrast of the video's first frame, or they would grow "
+                    "from clip to clip. Off where the scene has become brighter, darker or another.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -53,10 +58,12 @@ class ContinueVideo(io.ComfyNode):
     @classmethod
     def execute(
         cls, video, vae, video_frames, motion_bucket_id, fps, augmentation_level=0.0, seed=0, clip_vision=NOT_CONNECTED,
+        keep_colors=True,
     ) -> io.NodeOutput:
         height, width = (size // 8 * 8 for size in video.shape[1:3])
+        picture = matched(video[-1:], video[-1], video[0]) if keep_colors else video[-1:]
         return io.NodeOutput(*prepare(
-            CONTINUE, video[-1:], vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
+            CONTINUE, picture, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
             clip_vision,
         ))
 

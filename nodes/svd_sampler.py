@@ -93,6 +93,11 @@ class SVDSampler(io.ComfyNode):
                     tooltip="In clips longer than a window: shuffled repeats the first window's noise in another order, "
                     "which often keeps the motion steadier, at slightly less likeness.",
                 ),
+                io.Boolean.Input(
+                    "keep_colors", default=True, advanced=True, optional=True,
+                    tooltip="In clips longer than a window: each window starts with the colours and contrast of the picture, or "
+                    "they would grow from window to window. Off where the scene shall become brighter, darker or another.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="samples")],
         )
@@ -101,12 +106,15 @@ class SVDSampler(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image, seed, steps, min_cfg, max_cfg, guidance, sampler_name, scheduler,
         denoise=1.0, guidance_curve="0:1.0, 1:2.5", guidance_start=0.0, guidance_end=1.0,
-        window_frames=0, window_overlap=6, closed_loop=False, window_noise="independent",
+        window_frames=0, window_overlap=6, closed_loop=False, window_noise="independent", keep_colors=True,
     ) -> io.NodeOutput:
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
         _warn_far_from_training(model, latent_image["samples"])
-        model = _windowed(model, frames, window_frames, window_overlap, closed_loop, window_noise == "shuffled")
+        model = _windowed(
+            model, frames, window_frames, window_overlap, closed_loop=closed_loop, shuffled_noise=window_noise == "shuffled",
+            keep_colors=keep_colors,
+        )
         guider = FrameGuider(
             model, frame_scales(guidance, min_cfg, max_cfg, curve, frames), guidance_start, guidance_end
         )
@@ -165,8 +173,8 @@ def _warn_far_from_training(model, latent):
         )
 
 
-def _windowed(model, frames, window_frames, window_overlap, closed_loop, shuffled_noise):
-    """The model with windows where the clip is longer than one; those of the host's own node stay."""
+def _windowed(model, frames, window_frames, window_overlap, **options):
+    """The model with windows where the clip is longer than one; those of the host's own node stay. `options`: `with_windows`."""
     if window_frames == 0 and "context_handler" in model.model_options:
         return model
     length = window_frames or automatic_length(model, frames)
@@ -175,7 +183,7 @@ def _windowed(model, frames, window_frames, window_overlap, closed_loop, shuffle
     if window_frames == 0:
         window_overlap = min(window_overlap, length // 2)
     _check_overlap(length, window_overlap)
-    return with_windows(model, length, window_overlap, closed_loop, shuffled_noise)
+    return with_windows(model, length, window_overlap, **options)
 
 
 def _check_overlap(window_frames, window_overlap):

@@ -4,6 +4,8 @@ import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
 
+from .colours import matched_latent
+
 LONGEST = 25  # frames: clips up to this length stay whole where the trained length is not known (SVD-XT's)
 FRAMES_KEY = "temporal_unet.num_frames"  # a patcher's attachment, and file metadata: the length a model was trained on
 
@@ -53,15 +55,17 @@ class ClipWindows(windows.IndexListContextHandler):
 
     SVD takes the first frame of what it sees for the given picture. So a window that starts later is given, in the
     picture's place, what the windows before it have just made of its first frame; with the picture itself each window would
-    start the clip anew. Memory is that of one window; controls and hooks see the host's own `context_window`.
+    start the clip anew. With `keep_colors` it has the picture's colours and contrast, or guidance would raise them from
+    window to window. Memory is that of one window; controls and hooks see the host's own `context_window`.
     """
 
-    def __init__(self, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool):
+    def __init__(self, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool, keep_colors: bool):
         super().__init__(
             context_schedule=None, fuse_method=None, context_length=length, context_overlap=overlap,
             closed_loop=closed_loop, dim=0,
         )
         self.shuffled_noise = shuffled_noise
+        self.keep_colors = keep_colors
         self.on_window = lambda indices, frames: None  # called as work on a window of a clip of `frames` frames begins
 
     def noise(self, noise: torch.Tensor, seed: int) -> torch.Tensor:
@@ -87,7 +91,7 @@ class ClipWindows(windows.IndexListContextHandler):
             parts = [self.get_resized_cond(cond, x_in, window) for cond in conds]
             if start > 0 and self.context_overlap > 0:
                 picture = model.process_latent_out(sums[0][start] / weight[start])
-                parts = [_given(part, picture) for part in parts]
+                parts = [_given(part, picture, self.keep_colors) for part in parts]
             options = {**model_options, "transformer_options": {
                 **model_options["transformer_options"], "context_window": window}}
             made = calc_cond_batch(model, parts, x_in[indices], timestep[indices], options)
@@ -97,7 +101,7 @@ class ClipWindows(windows.IndexListContextHandler):
         return [total_of_cond / weight for total_of_cond in sums]
 
 
-def _given(conditions, picture: torch.Tensor):
+def _given(conditions, picture: torch.Tensor, keep_colors: bool):
     """The conditions with `picture` [c, h, w] where they have one (an unconditioned branch has zeros)."""
     if conditions is None:
         return None
@@ -106,14 +110,15 @@ def _given(conditions, picture: torch.Tensor):
         model_conds = dict(condition["model_conds"])
         old = model_conds.get("c_concat")
         if old is not None and old.cond.any():
-            model_conds["c_concat"] = old._copy_with(picture.to(old.cond).expand_as(old.cond))
+            new = picture.to(old.cond).expand_as(old.cond)
+            model_conds["c_concat"] = old._copy_with(matched_latent(new, old.cond) if keep_colors else new)
         out.append({**condition, "model_conds": model_conds})
     return out
 
 
-def with_windows(model, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool):
+def with_windows(model, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool, keep_colors: bool):
     """A clone of the model that works in windows of `length` frames."""
     model = model.clone()
-    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, shuffled_noise)
+    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, shuffled_noise, keep_colors)
     windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
     return model

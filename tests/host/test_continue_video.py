@@ -19,7 +19,9 @@ def video():
 
 
 def test_it_starts_from_the_last_frame(node, vae, video):
-    ours = run_node(node("TemporalUNetContinueVideo"), video, vae, 6, 90, 7, augmentation_level=0.1, seed=3)
+    ours = run_node(
+        node("TemporalUNetContinueVideo"), video, vae, 6, 90, 7, augmentation_level=0.1, seed=3, keep_colors=False
+    )
     plain = run_node(
         node("TemporalUNetSVDConditioning"), video[-1:], vae, 72, 64, 6, 90, 7, augmentation_level=0.1, seed=3
     )
@@ -27,6 +29,15 @@ def test_it_starts_from_the_last_frame(node, vae, video):
         assert torch.equal(mine[0][1]["concat_latent_image"], other[0][1]["concat_latent_image"])
         assert mine[0][1]["motion_bucket_id"] == 90 and mine[0][1]["fps"] == 7
     assert ours[2]["samples"].shape == (6, 4, 8, 9)
+
+
+def test_it_keeps_the_colours_of_the_first_frame(node, vae, video):
+    """What became too bright and too contrasty is given as it was; other frames do not count."""
+    true = 0.4 + 0.2 * video[0]
+    drifted = torch.stack([true, torch.rand_like(true), (true - 0.5) * 1.3 + torch.tensor([0.55, 0.5, 0.45])])
+    ours = run_node(node("TemporalUNetContinueVideo"), drifted, vae, 6, 90, 7)[0][0][1]["concat_latent_image"]
+    plain = run_node(node("TemporalUNetSVDConditioning"), true[None], vae, 72, 64, 6, 90, 7)[0][0][1]["concat_latent_image"]
+    assert torch.allclose(ours, plain, atol=1e-3 * float(plain.abs().max()))
 
 
 def test_sizes_that_are_no_multiple_of_8_are_cut(node, vae):

@@ -80,7 +80,8 @@ def test_one_window_changes_nothing(run):
     assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
 
 
-def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows, monkeypatch):
+@pytest.mark.parametrize("keep_colors", [False, True])
+def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows, keep_colors):
     """By hand: the same step, window after window, through the host's own batch of conditions."""
     calls = []
 
@@ -94,16 +95,33 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows
 
     model = svd.ours.clone()
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "record", recorded)
-    run(model, steps=1)
+    run(model, steps=1, keep_colors=keep_colors)
+    picture = calls[0][1]
     sums, weight = torch.zeros(TOTAL, 4, 8, 8), torch.zeros(TOTAL, 1, 1, 1)
     pyramid = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
     assert [indices[0] for indices, _, _ in calls] == windows.window_starts(TOTAL, LENGTH, OVERLAP, 0, False)
     for indices, given, made in calls:
         if indices[0] > 0:
             expected = sums[indices[0]] / weight[indices[0]] / 0.18215
+            if keep_colors:
+                expected = in_colours_of(picture[0], expected)
             assert relative_error(given, expected.expand_as(given)) <= 1e-5
         sums[indices] += pyramid * made[0]
         weight[indices] += pyramid
+
+
+def in_colours_of(picture, latent):
+    """Each channel of latent [c, h, w] with the mean and spread that it has in the picture; contrast changes by 1.5 at most."""
+    channels = []
+    for seen, wanted in zip(latent, picture):
+        contrast = min(max(float(wanted.std() / seen.std()), 1 / 1.5), 1.5)
+        channels.append((seen - seen.mean()) * contrast + wanted.mean())
+    return torch.stack(channels)
+
+
+def test_kept_colours_leave_short_clips_alone(run):
+    assert torch.equal(run(frames=LENGTH, keep_colors=True), run(frames=LENGTH, keep_colors=False))
+    assert not torch.equal(run(keep_colors=True), run(keep_colors=False))
 
 
 def test_without_overlap_windows_keep_the_picture(svd, run):

@@ -73,8 +73,8 @@ def windows(studio):
 def chained(studio):
     of = quality.held_out(1)[0]
     return {
-        f"match_colors {'on' if match else 'off'}": long_clips.chain(studio, of, 0, quality.STEPS, "triangle", match)
-        for match in (True, False)
+        f"{guidance}, colours {'kept' if keep else 'as made'}": long_clips.chain(studio, of, 0, quality.STEPS, guidance, keep)
+        for guidance, keep in (("triangle", True), ("triangle", False), ("linear", False))
     }
 
 

@@ -1,6 +1,6 @@
 """What happens to long videos? Joints of windows, loops, chained clips, memory, on worlds that training never saw.
 
-    python dev.py bench long [-- --worlds 4 --only windows loop chain path memory --json FILE]
+    python dev.py bench long [-- --worlds 4 --only windows drift loop chain path memory --json FILE]
 
 A *jump* is the root of the mean squared difference of two neighbouring frames. A sprite that flies for long ends up elsewhere than the
 truth's, since errors of its heading add up; so `appearance` compares each frame with the truth drawn where the sprite is seen.
@@ -21,7 +21,7 @@ from host_in_process import boot, node
 LONG = 100  # frames
 LOOP = 32  # frames
 SEGMENTS = 5
-PARTS = ["memory", "windows", "loop", "chain", "path"]
+PARTS = ["memory", "windows", "drift", "loop", "chain", "path"]  # drift: windows that do not keep the picture's colours
 
 
 def jumps(video: np.ndarray, closed_loop: bool = False) -> np.ndarray:
@@ -50,13 +50,13 @@ def joints(studio, frames: int, overlap: int, steps: int) -> np.ndarray:
     return np.array(sorted({*(start - 1 for start in starts if start), *(end - 1 for end in ends)}))
 
 
-def over_windows(studio, worlds: int, steps: int) -> dict:
+def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> dict:
     """Clips of LONG frames in windows, against clips of one window."""
     overlap = world.FRAMES // 2
     at = joints(studio, LONG, overlap, steps)
     rows = []
     for number, of in enumerate(quality.held_out(worlds)):
-        video = studio.make(of, seed=number, frames=LONG, steps=steps)
+        video = studio.make(of, seed=number, frames=LONG, steps=steps, keep_colors=keep_colors)
         short = studio.make(of, seed=number, steps=steps)
         every = jumps(video)
         true_jumps = jumps(world.render(of, LONG).frames)
@@ -67,7 +67,7 @@ def over_windows(studio, worlds: int, steps: int) -> dict:
             "appearance": _by(seen, world.FRAMES), "one_window": alone[1:].mean(),
             "centre": _by(quality.score(video, world.render(of, LONG)).centre, world.FRAMES),
         })
-        print(f"windows {number}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
+        print(f"windows {number}{'' if keep_colors else ', colours free'}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
     return _mean(rows)
 
 
@@ -81,7 +81,7 @@ def loops(studio, worlds: int, steps: int) -> dict:
     return _mean(rows)
 
 
-def chain(studio, of: world.World, seed: int, steps: int, guidance: str, match_colors: bool) -> np.ndarray:
+def chain(studio, of: world.World, seed: int, steps: int, guidance: str, keep_colors: bool) -> np.ndarray:
     """SEGMENTS clips, each continued from the last frame of the one before, as a user's workflow would."""
     import torch
 
@@ -93,9 +93,9 @@ def chain(studio, of: world.World, seed: int, steps: int, guidance: str, match_c
             "karras",
         ).result[0]
         clip = torch.from_numpy(studio.decode(samples))
-        video = clip if video is None else node("TemporalUNetJoinVideo").execute(video, clip, match_colors).result[0]
+        video = clip if video is None else node("TemporalUNetJoinVideo").execute(video, clip).result[0]
         positive, negative, latent = node("TemporalUNetContinueVideo").execute(
-            video, studio.vae, world.FRAMES, of.motion_bucket_id, of.fps
+            video, studio.vae, world.FRAMES, of.motion_bucket_id, of.fps, keep_colors=keep_colors
         ).result
     return video.numpy()
 
@@ -113,19 +113,19 @@ def drift(video: np.ndarray, of: world.World) -> dict:
 
 
 def chains(studio, worlds: int, steps: int) -> dict:
-    """Drift over SEGMENTS chained clips, and the jumps after their joints, by guidance and with or without matched colours."""
+    """Drift over SEGMENTS chained clips, and the jumps after their joints, by guidance and with or without kept colours."""
     told = {}
     for guidance in ("linear", "triangle"):
-        for match in (True, False):
+        for keep in (True, False):
             rows = []
             for number, of in enumerate(quality.held_out(worlds)):
-                video = chain(studio, of, seed=10 * number, steps=steps, guidance=guidance, match_colors=match)
+                video = chain(studio, of, seed=10 * number, steps=steps, guidance=guidance, keep_colors=keep)
                 every = jumps(video)
                 rows.append({
                     **drift(video, of), "joint": every[world.FRAMES - 1::world.FRAMES - 1].mean() / np.median(every),
                     "appearance": _by(appearance(video, of), world.FRAMES - 1),
                 })
-            told[name := f"{guidance}, {'matched' if match else 'as made'}"] = _mean(rows)
+            told[name := f"{guidance}, {'colours kept' if keep else 'as made'}"] = _mean(rows)
             print(name, told[name], flush=True)
     return told
 
@@ -190,6 +190,7 @@ def main() -> None:
 
     parts = {
         "memory": memory, "windows": lambda studio: over_windows(studio, args.worlds, args.steps),
+        "drift": lambda studio: over_windows(studio, args.worlds, args.steps, keep_colors=False),
         "loop": lambda studio: loops(studio, args.worlds, args.steps), "chain": lambda studio: chains(studio, args.worlds, args.steps),
         "path": lambda studio: paths(studio, args.worlds, args.steps),
     }
