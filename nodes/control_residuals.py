@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..unet import ControlResiduals, UNetFileError, read_residuals, write_residuals
 from .bridge.compute_residuals import NODE as COMPUTE
-from .bridge.compute_residuals import compute_residuals
+from .bridge.compute_residuals import compute_residuals, refuse_controlnext
 from .bridge.control import FrameControl
 
 LOAD = "Load ControlNet Residuals"
@@ -61,6 +61,7 @@ class ComputeControlNetResiduals(io.ComfyNode):
             raise ValueError(f"{COMPUTE}: control_net is empty. Connect a ControlNet loader.")
         if len(positive) != 1:
             raise ValueError(f"{COMPUTE}: positive holds {len(positive)} prompts, expected 1. Connect one that is not combined.")
+        refuse_controlnext(positive[0][1].get("control"))
         images = image.movedim(-1, 1)
         control = FrameControl(control_net.copy().set_cond_hint(images, 1.0, (0.0, 1.0), vae=vae), images)
         controls, sigma = compute_residuals(

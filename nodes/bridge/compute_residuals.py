@@ -6,7 +6,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from .control import frames_of
+from .control import FrameControl, WeighsItself, frames_of
 
 NODE = "Compute ControlNet Residuals"
 
@@ -29,6 +29,18 @@ def compute_residuals(model, positive, latent_image: dict, percent: float, seed:
         seed=seed,
     )
     return step.residuals(), sigma
+
+
+def refuse_controlnext(control) -> None:
+    """An error where `control` (or None), or one chained before it, acts in another way than by residuals."""
+    while control is not None:
+        inner = control.inner if isinstance(control, FrameControl) else control
+        if isinstance(inner, WeighsItself):
+            raise ValueError(
+                f"{NODE}: the conditioning already holds a ControlNeXt, which gives no residuals: its part would be lost. "
+                f"Connect the positive from before it, and apply the ControlNeXt beside the residuals in the run."
+            )
+        control = control.previous_controlnet
 
 
 def _sigma(model_sampling, percent: float) -> float:

@@ -124,7 +124,8 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
         """What stays while the UNet runs: both halves' residuals and the embedded images.
 
         Its own activations are gone by then, and are fewer than the UNet's. The host asks before frames and size are known:
-        these are taken from the control images, as many as a window has at most (and where one is for all frames).
+        these are taken from the control images, as many as a window has at most (and where one is for all frames). A clip of
+        more frames than that which is sampled whole needs more than is told.
         """
         count, _, height, width = self.cond_hint_original.shape
         frames = LONGEST if count == 1 else min(count, LONGEST)

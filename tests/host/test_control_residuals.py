@@ -1,12 +1,14 @@
 """Residuals as data: computed by a node, applied by one, saved and loaded, against the networks called by hand."""
 
 import comfy.controlnet
+import controlnexts
 import pytest
 import torch
 import unet
 from controls import anchored, by_hand, nets, ours, pairs, residuals_of, run, svd_net, theirs, windows_of  # noqa: F401
 from families import random_weights, relative_error
 from oracle import ROWS, SMALL, hints, host_model, prompts, run_node, sample
+from published import WIDTHS
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -337,6 +339,34 @@ def test_what_cannot_be_computed_is_said(pairs, nets, node, compute):
     late = run_node(node("ConditioningSetTimestepRange"), positive, 0.5, 1.0)[0]
     with pytest.raises(ValueError, match="not used at this noise level"):
         compute(pair.ours, nets("sd1"), late, hints(1), percent=0.2)
+
+
+@pytest.fixture(scope="module")
+def controlnext(pack, tmp_path_factory):
+    path = tmp_path_factory.mktemp("controlnext") / "v2.safetensors"
+    save_file(controlnexts.tensors(2, WIDTHS[2]), path)
+    return pack("nodes.bridge.controlnext").load_controlnext(str(path))
+
+
+ORDERS = {"alone": ["controlnext"], "first": ["controlnext", "net"], "last": ["net", "controlnext"]}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_controlnext_on_the_positive_is_refused(pairs, svd_net, controlnext, theirs, compute, order):
+    """Residuals could not hold its part; said before any network runs."""
+    pair, conds, calls = pairs("svd"), prompts(SMALL["svd"]), []
+    for name in ORDERS[order]:
+        conds = theirs(conds, controlnext if name == "controlnext" else svd_net, hints(FRAMES))
+    handle = svd_net.control_model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    with pytest.raises(ValueError, match="Compute ControlNet Residuals: .* holds a ControlNeXt, .* Connect the positive from"):
+        compute(pair.ours, svd_net, conds[0], hints(FRAMES))
+    handle.remove()
+    assert not calls
+
+
+def test_a_controlnext_alone_has_no_residuals(pairs, controlnext, compute):
+    with pytest.raises(ValueError, match="this control gives no residuals.*a ControlNeXt"):
+        compute(pairs("svd").ours, controlnext, prompts(SMALL["svd"])[0], hints(FRAMES))
 
 
 def test_a_cancel_ends_it(pairs, nets, compute):
