@@ -120,7 +120,7 @@ def set_input(workflow: dict, class_type: str, name: str, value) -> None:
 
 def prepared_workflow(args: argparse.Namespace, host: Host, base: Path) -> dict:
     """The API-mode workflow for `run`, with its photo and models laid into the base directory."""
-    kind = "svd_checkpoint_image_to_video" if args.svd else "svd_image_to_video"
+    kind = "svd_checkpoint_image_to_video" if args.svd else "miniature_image_to_video"
     workflow = json.loads((ROOT / "example_workflows" / "api" / f"{kind}.json").read_text(encoding="utf-8"))
     if args.svd:
         photo, settings = host.folder / "input" / "example.png", {}
@@ -270,8 +270,12 @@ def command_test(args: argparse.Namespace) -> None:
 def command_serve(args: argparse.Namespace) -> None:
     host = host_for(args)
     base = cache() / "serve"
-    link_models(untrained_models(host), base)
-    link_models(demo_models(host), base)
+    demo = demo_models(host)
+    for models in (untrained_models(host), demo):
+        link_models(models, base)
+    (base / "input").mkdir(parents=True, exist_ok=True)
+    for photo in (demo / "first_frame.png", host.folder / "input" / "example.png"):
+        shutil.copy(photo, base / "input")
     with Server(host.folder, host.python, base, port=args.port) as server:
         say(f"{server.url}  (models and outputs: {base}; Ctrl-C ends it)")
         server.process.wait()

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from .windows import ClipWindows
 
-# Data: node_id, prompt_id, fps, step (1 to steps), steps, frames; of a step that is done also what `draw` gives, of a window
-# that is begun (in the step that runs) also window, its first and last frame; in a loop the last may be before the first.
+# Data: node_id, prompt_id, fps, step (1 to steps), steps, frames; of a step that is done also what `draw` gives (not of every
+# one), of a window that is begun (in the step that runs) also window, its first and last frame; in a loop the last may be
+# before the first.
 EVENT = "temporal_unet.preview"
 USUAL_FPS = 6  # where the conditioning names none, as the host's model takes it
-SHARE = 0.02  # of the time since the first step that the preview may take
-INTERVAL = 0.25  # seconds between two sheets, and between two windows that are told
+SHARE = 0.02  # of the time since the first step that the preview may take, but for the first sheet and the last
+INTERVAL = 0.25  # seconds between two sheets, between two steps that are told without one, and between two windows
 SHEET_PIXELS = 1024 * 1024
 LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
 DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the host's own preview of one large picture
@@ -75,16 +76,16 @@ def _unwanted(prompt_id: str) -> bool:
 
 
 class FramePreview:
-    """Calls `send` with the sheet of the denoised frames, where time allows.
+    """Calls `send` with the sheet of the denoised frames, where time allows, and with the step alone where it does not.
 
-    At most one sheet in INTERVAL (the last step may come sooner), and at most SHARE of the time since the first step: a sheet
-    is expected to take as long as the one before. The first step is always shown. `clock` gives seconds.
+    At most one sheet in INTERVAL, and at most SHARE of the time since the first step: a sheet is expected to take as long as
+    the one before. The first step and the last are always shown. `clock` gives seconds.
     """
 
     def __init__(self, colours, send, clock=time.perf_counter):
         self.colours, self.send, self.clock = colours, send, clock
         self.first_step: float | None = None
-        self.last_sheet = -math.inf
+        self.last_sheet = self.last_told = -math.inf
         self.spent = self.expected = 0.0
         self.done = 0  # steps
 
@@ -94,17 +95,20 @@ class FramePreview:
         if x0.is_nested or x0.ndim != 4:  # several latents in one, or a time axis of their own: not of this family
             return
         now = self.clock()
-        if not self._due(now, step + 1 == total_steps):
-            return
-        self.send({"step": step + 1, "steps": total_steps, **draw(x0, self.colours)})
-        self.last_sheet = now
-        self.expected = self.clock() - now
-        self.spent += self.expected
+        about = {"step": step + 1, "steps": total_steps}
+        if step + 1 == total_steps or self._due(now):
+            self.send({**about, **draw(x0, self.colours)})
+            self.last_sheet, self.last_told = now, self.clock()
+            self.expected = self.clock() - now
+            self.spent += self.expected
+        elif now - self.last_told >= INTERVAL:
+            self.send({**about, "frames": x0.shape[0]})
+            self.last_told = now
 
-    def _due(self, now, last_step):
+    def _due(self, now):
         if self.first_step is None:
             self.first_step = now
-        if now - self.last_sheet < INTERVAL and not last_step:
+        if now - self.last_sheet < INTERVAL:
             return False
         return self.spent + self.expected <= SHARE * (now - self.first_step)
 

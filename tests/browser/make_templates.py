@@ -22,20 +22,20 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unet")]  # pytest does this for the tests
+sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unet", ROOT / "tests" / "miniature")]  # pytest does this for the tests
 
 from comfy_server import Server  # noqa: E402
 from editor import RENDERERS, Editor, chromium  # noqa: E402
 from families import FULL  # noqa: E402
+from lay_out import lay_out  # noqa: E402
 from stand_ins import unet_shapes, write_hollow, write_video  # noqa: E402
 from test_diffusers import to_diffusers  # noqa: E402
 from unet import ControlNetConfig, SVDControlNet  # noqa: E402
-from untrained import SVD as SMALL_SVD  # noqa: E402
 
 WORKFLOWS = ROOT / "example_workflows"
 RESULT = ("Result", 360, ["Decode", "Decode Video", "Create Video", "Save Video", "Save Image"])
 SVD = [  # columns: title of the group, width of its nodes, their titles; "Files" is the note
-    ("Picture and models", 330, ["Photo", "Load UNet", "Load VAE", "Image encoder and VAE"]),
+    ("Picture and models", 330, ["Photo", "First frame", "Load UNet", "Load VAE", "Image encoder and VAE"]),
     ("Conditioning", 330, ["SVD Image to Video", "Files"]),
     ("Sampling", 320, ["SVD Temporal UNet Sampler"]),
     RESULT,
@@ -43,7 +43,7 @@ SVD = [  # columns: title of the group, width of its nodes, their titles; "Files
 CONTROL_VIDEO = ("Control video", 280, ["Control video", "Its frames", "As many as the clip has", "Edges"])
 SVD_MODELS = ("Picture and models", 330, ["Photo", "Load UNet", "Image encoder and VAE", "Load ControlNet"])
 COLUMNS = {
-    "svd_image_to_video": SVD,
+    "miniature_image_to_video": SVD,
     "svd_checkpoint_image_to_video": SVD,
     "svd_controlnet": [
         SVD_MODELS,
@@ -100,11 +100,11 @@ LINEART = "svd_lineart.safetensors is controlnet/diffusion_pytorch_model.safeten
     "CiaraRowles/temporal-controlnet-lineart-svd-v1 at Hugging Face, renamed; it was trained with svd.safetensors, on 14 frames of " \
     "512 x 512."
 ADVICE = {
-    "svd_image_to_video": "With svd.safetensors open svd_checkpoint_image_to_video instead; this one is for a UNet and a VAE in files "
-    "of their own. The untrained ones, which `python dev.py serve` brings, only show that everything works: they make noise. For a "
-    "real video choose yours, 1024 x 576 and 20 steps.",
+    "miniature_image_to_video": "To see everything work without a download. The miniature of Stable Video Diffusion comes with the "
+    "source of this pack: python dev.py serve starts ComfyUI with these files in place. It knows only its own small world. For real "
+    "videos open svd_checkpoint_image_to_video.",
     "svd_checkpoint_image_to_video": "Your checkpoint has another name? Choose it in both loaders, *Load UNet* and *Image "
-    "encoder and VAE*. For SVD-XT also 25 frames. Short of memory: smaller width and height.",
+    "encoder and VAE*. For SVD-XT set video_frames to 25. If memory runs out, lower width and height.",
     "svd_controlnet": f"{LINEART} The photo starts the clip, the video's edges lead it on: photo and first frame should show the "
     "same. With depth maps use temporal-controlnet-depth-svd-v1 and bypass Edges.",
     "controlnet_residuals_to_file": "Runs the ControlNet once, for controlnet_residuals_from_file. Move the file from "
@@ -128,7 +128,6 @@ def lineart_shapes() -> dict[str, tuple[int, ...]]:
 
 SHAPES = {  # file -> its tensors, where a node of ours shows what is in it
     "svd.safetensors": partial(unet_shapes, FULL["svd"]),
-    "untrained_svd.safetensors": partial(unet_shapes, SMALL_SVD),
     "v1-5-pruned-emaonly.safetensors": partial(unet_shapes, FULL["sd1"]),
     "sd_xl_base_1.0.safetensors": partial(unet_shapes, FULL["sdxl"]),
     "svd_lineart.safetensors": lineart_shapes,
@@ -203,11 +202,14 @@ def photograph(editor: Editor, name: str, path: Path) -> None:
 
 
 def prepare_base(base: Path, host: Path, prompts: dict[str, dict]) -> None:
-    """The photo and a control video made of it, and files without weights in place of the models."""
+    """The photo, a control video made of it, the miniature, and files without weights in place of the other models."""
+    lay_out(base / "models")
     for file in {file for prompt in prompts.values() for file in model_files(prompt)}:
-        write_hollow(base / "models" / file, SHAPES.get(file.rpartition("/")[2], dict)())
+        if not (base / "models" / file).exists():
+            write_hollow(base / "models" / file, SHAPES.get(file.rpartition("/")[2], dict)())
     (base / "input").mkdir()
-    shutil.copy(host / "input" / "example.png", base / "input")
+    for photo in (host / "input" / "example.png", base / "models" / "first_frame.png"):
+        shutil.copy(photo, base / "input")
     for file in {file for prompt in prompts.values() for file in input_files(prompt)}:
         (base / "input" / file).touch()
         if file.endswith(".mp4"):

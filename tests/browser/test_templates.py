@@ -60,15 +60,15 @@ def test_template_opens_from_the_browser_of_templates(editor):
     page = editor.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_role("dialog").get_by_text(PACK, exact=True).first.click()
-    card = page.get_by_test_id("template-workflow-svd_image_to_video")
+    card = page.get_by_test_id("template-workflow-miniature_image_to_video")
     picture = card.locator("img").first
     picture.wait_for()
     shown = picture.evaluate("async (img) => { await img.decode(); return [img.naturalWidth, img.naturalHeight] }")
-    assert shown == list(Image.open(FOLDER / "svd_image_to_video.jpg").size)  # not the host's stand-in
+    assert shown == list(Image.open(FOLDER / "miniature_image_to_video.jpg").size)  # not the host's stand-in
     card.click()
-    page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow.filename.startsWith('svd_image_to_video')")
+    page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow.filename.startsWith('miniature_image_to_video')")
     page.get_by_role("dialog").wait_for(state="hidden")
-    assert len(editor.prompt()) == len(api_twin("svd_image_to_video"))
+    assert len(editor.prompt()) == len(api_twin("miniature_image_to_video"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,7 +113,7 @@ def test_nodes_are_found_by_searching_for_the_pack(editor, our_nodes):
 
 
 def test_help_of_a_node_opens_from_its_toolbox(editor):
-    open_template(editor, "svd_image_to_video")
+    open_template(editor, "miniature_image_to_video")
     page = editor.page
     page.evaluate("() => app.canvas.selectItems(app.graph._nodes.filter((node) => node.type === 'TemporalUNetSVDSampler'))")
     page.get_by_test_id("info-button").click()
@@ -133,7 +133,7 @@ def test_help_of_every_node_is_served_and_explains_every_input(server, our_nodes
 
 
 def test_svd_template_makes_a_video_when_run_from_the_editor(editor, server):
-    open_template(editor, "svd_image_to_video")
+    open_template(editor, "miniature_image_to_video")
     small = {
         "TemporalUNetSVDConditioning": {"width": 64, "height": 64, "video_frames": 3},
         "TemporalUNetSVDSampler": {"steps": 2, "seed": len(server.get("/history"))},  # another: a repeated run comes from the cache

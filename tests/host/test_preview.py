@@ -177,7 +177,11 @@ class Run:
 
     def __init__(self, preview, step, cost):
         self.now, self.step, self.cost, self.sent = 0.0, step, cost, []
-        self.preview = preview.FramePreview(self, lambda data: self.sent.append((data["step"], self.now)), lambda: self.now)
+        self.told = []  # (step, time) of the events without a sheet
+        self.preview = preview.FramePreview(self, self.note, lambda: self.now)
+
+    def note(self, data):
+        (self.sent if "image" in data else self.told).append((data["step"], self.now))
 
     def __call__(self, latents, width, height):
         self.now += self.cost
@@ -207,13 +211,23 @@ def test_fast_steps_are_shown_four_times_a_second_at_most(preview):
 def test_sheets_take_two_percent_of_the_run_at_most(preview, step, cost):
     run = Run(preview, step, cost)
     sent = run.go(400)
-    assert sent[0][0] == 1
-    assert len(sent) * cost <= 0.02 * run.now
+    assert sent[0][0] == 1 and sent[-1][0] == 400
+    assert len(sent[:-1]) * cost <= 0.02 * run.now  # the last is always shown
     assert len(sent) * cost >= 0.01 * run.now  # and they use it, where steps allow
 
 
-def test_the_last_step_has_no_more_than_its_share(preview):
-    assert [step for step, _ in Run(preview, step=1.0, cost=0.3).go(10)] == [1]
+def test_a_short_run_shows_its_first_step_and_its_last_and_tells_the_others(preview):
+    run = Run(preview, step=1.0, cost=0.3)
+    assert [step for step, _ in run.go(10)] == [1, 10]
+    assert [step for step, _ in run.told] == list(range(2, 10))
+
+
+def test_steps_too_fast_to_show_are_told_four_times_a_second_at_most(preview):
+    run = Run(preview, step=0.1, cost=0.2)
+    run.go(100)
+    times = sorted(time for _, time in [*run.sent, *run.told])
+    assert 0.25 <= min(b - a for a, b in zip(times[:-1], times[1:-1]))
+    assert max(b - a for a, b in zip(times, times[1:])) <= 0.6  # with a sheet in between
 
 
 def test_other_latents_are_passed_over(preview):
@@ -344,7 +358,7 @@ def test_it_is_shown_where_the_host_was_started_without_previews(sampled, server
     args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews
     _, progress = sampled()
     assert "image" in server.heard()[0][1]
-    assert [picture for *_, picture in progress] == [None] * STEPS
+    assert progress and all(picture is None for *_, picture in progress)  # the host leaves out quick steps without a picture
 
 
 @pytest.mark.parametrize("asked, shown", [("none", False), ("default", True), ("auto", True)])

@@ -21,7 +21,7 @@ UNTRAINED = {  # what the tests put in place of the files that an example names:
 }
 MINIATURE = "miniature_svd.safetensors"  # with an SVD ControlNet only one UNet fits: the one that it was trained for
 UNTRAINED_UNETS = {
-    "svd_image_to_video": "untrained_svd.safetensors",
+    "miniature_image_to_video": "untrained_svd.safetensors",
     "svd_checkpoint_image_to_video": "checkpoints/untrained_svd_checkpoint.safetensors",
     "svd_controlnet": MINIATURE,
     "controlnet_residuals_to_file": MINIATURE,
@@ -72,7 +72,7 @@ def node(class_type: str, **inputs) -> dict:
 
 def svd(*, seed: int | None = None, width: int = SIZE, height: int = SIZE, frames: int = FRAMES, steps: int = STEPS, **sampler) -> dict:
     """Photo to frames, saved as pictures because those lose nothing. Without a `seed`, one that the server has not seen."""
-    prompt = example("svd_image_to_video")
+    prompt = example("miniature_image_to_video")
     prompt = changed(prompt, "TemporalUNetSVDConditioning", width=width, height=height, video_frames=frames)
     prompt = changed(prompt, "TemporalUNetSVDSampler", seed=next(_fresh_seeds) if seed is None else seed, steps=steps, **sampler)
     del prompt[only(prompt, "CreateVideo")]

@@ -57,14 +57,16 @@ def overhear(server, prompt: dict, queued_by: str | None, **extra_data) -> tuple
 
 def test_the_client_that_queued_gets_all_frames_and_another_gets_none(server):
     prompt = svd(steps=4)
+    fps = prompt[only(prompt, "TemporalUNetSVDConditioning")]["inputs"]["fps"]
     prompt_id, clients = overhear(server, prompt, queued_by="first")
     previews = clients["first"].data(EVENT)
     steps = [preview.pop("step") for preview in previews]
-    assert steps[0] == 1 and steps == sorted(set(steps)) and steps[-1] <= 4  # how many, depends on the machine
-    for preview in previews:
+    assert steps[0] == 1 and steps == sorted(set(steps)) and steps[-1] == 4  # how many between, depends on the machine
+    assert "image" in previews[0] and "image" in previews[-1]
+    for preview in (preview for preview in previews if "image" in preview):
         content = preview.pop("image").removeprefix("data:image/jpeg;base64,")
         assert preview == {
-            "node_id": only(prompt, "TemporalUNetSVDSampler"), "prompt_id": prompt_id, "fps": 6, "steps": 4, "frames": FRAMES,
+            "node_id": only(prompt, "TemporalUNetSVDSampler"), "prompt_id": prompt_id, "fps": fps, "steps": 4, "frames": FRAMES,
             "shown": list(range(FRAMES)), "columns": 2, "rows": 2, "width": SIZE // 8, "height": SIZE // 8,
         }
         assert Image.open(io.BytesIO(base64.b64decode(content, validate=True))).size == (2 * SIZE // 8, 2 * SIZE // 8)
