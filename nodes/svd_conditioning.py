@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
+from .bridge.numbers import finite
+
 NODE = "SVD Image to Video"
 CONTEXT_WIDTH = 1024  # of SVD's image embedding (OpenCLIP ViT-H)
 NOT_CONNECTED = object()
@@ -87,6 +89,7 @@ def prepare(
     node, image, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, resize, clip_vision
 ):
     """(positive, negative, latent) of a video that starts from `image` [1, h, w, 3]; errors name `node`."""
+    finite(node, augmentation_level=augmentation_level)
     _check(node, image, vae, width, height, clip_vision)
     embedding = _embed(node, image[:1], clip_vision)
     pixels = _augment(_resize(image[:1, :, :, :3], width, height, resize), augmentation_level, seed)

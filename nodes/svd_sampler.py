@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.curve import parse_curve
+from .bridge.numbers import finite
 from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.windows import automatic_length, with_windows
 
@@ -108,6 +109,9 @@ class SVDSampler(io.ComfyNode):
         denoise=1.0, guidance_curve="0:1.0, 1:2.5", guidance_start=0.0, guidance_end=1.0,
         window_frames=0, window_overlap=6, closed_loop=False, window_noise="independent", keep_colors=True,
     ) -> io.NodeOutput:
+        finite(
+            NODE, min_cfg=min_cfg, max_cfg=max_cfg, denoise=denoise, guidance_start=guidance_start, guidance_end=guidance_end
+        )
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
         _warn_far_from_training(model, latent_image["samples"])

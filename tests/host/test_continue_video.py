@@ -51,6 +51,11 @@ def test_nan_names_the_node(node, vae, video):
         run_node(node("TemporalUNetContinueVideo"), video, vae, 6, 127, 6)
 
 
+def test_a_noise_level_that_is_no_number_is_refused(node, vae, video):
+    with pytest.raises(ValueError, match="Continue Video: augmentation_level is NaN, expected a finite number"):
+        run_node(node("TemporalUNetContinueVideo"), video, vae, 6, 127, 6, augmentation_level=float("nan"))
+
+
 def test_the_repeated_frame_is_dropped(node, video):
     more = torch.cat([video[-1:], torch.rand(3, 64, 72, 3)])
     joined = run_node(node("TemporalUNetJoinVideo"), video, more)[0]

@@ -151,6 +151,13 @@ def test_bad_curves_are_refused(ours, curve):
         ours("curve", guidance_curve=curve)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["min_cfg", "max_cfg", "guidance_start", "guidance_end"])
+def test_numbers_that_are_none_are_refused(ours, name, number):
+    with pytest.raises(ValueError, match=f"SVD Temporal UNet Sampler: {name} is (NaN|infinite), expected a finite number"):
+        ours(**{name: number})
+
+
 SHARES = [("euler", *share) for share in ((0.25, 0.75), (0.5, 1.0), (0.0, 0.5), (1.0, 1.0), (0.0, 0.0), (0.3, 0.3))]
 SHARES += [("dpmpp_2m", 0.25, 0.75), ("heun", 0.25, 0.75), ("euler_cfg_pp", 0.25, 0.75), ("euler_cfg_pp", 0.5, 1.0)]
 
