@@ -13,6 +13,7 @@ from ..unet import ControlResiduals, UNetFileError, read_residuals, write_residu
 from .bridge.compute_residuals import NODE as COMPUTE
 from .bridge.compute_residuals import compute_residuals, refuse_controlnext
 from .bridge.control import FrameControl
+from .bridge.numbers import finite
 
 LOAD = "Load ControlNet Residuals"
 SAVE = "Save ControlNet Residuals"
@@ -57,13 +58,15 @@ class ComputeControlNetResiduals(io.ComfyNode):
     def execute(
         cls, model, positive, control_net, image, latent_image, percent=0.2, seed=0, vae=None
     ) -> io.NodeOutput:
+        finite(COMPUTE, percent=percent)
         if control_net is None:
             raise ValueError(f"{COMPUTE}: control_net is empty. Connect a ControlNet loader.")
         if len(positive) != 1:
             raise ValueError(f"{COMPUTE}: positive holds {len(positive)} prompts, expected 1. Connect one that is not combined.")
         refuse_controlnext(positive[0][1].get("control"))
         images = image.movedim(-1, 1)
-        control = FrameControl(control_net.copy().set_cond_hint(images, 1.0, (0.0, 1.0), vae=vae), images)
+        inner = control_net.copy().set_cond_hint(images, 1.0, (0.0, 1.0), vae=vae)
+        control = FrameControl(COMPUTE, inner, images)
         controls, sigma = compute_residuals(
             model, [[positive[0][0], {**positive[0][1], "control": control}]], latent_image, percent, seed
         )

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .bridge.control import FLAT, FrameControl
 from .bridge.curve import parse_curve
+from .bridge.numbers import finite
 from .bridge.stored_control import StoredControl
 from .control_residuals import Residuals
 
@@ -72,6 +73,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
         cls, positive, negative, control_net=None, image=None, strength=1.0, start_percent=0.0, end_percent=1.0,
         frame_strengths="0:1.0", mask=None, vae=None, residuals=None,
     ) -> io.NodeOutput:
+        finite(NODE, strength=strength, start_percent=start_percent, end_percent=end_percent)
         _check_source(control_net, image, residuals)
         curve = parse_curve(frame_strengths, f"{NODE}: frame_strengths")
         if strength == 0:
@@ -86,7 +88,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
                     inner = control_net.copy().set_cond_hint(images, strength, steps, vae=vae)
                 else:
                     inner = StoredControl(residuals, strength, steps)
-                control = FrameControl(inner, images, FLAT if _flat(curve) else curve, mask)
+                control = FrameControl(NODE, inner, images, FLAT if _flat(curve) else curve, mask)
                 controls[previous] = control.set_previous_controlnet(previous)
             return controls[previous]
 

@@ -1,11 +1,11 @@
 """Load ControlNet: a file of any ControlNet of the family to a CONTROL_NET."""
 
-import comfy.controlnet
 import folder_paths
 from comfy_api.latest import io
 
 from ..unet import ControlNeXt, SVDControlNet, find_controlnet
 from .bridge.controlnext import load_controlnext
+from .bridge.hosts_controlnet import load_hosts_controlnet
 from .bridge.info import describe_controlnet, no_controlnet
 from .bridge.svd_control import load_svd_controlnet
 
@@ -42,7 +42,7 @@ class LoadControlNet(io.ComfyNode):
         elif network is ControlNeXt:
             control = load_controlnext(path)
         else:
-            control = comfy.controlnet.load_controlnet(path)
+            control = load_hosts_controlnet(path)
         if control is None:
             raise ValueError(no_controlnet(control_net_name))
         return io.NodeOutput(control, describe_controlnet(control, control_net_name))

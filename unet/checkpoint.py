@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class ControlNeXtFile(NetworkFile):
     config: ControlNeXtConfig
 
 
+SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is taken for a pickled one
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -131,12 +133,13 @@ def open_controlnext(path: str | Path) -> ControlNeXtFile:
 
 
 def find_controlnet(path: str | Path) -> type[nn.Module] | None:
-    """Which of our networks a safetensors file is for: SVDControlNet, ControlNeXt, or None.
+    """Which of our networks a file is for: SVDControlNet, ControlNeXt, or None, as where it is pickled.
 
-    Raises UNetFileError where a .safetensors file is damaged.
+    Raises UNetFileError where a safetensors file is damaged, or where a file of another ending begins as no pickled one does.
     """
     path = Path(path)
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() not in SAFETENSORS:
+        _check_pickled(path)
         return None
     _, _, shapes, _ = _header(path)
     if is_svd_controlnet(shapes):
@@ -224,40 +227,70 @@ def _check_unscaled(unexpected: list[str]) -> None:
         )
 
 
-def open_file(path: Path):
-    """The open safetensors file; raises UNetFileError, which names it, where it is missing, damaged or of another kind."""
+def open_file(path: Path, again: str = "Download it again"):
+    """The open safetensors file; raises UNetFileError, which names it, where it is missing, damaged or of another kind.
+
+    `again`: how such a file is to be had anew, for the message.
+    """
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
         raise UNetFileError(f"{path.name}: {what}; expected a .safetensors file with a UNet.")
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
-        raise UNetFileError(f"{path.name}: {_explain(path, error)}") from None
+        raise UNetFileError(f"{path.name}: {_explain(path, error, again)}") from None
 
 
-def _explain(path: Path, error: SafetensorError) -> str:
+def _explain(path: Path, error: SafetensorError, again: str) -> str:
     """Why a file is no safetensors file, in words that say what to do."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(32)
-    if size == 0:
-        return "it is empty. Download it again."
+    size, head = path.stat().st_size, _head(path)
     if head[8:9] == b"{" and _is_cut(path, size):
-        return f"it is cut off ({size:,} bytes found; {error}). Download it again."
-    for mark, reason in NOT_SAFETENSORS:
-        if head.lstrip().lower().startswith(mark):
-            return reason
-    return f"it is not a safetensors file ({error}). Download it again, or choose another file."
+        return f"it is cut off ({size:,} bytes found; {error}). {again}."
+    found = _no_model(path, head, again)
+    if found is None and head.startswith(PICKLED):
+        found = "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."
+    return found or f"it is not a safetensors file ({error}). {again}, or choose another file."
 
 
-NOT_SAFETENSORS = (
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
+
+
+PICKLED = (b"PK\x03", b"\x80")  # how a pickled PyTorch file begins, since PyTorch 1.6 and before
+NO_MODEL = (
     ((b"<!doc", b"<html", b"<?xml"),
-     "it is a web page, not a model: the download went wrong. Download the .safetensors file itself."),
+     "it is a web page, not a model: the download went wrong. Download the {suffix} file itself."),
     (b"version https://git-lfs", "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."),
     (b"gguf", "it is a GGUF file; expected safetensors."),
-    ((b"pk\x03", b"\x80"),
-     "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."),
 )
+
+
+def _no_model(path: Path, head: bytes, again: str = "Download it again") -> str | None:
+    """Why a file that begins so is no model, whatever its ending, in words that say what to do; None where it may be one."""
+    if not head:
+        return f"it is empty. {again}."
+    begin = head.lstrip().lower()
+    return next((reason.format(suffix=path.suffix) for mark, reason in NO_MODEL if begin.startswith(mark)), None)
+
+
+def _check_pickled(path: Path) -> None:
+    """Raises UNetFileError where this cannot be a whole pickled PyTorch file, as its first bytes and its size tell."""
+    head = _head(path)
+    reason = _no_model(path, head)
+    if reason is not None:
+        raise UNetFileError(f"{path.name}: {reason}")
+    if not head.startswith(PICKLED):
+        raise unreadable_pickle(path, "it begins as another kind of file")
+    if head.startswith(PICKLED[0]) and not zipfile.is_zipfile(path):
+        raise unreadable_pickle(path, "it is cut off")
+
+
+def unreadable_pickle(path: Path, reason: str) -> UNetFileError:
+    """The error for a pickled PyTorch file that cannot be read; `reason` in a few words."""
+    return UNetFileError(
+        f"{path.name} cannot be read as a PyTorch file ({reason}). Download it again, or take the .safetensors version."
+    )
 
 
 def _is_cut(path: Path, size: int) -> bool:

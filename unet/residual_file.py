@@ -51,7 +51,7 @@ def read_residuals(path: str | Path) -> ControlResiduals:
     path = Path(path)
     if not path.is_file():
         raise UNetFileError(f"{path.name}: no such file; expected a .safetensors file with ControlNet residuals.")
-    file = open_file(path)
+    file = open_file(path, "Save or download it again")
     try:
         controls = _controls(file)
     except UNetFileError as error:

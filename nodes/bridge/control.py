@@ -6,6 +6,7 @@ import torch
 
 from .frame_weights import FrameWeights, numbers_for
 from .kept_hints import KeptHints
+from .svd_control import SVDControl
 
 CONTEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL"}
 FLAT = [(0.0, 1.0)]
@@ -26,11 +27,12 @@ class FrameControl(comfy.controlnet.ControlBase):
 
     images [1 to frames, c, h, w]: one for all frames, or one each (of fewer the last one stays); None where the inner
     control needs none. `curve` weighs the frames (positions over the clip), `mask` [1 to frames, h, w] weighs pixels. The
-    inner net's residuals are not changed in place.
+    inner net's residuals are not changed in place. `node`: the one that made it, named in errors.
     """
 
-    def __init__(self, inner, images: torch.Tensor | None, curve=FLAT, mask: torch.Tensor | None = None):
+    def __init__(self, node: str, inner, images: torch.Tensor | None, curve=FLAT, mask: torch.Tensor | None = None):
         super().__init__()
+        self.node = node
         self.inner = inner
         self.images = images
         self.curve = curve
@@ -45,7 +47,7 @@ class FrameControl(comfy.controlnet.ControlBase):
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        _check_pairing(self.inner, model)
+        _check_pairing(self.node, self.inner, model)
         self.inner.pre_run(model, percent_to_timestep_function)
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
@@ -72,7 +74,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         """
         if self.images is None:
             return
-        numbers = numbers_for(self.images.shape[0], frames, total, "control images")
+        numbers = numbers_for(self.node, self.images.shape[0], frames, total, "control images")
         shown = numbers, x.shape[2:], videos
         if self.images.shape[0] == 1 or self.shown == shown:
             return
@@ -88,7 +90,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         if self.curve == FLAT and self.mask is None:
             return None
         if self.weights is None or self.weights.total != total:
-            self.weights = FrameWeights(self.curve, self.mask, total)
+            self.weights = FrameWeights(self.node, self.curve, self.mask, total)
         return self.weights
 
     def get_models(self):
@@ -103,7 +105,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         self._forget()
 
     def copy(self):
-        copy = FrameControl(self.inner.copy(), self.images, self.curve, self.mask)
+        copy = FrameControl(self.node, self.inner.copy(), self.images, self.curve, self.mask)
         self.copy_to(copy)
         return copy
 
@@ -140,17 +142,23 @@ def _merge(first, second):
     return merged
 
 
-def _check_pairing(control, model):
+def _check_pairing(node: str, control, model):
     """Refuses a control of another family before it runs."""
     config = model.model_config.unet_config
     kind = _other_kind(control, config)
     if kind is not None:
-        width = config.get("context_dim")
         raise ValueError(
-            f"Apply ControlNet Residuals: this ControlNet is {kind}, "
-            f"the model is {CONTEXT_WIDTHS.get(width, f'of context width {width}')} "
-            f"({type(model).__name__}). Load a ControlNet that was trained for this model."
+            f"{node}: this ControlNet is {kind}, the model is {_family(config)} ({type(model).__name__}). Load a ControlNet "
+            f"that was trained for this model."
         )
+
+
+def _family(config: dict) -> str:
+    """What the UNet of this config (in the host's terms) is."""
+    width = config.get("context_dim")
+    if width == 1024:
+        return "Stable Video Diffusion" if config.get("use_temporal_attention") else "Stable Diffusion 2"
+    return CONTEXT_WIDTHS.get(width, "of another family" if width is None else f"of context width {width}")
 
 
 def _other_kind(control, config: dict) -> str | None:
@@ -160,6 +168,8 @@ def _other_kind(control, config: dict) -> str | None:
         return _other_adapter(control.t2i_model, width, temporal)
     if isinstance(control, comfy.controlnet.ControlLora) and temporal:
         return "a ControlLoRA, which completes itself from the UNet of an image model"
+    if isinstance(control, SVDControl):
+        return None if temporal else "for Stable Video Diffusion"
     found = context_width(control)
     return None if found in (None, width) else f"for {CONTEXT_WIDTHS.get(found, f'context width {found}')}"
 

@@ -1,26 +1,54 @@
 """Curves written as text: `position:value` points, straight lines between them, flat beyond the ends."""
 
-import math
-
 import numpy as np
 
 FORM = "expected position:value points with positions rising from 0 to 1, such as 0:1.0, 0.5:3, 1:1.0"
+LARGEST = 10000  # of a value: beyond any use, and what it is multiplied with stays in the range of fp16
+QUOTED = 40  # characters of the text that a message quotes at most
 
 
 def parse_curve(text: str, name: str) -> list[tuple[float, float]]:
-    """The points of a curve; `name` is the input's, for the message. Raises ValueError where the text is no curve."""
-    points = []
+    """The points of a curve, with values from -10000 to 10000.
+
+    `name` is the input's, for the message. Raises ValueError, which says which point breaks which rule, where the text is no
+    curve.
+    """
+    points, last = [], ""
     for part in text.split(","):
         position, colon, value = map(str.strip, part.partition(":"))
-        try:
-            point = float(position), float(value)
-        except ValueError:
-            point = math.nan, math.nan
-        risen = not points or point[0] > points[-1][0]
-        if not colon or not (position + value).isascii() or not 0 <= point[0] <= 1 or not math.isfinite(point[1]) or not risen:
-            raise ValueError(f"{name}: found {part.strip()!r} in {text.strip()!r}; {FORM}.")
-        points.append(point)
+        point = _number(position), _number(value)
+        if not colon:
+            fault = "it has no colon"
+        elif point[0] is None:
+            fault = "its position is not a number"
+        elif not 0 <= point[0] <= 1:
+            fault = f"position {_short(position)} is not from 0 to 1"
+        elif points and point[0] <= points[-1][0]:
+            fault = f"position {_short(position)} does not rise above {_short(last)}"
+        elif point[1] is None:
+            fault = "its value is not a number"
+        elif not abs(point[1]) <= LARGEST:
+            fault = f"value {_short(value)} is not from -{LARGEST} to {LARGEST}"
+        else:
+            points.append(point)
+            last = position
+            continue
+        found, whole = part.strip(), text.strip()
+        where = "" if found == whole else f" in {_short(whole)!r}"
+        raise ValueError(f"{name}: found {_short(found)!r}{where}: {fault}; {FORM}.")
     return points
+
+
+def _number(text: str) -> float | None:
+    """The number that the text says, NaN and infinite ones too, or None."""
+    try:
+        return float(text) if text.isascii() else None
+    except ValueError:
+        return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 1]}…"
 
 
 def evaluate_curve(points: list[tuple[float, float]], count: int) -> np.ndarray:

@@ -10,10 +10,11 @@ from safetensors import safe_open
 from ...unet import (
     Checkpoint, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
 )
+from ...unet.checkpoint import SAFETENSORS
 from .info import hosts_kind, no_controlnet, own_kind, unet_lines
 from .loader import choose_config
 from .memory import needed
-from .windows import FRAMES_KEY, LONGEST
+from .windows import trained_length, window_length
 
 
 def describe_unet_file(path: str, model_options: dict, width: int, height: int, frames: int) -> list[str]:
@@ -34,8 +35,7 @@ def describe_unet_file(path: str, model_options: dict, width: int, height: int, 
 
 def _clip(checkpoint: Checkpoint, weights: int, item: int, width: int, height: int, frames: int) -> str:
     """Weights and activations of a clip, of which the sampler gives the network one window at a time."""
-    trained = checkpoint.metadata.get(FRAMES_KEY, "")
-    window = min(frames, int(trained) if trained.isdigit() else LONGEST)
+    window = window_length(trained_length(checkpoint.metadata), frames)
     total = weights + needed(checkpoint.config, window, height // 8, width // 8, item)
     windows = f", in windows of {window}" if window < frames else ""
     return f"about {_size(total)} for {frames} frames of {width}x{height}{windows}"
@@ -61,7 +61,7 @@ def describe_controlnet_file(path: str) -> list[str]:
 
 def _hosts(file: Path) -> list[str]:
     """The same of a file that is left to the host's loader."""
-    if file.suffix.lower() != ".safetensors":  # pickled: only loading tells
+    if file.suffix.lower() not in SAFETENSORS:  # pickled: only loading tells
         return ["What kind it is, is told when it is loaded"]
     with safe_open(file, framework="pt") as opened:
         shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}

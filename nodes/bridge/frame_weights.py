@@ -6,23 +6,28 @@ import torch
 from .curve import evaluate_curve
 
 
-def numbers_for(count: int, frames: list[int], total: int, what: str) -> list[int]:
+def numbers_for(node: str, count: int, frames: list[int], total: int, what: str) -> list[int]:
     """Which of `count` images (masks, residuals: `what`) belong to these frames of a clip of `total`.
 
-    One is for all frames; of several each frame has its own, and where they end early the last one stays.
+    One is for all frames; of several each frame has its own, and where they end early the last one stays. More than frames
+    are an error, which names the `node`.
     """
     if count > total:
         raise ValueError(
-            f"Apply ControlNet Residuals: found {count} {what} for {total} frames; expected 1 (for all frames), or {total} "
-            f"(one per frame; of fewer the last one stays). Leave out those that are too many."
+            f"{node}: found {count} {what} for {total} frames; expected 1 (for all frames), or {total} (one per frame; of fewer "
+            f"the last one stays). Leave out those that are too many."
         )
     return [min(frame, count - 1) for frame in frames]
 
 
 class FrameWeights:
-    """The weights of a clip of `total` frames: of its frames by `curve`, of its pixels by `mask` [1 or frames, h, w]."""
+    """The weights of a clip of `total` frames: of its frames by `curve`, of its pixels by `mask` [1 or frames, h, w].
 
-    def __init__(self, curve, mask: torch.Tensor | None, total: int):
+    `node` is named in errors.
+    """
+
+    def __init__(self, node: str, curve, mask: torch.Tensor | None, total: int):
+        self.node = node
         self.total = total
         self.curve = torch.from_numpy(evaluate_curve(curve, total)).float().reshape(-1, 1, 1, 1)
         self.mask = None if mask is None else mask[:, None]
@@ -33,7 +38,7 @@ class FrameWeights:
         weights = self.curve[frames]
         if self.mask is None:
             return weights
-        return weights * self.mask[numbers_for(self.mask.shape[0], frames, self.total, "masks")]
+        return weights * self.mask[self._numbers(frames)]
 
     def apply(self, residual: torch.Tensor | None, frames: list[int], videos: int) -> torch.Tensor | None:
         """residual [videos * t, c, h, w] times the weights of its t frames; a new tensor."""
@@ -41,8 +46,11 @@ class FrameWeights:
             return None
         weights = self.curve[frames].to(residual)
         if self.mask is not None:
-            weights = weights * self._mask(residual)[numbers_for(self.mask.shape[0], frames, self.total, "masks")]
+            weights = weights * self._mask(residual)[self._numbers(frames)]
         return residual * weights.repeat(videos, 1, 1, 1)
+
+    def _numbers(self, frames):
+        return numbers_for(self.node, self.mask.shape[0], frames, self.total, "masks")
 
     def _mask(self, residual):
         key = residual.shape[2:], residual.device, residual.dtype

@@ -11,7 +11,7 @@ import torch
 from ...unet import Checkpoint, UNetConfig, open_checkpoint
 from .memory import tell_memory
 from .unet import UNetModel
-from .windows import FRAMES_KEY
+from .windows import FRAMES_KEY, trained_length
 
 # Tensors beside the UNet by which the host tells how a model was trained (v-prediction, EDM), and those of Zero123.
 MARKERS = (
@@ -39,8 +39,9 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
-    if checkpoint.metadata.get(FRAMES_KEY, "").isdigit():
-        patcher.set_attachments(FRAMES_KEY, int(checkpoint.metadata[FRAMES_KEY]))
+    trained = trained_length(checkpoint.metadata)
+    if trained is not None:
+        patcher.set_attachments(FRAMES_KEY, trained)
     return patcher
 
 

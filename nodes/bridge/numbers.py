@@ -4,7 +4,7 @@ import math
 
 
 def finite(node: str, **values: float) -> None:
-    """Raises ValueError, which names the node and the input, at the first of `values` (input -> its number) that is NaN or infinite.
+    """Raises ValueError, which names node and input, at the first of `values` (input -> its number) that is NaN or infinite.
 
     The host lets such a number pass: NaN is neither below an input's least value nor above its highest, and what comes from
     another node is not looked at.

@@ -46,7 +46,7 @@ class StoredControl(comfy.controlnet.ControlBase):
         if not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
             return None
         frames, total = frames_of(x_noisy.shape[0] // batched_number, transformer_options)
-        numbers = numbers_for(self.residuals.frames, frames, total, "frames of residuals")
+        numbers = numbers_for(NODE, self.residuals.frames, frames, total, "frames of residuals")
         wanted = numbers, batched_number, x_noisy.shape[2:], x_noisy.device
         if self.ready is None or self.ready[0] != wanted:
             self._check(self._expected(*x_noisy.shape[2:]), "channels, height and width")

@@ -57,6 +57,12 @@ def _dtypes(opened: ControlNetFile):
     return dtype, management.unet_manual_cast(dtype, management.get_torch_device())
 
 
+def _layout(config: dict) -> str:
+    """What a ControlNet and its UNet must have alike, in words; of a config of ours, or of the host's."""
+    widths = [config["model_channels"] * mult for mult in config["channel_mult"]]
+    return f"channels {widths} in {list(config['num_res_blocks'])} blocks"
+
+
 class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
     """One use of an SVD ControlNet.
 
@@ -71,10 +77,17 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        if not model.model_config.unet_config.get("use_temporal_attention"):
+        config = model.model_config.unet_config
+        if not config.get("use_temporal_attention"):
             raise ValueError(
                 f"This ControlNet is for Stable Video Diffusion, the model is {type(model).__name__}. Load an SVD model, or "
                 f"a ControlNet that was trained for this one."
+            )
+        found, expected = _layout(vars(self._config)), _layout(config)
+        if found != expected:
+            raise ValueError(
+                f"This SVD ControlNet is for a UNet with {found}, the model has {expected}. Load the SVD UNet that it was "
+                f"trained with, or a ControlNet that was trained for this one."
             )
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):

@@ -10,9 +10,20 @@ LONGEST = 25  # frames: clips up to this length stay whole where the trained len
 FRAMES_KEY = "temporal_unet.num_frames"  # a patcher's attachment, and file metadata: the length a model was trained on
 
 
-def automatic_length(model, frames: int) -> int:
+def trained_length(metadata: dict[str, str]) -> int | None:
+    """The clip length that a model was trained on, where its file tells."""
+    told = metadata.get(FRAMES_KEY, "")
+    return int(told) if told.isdigit() else None
+
+
+def window_length(trained: int | None, frames: int) -> int:
     """The window for a clip of `frames` frames: what the model was trained on, else as much of the clip as is usual."""
-    return min(frames, model.get_attachment(FRAMES_KEY) or LONGEST)
+    return min(frames, trained or LONGEST)
+
+
+def automatic_length(model, frames: int) -> int:
+    """`window_length` for a MODEL."""
+    return window_length(model.get_attachment(FRAMES_KEY), frames)
 
 
 def window_starts(total: int, length: int, overlap: int, step: int, closed_loop: bool) -> list[int]:

@@ -332,8 +332,12 @@ def test_what_cannot_be_computed_is_said(pairs, nets, node, compute):
         compute(pair.ours, nets("sd1 adapter"), positive, hints(1))
     with pytest.raises(ValueError, match="positive holds 2 prompts, expected 1"):
         compute(pair.ours, nets("sd1"), positive + negative, hints(1))
-    with pytest.raises(ValueError, match="this ControlNet is for SDXL"):
+    with pytest.raises(ValueError, match="^Compute ControlNet Residuals: this ControlNet is for SDXL"):
         compute(pair.ours, nets("sdxl"), positive, hints(1))
+    with pytest.raises(ValueError, match="^Compute ControlNet Residuals: found 4 control images for 3 frames"):
+        compute(pair.ours, nets("sd1"), positive, hints(FRAMES + 1))
+    with pytest.raises(ValueError, match="^Compute ControlNet Residuals: percent is NaN, expected a finite number"):
+        compute(pair.ours, nets("sd1"), positive, hints(1), percent=float("nan"))
     with pytest.raises(ValueError, match="control_net is empty"):
         compute(pair.ours, None, positive, hints(1))
     late = run_node(node("ConditioningSetTimestepRange"), positive, 0.5, 1.0)[0]

@@ -224,16 +224,21 @@ def test_nothing_is_changed_in_place(pairs, nets, ours):
 
 
 def test_a_net_of_another_family_is_refused(pairs, nets, ours):
-    for name, net, words in (("svd", "sd1", "Stable Diffusion 1"), ("sdxl", "sd1", "SDXL"), ("sd1", "sdxl", "SDXL")):
-        with pytest.raises(ValueError, match="Apply ControlNet Residuals") as error:
+    for name, net, words in (
+        ("svd", "sd1", "for Stable Diffusion 1, the model is Stable Video Diffusion (SVD_img2vid)"),
+        ("sd2", "sd1", "for Stable Diffusion 1, the model is Stable Diffusion 2 (BaseModel)"),
+        ("sdxl", "sd1", "for Stable Diffusion 1, the model is SDXL (SDXL)"),
+        ("sd1", "sdxl", "for SDXL, the model is Stable Diffusion 1 (BaseModel)"),
+    ):
+        with pytest.raises(ValueError, match="^Apply ControlNet Residuals: this ControlNet is ") as error:
             run(pairs(name).ours, ours(prompts(SMALL[name]), nets(net), hints(1)))
-        assert words in str(error.value)
+        assert words in str(error.value), str(error.value)
 
 
 @pytest.mark.parametrize("name, net, words", [
     ("sd1", "sdxl adapter", "a T2I-Adapter for SDXL, the model is Stable Diffusion 1"),
     ("sdxl", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is SDXL"),
-    ("svd", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is Stable Diffusion 2 or SVD"),
+    ("svd", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is Stable Video Diffusion"),
 ])
 def test_an_adapter_of_another_family_is_refused(pairs, nets, ours, name, net, words):
     with pytest.raises(ValueError, match=f"Apply ControlNet Residuals: this ControlNet is {words}"):
@@ -249,9 +254,10 @@ def test_a_control_lora_of_another_family_is_refused(pairs, ours, name):
         run(pairs(name).ours, ours(prompts(SMALL[name]), lora, hints(1)))
 
 
-def test_a_net_of_video_is_refused_by_sdxl(pairs, svd_net, ours):
-    with pytest.raises(ValueError, match="ControlNet is for .*SVD, the model is SDXL"):
-        run(pairs("sdxl").ours, ours(prompts(SMALL["sdxl"]), svd_net, hints(1)))
+@pytest.mark.parametrize("name, model", [("sdxl", "SDXL"), ("sd2", "Stable Diffusion 2")])
+def test_a_net_of_video_is_refused_by_image_models(pairs, svd_net, ours, name, model):
+    with pytest.raises(ValueError, match=f"this ControlNet is for Stable Video Diffusion, the model is {model}"):
+        run(pairs(name).ours, ours(prompts(SMALL[name]), svd_net, hints(1)))
 
 
 def test_a_union_net_of_another_family_is_refused(pairs, node, ours):
@@ -262,7 +268,7 @@ def test_a_union_net_of_another_family_is_refused(pairs, node, ours):
     )
     union = comfy.controlnet.ControlNet(fill(net, 14), load_device=CPU)
     depth = run_node(node("SetUnionControlNetType"), union, "depth")[0]
-    with pytest.raises(ValueError, match="this ControlNet is for SDXL, the model is Stable Diffusion 2 or SVD"):
+    with pytest.raises(ValueError, match="this ControlNet is for SDXL, the model is Stable Video Diffusion"):
         run(pairs("svd").ours, ours(prompts(SMALL["svd"]), depth, hints(1)))
 
 
@@ -286,6 +292,16 @@ def test_more_images_than_frames_are_an_error(pairs, nets, ours):
 def test_more_masks_than_frames_are_an_error(pairs, nets, ours):
     with pytest.raises(ValueError, match="4 masks for 3 frames"):
         run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(1), mask=torch.ones(4, 8, 8)), frames=3)
+
+
+@pytest.mark.parametrize("name, value, found", [
+    ("strength", float("nan"), "NaN"), ("start_percent", float("nan"), "NaN"), ("end_percent", float("inf"), "infinite"),
+])
+def test_a_number_that_is_none_is_refused(node, nets, name, value, found):
+    with pytest.raises(ValueError, match=f"^Apply ControlNet Residuals: {name} is {found}, expected a finite number"):
+        run_node(
+            node("TemporalUNetApplyControlNetResiduals"), *prompts(SMALL["sd1"]), control_net=nets("sd1"), image=hints(1), **{name: value}
+        )
 
 
 @pytest.mark.parametrize("given, found", [({}, "nothing"), ({"image": hints(1)}, "image"), ({"net": True}, "control_net")])

@@ -27,3 +27,10 @@ def test_texts_that_are_no_curve_are_refused_with_the_agreed_words(curve, case):
         curve.parse_curve(case["text"], "Node: input")
     assert str(refused.value) == f"Node: input: {case['error']}; {CASES['form']}."
     assert curve.FORM == CASES["form"]
+
+
+def test_a_message_quotes_little_of_a_long_text(curve):
+    for text in ("1" * 20000, "0:1, " + "x" * 20000, "0:1, " * 4000, "0:" + "9" * 20000):
+        with pytest.raises(ValueError) as refused:
+            curve.parse_curve(text, "curve")
+        assert len(str(refused.value)) < 300

@@ -128,5 +128,5 @@ def test_the_controlnet_of_video_is_refused_by_an_image_model(studio, pack, tmp_
     conditions = quality.node("TemporalUNetApplyControlNetResiduals").execute(
         *prompts(pair.config), studio.controlnet, torch.zeros(1, 64, 64, 3), 1.0, 0.0, 1.0
     ).result
-    with pytest.raises(ValueError, match="This ControlNet is for Stable Video Diffusion, the model is"):
+    with pytest.raises(ValueError, match="this ControlNet is for Stable Video Diffusion, the model is Stable Diffusion 1"):
         sample(pair.ours, *conditions)

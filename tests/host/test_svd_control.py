@@ -1,13 +1,15 @@
-"""SVD's ControlNet in bounded memory: videos one by one, smaller parts where memory runs out, a truthful estimate."""
+"""SVD's ControlNet in bounded memory: videos one by one, smaller parts where memory runs out, a truthful estimate; and other SVDs."""
 
 import logging
+from dataclasses import replace
 from unittest.mock import patch
 
+import comfy.ops
 import pytest
 import torch
 from controls import ours, pairs, residuals_of, svd_net  # noqa: F401  (fixtures among them)
 from families import relative_error
-from oracle import hints, prompts, sample
+from oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
 
 FRAMES = 3
 
@@ -105,3 +107,32 @@ def test_a_cancel_leaves_the_next_run_as_it_was(pairs, ours, svd_net):
         sample(pair.ours, *conds, frames=FRAMES)
     handle.remove()
     assert torch.equal(sample(pair.ours, *conds, frames=FRAMES), before)
+
+
+OTHERS = {  # how a ControlNet is built otherwise than its UNet -> what the message says of both
+    "widths": ({"channel_mult": (1, 2, 2, 2)}, "channels [32, 64, 64, 64] in ", "channels [32, 64, 128, 128] in "),
+    "levels": (
+        {"channel_mult": (1, 2), "num_res_blocks": (2, 2), "depth_in": (1, 1, 0, 0), "depth_out": (0, 0, 0, 1, 1, 1),
+         "self_attention": (True, True)},
+        "channels [32, 64] in [2, 2] blocks", "channels [32, 64, 128, 128] in [2, 2, 2, 2] blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("model", ["ours", "host"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_net_of_another_svd_is_refused_before_any_network_runs(pack, pairs, node, model, name):
+    """Also through the host's own node."""
+    changes, found, expected = OTHERS[name]
+    bridge, pair, calls = pack("nodes.bridge.svd_control"), pairs("svd"), []
+    config = pack("unet").ControlNetConfig(replace(SMALL["svd"], **changes), 3, (4, 6, 8, 10))
+    net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+    control = bridge.SVDControl(fill(net, 13), load_device=CPU)
+    model, apply = getattr(pair, model), node("ControlNetApplyAdvanced" if model == "host" else "TemporalUNetApplyControlNetResiduals")
+    handles = [n.register_forward_pre_hook(lambda module, args: calls.append(1)) for n in (net, model.model.diffusion_model)]
+    with pytest.raises(ValueError, match="This SVD ControlNet is for a UNet with .* Load the SVD UNet that it was trained with") as error:
+        sample(model, *run_node(apply, *prompts(pair.config), control, hints(FRAMES), 1.0, 0.0, 1.0), frames=FRAMES)
+    for handle in handles:
+        handle.remove()
+    of_net, of_model = str(error.value).split(", the model has ")
+    assert found in of_net and expected in of_model and not calls

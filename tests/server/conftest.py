@@ -94,6 +94,16 @@ def write_bad_files(folder: Path, good: Path) -> None:
     save_file({**weights, prefix + "out.0.weight": torch.zeros(7)}, folder / "misshaped_key.safetensors")
 
 
+def write_bad_controlnets(folder: Path) -> None:
+    """The same of a ControlNet, most of which are published pickled."""
+    (folder / "web_page.pth").write_text("<!DOCTYPE html>\n<html><body>Sign in to download</body></html>\n")
+    torch.save({"weight": torch.zeros(9999)}, folder / "cut_off.pth")
+    os.truncate(folder / "cut_off.pth", 20000)
+    torch.save({"weight": torch.zeros(9999)}, folder / "damaged.bin", _use_new_zipfile_serialization=False)
+    os.truncate(folder / "damaged.bin", 20000)
+    torch.save([1, 2], folder / "list.pt")
+
+
 def start(host: dev.Host, base: Path, models: list[Path]) -> Comfy:
     """A server, to be entered with `with`, on a base directory with these models, the photo and the probes."""
     for folder in models:
@@ -118,6 +128,7 @@ def server(host, tmp_path_factory):
     dev.link_file(small / "diffusion_models" / "untrained_sd15.safetensors", base / "models" / "checkpoints" / "untrained_sd15.safetensors")
     running = start(host, base, [small, large_models(host)])
     write_bad_files(base / "models" / "diffusion_models", small)
+    write_bad_controlnets(base / "models" / "controlnet")
     with running:
         yield running
 

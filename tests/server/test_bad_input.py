@@ -9,6 +9,7 @@ from prompts import changed, image_model, node, only, svd, with_control
 pytestmark = pytest.mark.usefixtures("alive")
 SD15, SDXL = "untrained_sd15.safetensors", "untrained_sdxl.safetensors"
 CONDITIONING, SAMPLER = "TemporalUNetSVDConditioning", "TemporalUNetSVDSampler"
+CONTROLNET_LOADER, APPLY = "TemporalUNetControlNetLoader", "TemporalUNetApplyControlNetResiduals"
 
 
 def svd_with(class_type: str, extra: dict | None = None, **inputs) -> dict:
@@ -26,6 +27,10 @@ def controlled_svd(extra: dict | None = None, **inputs) -> dict:
 
 def controlled_image(unet_name: str, context: int, batch: int = 1, extra: dict | None = None, **inputs) -> dict:
     return {**with_control(image_model(unet_name, context, batch), "sampler", **inputs), **(extra or {})}
+
+
+def controlnet(name: str) -> dict:
+    return controlled_svd({"net": node(CONTROLNET_LOADER, control_net_name=name)}, control_net=["net", 0])
 
 
 def copies(amount: int) -> dict:
@@ -48,7 +53,8 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
         ["misshaped_key.safetensors", "1 of another shape", r"out\.0\.weight is \[7\] instead of \[64\]"],
     ),
     "SD1 ControlNet on SVD": (
-        controlled_svd(), SAMPLER, ["Apply ControlNet Residuals", "is for Stable Diffusion 1", "the model is .*SVD", "Load a ControlNet"],
+        controlled_svd(), SAMPLER,
+        ["Apply ControlNet Residuals: this ControlNet is for Stable Diffusion 1, the model is Stable Video Diffusion", "Load a ControlNet"],
     ),
     "SD1 ControlNet on SDXL": (
         controlled_image(SDXL, 2048), "KSampler",
@@ -60,8 +66,26 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
     ),
     "curve of frame strengths": (
         controlled_image(SD15, 768, frame_strengths="0:1, half:2"), "TemporalUNetApplyControlNetResiduals",
-        ["Apply ControlNet Residuals: frame_strengths", "'half:2'", "expected position:value points"],
+        ["Apply ControlNet Residuals: frame_strengths", "'half:2'.*: its position is not a number", "expected position:value points"],
     ),
+    "curve that overflows": (
+        controlled_image(SD15, 768, frame_strengths="0:1e308"), APPLY, ["frame_strengths", "value 1e308 is not from -10000 to 10000"],
+    ),
+    "long curve": (controlled_image(SD15, 768, frame_strengths="0:1, " * 4000), APPLY, ["frame_strengths", "'0:1, 0:1.*…'"]),
+    "NaN as strength": (
+        controlled_image(SD15, 768, strength=float("nan")), APPLY,
+        ["^Apply ControlNet Residuals: strength is NaN, expected a finite number"],
+    ),
+    "ControlNet: web page": (controlnet("web_page.pth"), CONTROLNET_LOADER, [r"web_page\.pth: it is a web page", r"the \.pth file itself"]),
+    "ControlNet: cut off": (
+        controlnet("cut_off.pth"), CONTROLNET_LOADER,
+        [r"^cut_off\.pth cannot be read as a PyTorch file \(it is cut off\)", "Download it again"],
+    ),
+    "ControlNet: damaged": (
+        controlnet("damaged.bin"), CONTROLNET_LOADER,
+        [r"^damaged\.bin cannot be read as a PyTorch file \(it is damaged", "Download it again"],
+    ),
+    "ControlNet: list": (controlnet("list.pt"), CONTROLNET_LOADER, ["Load ControlNet.*: list.pt holds no ControlNet", "Choose a ControlNet"]),
     "latent of 16 channels": (
         svd_with(SAMPLER, {"sd3": node("EmptySD3LatentImage", width=64, height=64, batch_size=3)}, latent_image=["sd3", 0]), SAMPLER,
         ["SVD Temporal UNet Sampler: latent_image", r"\[3, 16, 8, 8\]", r"expected \[frames, 4, "],

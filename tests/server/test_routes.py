@@ -58,6 +58,13 @@ def test_a_bad_unet_is_told_in_the_words_of_the_error(server, name):
     assert ask(server, UNET, name=name) == {"error": message}
 
 
+@pytest.mark.parametrize("name", ["web_page.pth", "cut_off.pth"])
+def test_a_bad_controlnet_is_told_in_the_words_of_the_error(server, name):
+    loader = node("TemporalUNetControlNetLoader", control_net_name=name)
+    message = server.fault({"1": loader, "2": node("PreviewAny", source=["1", 1])})["exception_message"].strip()
+    assert ask(server, CONTROLNET, name=name) == {"error": message}
+
+
 @pytest.mark.parametrize("route", [UNET, CONTROLNET])
 @pytest.mark.parametrize("name", [
     "", "no_such.safetensors", "../vae/untrained_vae.safetensors", "checkpoints/../vae/untrained_vae.safetensors", "/etc/passwd",

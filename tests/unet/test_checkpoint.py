@@ -13,7 +13,7 @@ import small
 import torch
 from families import PREFIX, TINY, inputs, random_weights, write_unet
 from safetensors.torch import save_file
-from unet import UNetFileError, UNetModel, load_unet, open_checkpoint
+from unet import UNetFileError, UNetModel, find_controlnet, load_unet, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = small.SVD
@@ -199,6 +199,30 @@ def test_a_file_of_another_format_is_an_error_that_says_what_it_is_and_what_to_d
     path.write_bytes(content)
     message = error_of(path)
     assert kind in message and advice in message.lower(), message
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "a.pth: it is empty"), (b"<html>", "a.pth: it is a web page.* Download the .pth file"), (b"version https://git-lfs", "git lfs pull"),
+    (b"hello", "a.pth cannot be read as a PyTorch file .it begins as another kind of file.. Download it again, or take the .safetensors"),
+    (b"PK\x03\x04" + bytes(99), "a.pth cannot be read as a PyTorch file .it is cut off.. Download it again"),
+])
+def test_a_pickled_controlnet_is_looked_at_before_it_is_left_to_the_host(content, words, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UNetFileError, match=words):
+        find_controlnet(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_whole_pickle_is_left_to_the_host(new, tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    assert find_controlnet(tmp_path / "a.pth") is None
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".SFT"])
+def test_a_damaged_controlnet_is_an_error_under_each_ending_of_safetensors(ending, tmp_path):
+    (tmp_path / f"a{ending}").write_bytes(b"abc")
+    with pytest.raises(UNetFileError, match="it is not a safetensors file"):
+        find_controlnet(tmp_path / f"a{ending}")
 
 
 def test_a_file_without_a_unet_is_an_error_that_names_the_file(path):

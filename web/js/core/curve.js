@@ -1,25 +1,34 @@
 // Curves written as text, as nodes/bridge/curve.py reads them: `position:value` points, straight lines between them, flat beyond
-// the ends. A point is [position 0..1, value]. Nothing here knows the page or the host.
+// the ends. A point is [position 0..1, value -10000..10000]. Nothing here knows the page or the host.
 
 export const FORM = 'expected position:value points with positions rising from 0 to 1, such as 0:1.0, 0.5:3, 1:1.0'
 export const PRESETS = ['linear', 'triangle', 'ease', 'pulse']
 
 const POSITION_UNIT = 0.01 // positions that an edit makes are multiples of it, and no two points are closer
-const LARGEST = 1e300 // drawn at most, so that a span of two such values is still a number
+const LARGEST = 10000 // of a value: beyond any use, and what it is multiplied with stays in the range of fp16
+const QUOTED = 40 // characters of the text that a message quotes at most
+const LEAST_SPAN = 1e-300 // of values that the axis tells apart
 const ROOM = 0.15 // share of the curve's span that the axis goes beyond it
 
-// What Python calls white space, and its numbers; those it reads as infinite or NaN are no points of a curve.
+// What Python calls white space, and its numbers; those it reads as infinite or NaN are numbers, but no points of a curve.
 const SPACE = '[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*'
 const ENDS = new RegExp(`^${SPACE}|${SPACE}$`, 'g')
 const DIGITS = '\\d+(?:_\\d+)*'
 const NUMBER = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`, 'i')
+const NOT_FINITE = /^[+-]?(?:nan|inf|infinity)$/i
 
 const strip = (text) => text.replace(ENDS, '')
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
 
+/** The number that the text says, NaN where that is not finite, or null. */
 function toNumber(text) {
-  const stripped = strip(text)
-  return NUMBER.test(stripped) ? Number(stripped.replaceAll('_', '')) : NaN
+  if (NUMBER.test(text)) return Number(text.replaceAll('_', ''))
+  return NOT_FINITE.test(text) ? NaN : null
+}
+
+function short(text) {
+  const characters = Array.from(text)
+  return characters.length <= QUOTED ? text : `${characters.slice(0, QUOTED - 1).join('')}…`
 }
 
 /** The text in quotes, as Python's repr writes it. */
@@ -38,15 +47,26 @@ function quoted(text) {
 /** {points} of a curve, or {error}: the message that Python gives; `name` says whose input it is. */
 export function readCurve(text, name) {
   const points = []
+  let last = ''
   for (const part of text.split(',')) {
     const colon = part.indexOf(':')
-    const position = toNumber(part.slice(0, colon))
-    const value = colon < 0 ? NaN : toNumber(part.slice(colon + 1))
-    const risen = !points.length || position > points.at(-1)[0]
-    if (!(position >= 0 && position <= 1) || !Number.isFinite(value) || !risen) {
-      return { error: `${name}: found ${quoted(strip(part))} in ${quoted(strip(text))}; ${FORM}.` }
+    const [position, value] = [strip(part.slice(0, Math.max(colon, 0))), strip(part.slice(colon + 1))]
+    const point = [toNumber(position), toNumber(value)]
+    let fault
+    if (colon < 0) fault = 'it has no colon'
+    else if (point[0] === null) fault = 'its position is not a number'
+    else if (!(point[0] >= 0 && point[0] <= 1)) fault = `position ${short(position)} is not from 0 to 1`
+    else if (points.length && point[0] <= points.at(-1)[0]) {
+      fault = `position ${short(position)} does not rise above ${short(last)}`
+    } else if (point[1] === null) fault = 'its value is not a number'
+    else if (!(Math.abs(point[1]) <= LARGEST)) fault = `value ${short(value)} is not from -${LARGEST} to ${LARGEST}`
+    if (fault) {
+      const [found, whole] = [strip(part), strip(text)]
+      const where = found === whole ? '' : ` in ${quoted(short(whole))}`
+      return { error: `${name}: found ${quoted(short(found))}${where}: ${fault}; ${FORM}.` }
     }
-    points.push([position, value])
+    points.push(point)
+    last = position
   }
   return { points }
 }
@@ -72,14 +92,14 @@ export function roundTo(value, unit) {
   return Number((Math.round(value / unit) * unit).toFixed(clamp(-Math.floor(Math.log10(unit)), 0, 100)))
 }
 
-/** The points with one moved: it stays between its neighbours, or where it is if they leave no room. */
+/** The points with one moved: it stays between its neighbours, or where it is if they leave no room; the value in its range. */
 export function movePoint(points, index, [position, value]) {
   const low = index > 0 ? points[index - 1][0] + POSITION_UNIT : 0
   const high = index < points.length - 1 ? points[index + 1][0] - POSITION_UNIT : 1
   const old = points[index][0]
   const wanted = position === old ? old : roundTo(clamp(position, low, high), POSITION_UNIT)
   const fits = (index === 0 || wanted > points[index - 1][0]) && (index === points.length - 1 || wanted < points[index + 1][0])
-  return points.with(index, [fits ? wanted : old, value])
+  return points.with(index, [fits ? wanted : old, clamp(value, -LARGEST, LARGEST)])
 }
 
 /** {points, index} with a new point at `index`; where one is already at that position, the points as they were and its index. */
@@ -88,7 +108,7 @@ export function addPoint(points, position, value) {
   const there = points.findIndex(([p]) => Math.abs(p - rounded) < POSITION_UNIT / 2)
   if (there >= 0) return { points, index: there }
   const index = points.filter(([p]) => p < rounded).length
-  return { points: points.toSpliced(index, 0, [rounded, value]), index }
+  return { points: points.toSpliced(index, 0, [rounded, clamp(value, -LARGEST, LARGEST)]), index }
 }
 
 /** The points without one of them; the last that is left stays. */
@@ -121,10 +141,10 @@ export function applyPreset(name, points, span) {
 
 /** The value axis: from `low` to `high` with room to draw beyond the curve; `unit` is what an edit's values are rounded to. */
 export function axisOf(points) {
-  const values = points.map(([, value]) => clamp(value, -LARGEST, LARGEST))
+  const values = points.map(([, value]) => value)
   const least = Math.min(0, ...values)
   const most = Math.max(0, ...values)
-  const span = most - least > 1 / LARGEST ? most - least : 1
+  const span = most - least > LEAST_SPAN ? most - least : 1
   const step = atLeast((span * (1 + ROOM)) / 4, [1, 2, 5])
   const low = least < 0 ? Math.floor((least - span * ROOM) / step) : 0
   const high = least < 0 && most === 0 ? 0 : Math.ceil((least + span * (1 + ROOM)) / step)
