@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unet", ROOT / "tests" / "miniature")]  # pytest does this for the tests
+TESTS = ROOT / "tests"
+sys.path[:0] = [str(folder) for folder in (ROOT, TESTS, TESTS / "unet", TESTS / "miniature")]  # pytest does this for the tests
 
 from comfy_server import Server  # noqa: E402
 from editor import RENDERERS, Editor, chromium  # noqa: E402

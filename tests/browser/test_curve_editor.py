@@ -220,6 +220,56 @@ def test_points_are_dragged_up_to_their_neighbours_and_along_the_ends(strengths)
     assert strengths.text == "0.2:0, 0.99:0.25, 1:1"
 
 
+def test_dragged_above_the_plot_a_point_goes_on_rising_at_the_same_pace(strengths):
+    mouse, (x, top) = strengths.page.mouse, strengths.at(1, 1)
+    pixels = strengths.at(1, 0)[1] - top  # for 1, before the drag
+    edge = strengths.element.locator(".plot").bounding_box()["y"]
+    mouse.move(x, top)
+    mouse.down()
+    values = []
+    for y in (edge - pixels, edge - pixels - 1, edge - pixels, edge - 2 * pixels, edge - pixels):  # and back
+        mouse.move(x, y)
+        values.append(float(strengths.text.split(":")[-1]))
+        assert strengths.at(1, values[-1]) == pytest.approx(strengths.line()[-1], abs=0.6)  # on the axis that is drawn
+    assert values[0] == values[2] == values[4] and values[0] > 1.9
+    assert values[3] - values[0] == pytest.approx(1, abs=0.03)
+    mouse.move(x, top)
+    assert strengths.text == "0:0, 1:1"
+    assert strengths.at(1, 1)[1] == pytest.approx(top, abs=0.6)  # the axis as it was
+    mouse.move(x, edge - pixels)
+    mouse.up()
+    assert strengths.text == f"0:0, 1:{values[0]:g}"
+
+
+def test_labels_of_any_values_are_short_and_not_cut_off(strengths):
+    cases = {"0:0, 1:10000": "15000", "0:-10000, 1:0": "0", "0:-10000, 1:10000": "20000", "0:1e-9": "1.5e-9", "0:-1e-9": "0"}
+    for text, highest in cases.items():
+        strengths.text = text
+        labels = strengths.element.evaluate("""(element) => {
+            const left = element.querySelector('.plot').getBoundingClientRect().left
+            const labels = [...element.querySelectorAll('.grid text')]
+            return labels.map((label) => [label.textContent, label.getBoundingClientRect().left - left])
+                .filter(([text]) => !Number.isNaN(Number(text)))
+        }""")
+        assert labels[-1][0] == highest
+        assert min(left for _, left in labels) >= 0, labels
+
+
+def test_a_muted_or_bypassed_node_shows_its_curve_dimmed(editor, strengths):
+    opacity = """() => {
+        const selector = '.temporal-unet-curve[aria-label=frame_strengths]'
+        let product = 1
+        for (let element = document.querySelector(selector); element; element = element.parentElement) {
+            const {opacity, filter} = getComputedStyle(element)
+            product *= Number(opacity) * Number(filter.match(/opacity\\((.+)\\)/)?.[1] ?? 1)
+        }
+        return product
+    }"""
+    for mode, dimmed in ((2, True), (4, True), (0, False)):
+        editor.page.evaluate("(mode) => { app.graph.getNodeById(5).mode = mode; app.canvas.setDirty(true, true) }", mode)
+        editor.page.wait_for_function(f"(dimmed) => (({opacity})() < 0.9) === dimmed", arg=dimmed)
+
+
 def test_keyboard_moves_adds_and_deletes_points_and_never_the_node(strengths):
     strengths.page.mouse.click(*strengths.at(0, 0))
     press(strengths, "Tab", "ArrowLeft", "Shift+ArrowLeft", "ArrowDown")
@@ -299,7 +349,7 @@ def test_python_gives_the_same_words_for_a_hostile_text(editor, server, strength
 def test_a_text_of_very_many_or_very_large_points_is_drawn(strengths):
     strengths.text = ", ".join(f"{i / 5000}:{i % 7}" for i in range(5000))
     assert len(strengths.line()) == 5002 and strengths.handles.count() == 0
-    strengths.text = "0:1e308, 1:-1e308"
+    strengths.text = "0:1e4, 1:-1e4"
     assert strengths.handles.count() == 2
     strengths.text = "0.5:3"
     assert strengths.handles.count() == 1

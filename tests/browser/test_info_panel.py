@@ -58,15 +58,15 @@ class Panel:
 
     def __init__(self, editor, node_type):
         self.editor, self.page, self.node_type = editor, editor.page, node_type
-        node = f"app.graph._nodes.find((node) => node.type === '{node_type}')"
+        node = f"app.canvas.graph._nodes.find((node) => node.type === '{node_type}')"
         self.element = f"{node}.widgets.find((widget) => widget.name.startsWith('file_info')).element"
 
     def choose(self, name, widget=None):
         combo = {LOADER: "unet_name", CONTROL_LOADER: "control_net_name"}[self.node_type]
         self.editor.set_widget(self.node_type, widget or combo, name)
 
-    def wait_for(self, words):
-        self.page.wait_for_function(f"(words) => {self.element}.textContent.includes(words)", arg=words, timeout=TIMEOUT)
+    def wait_for(self, words, timeout=TIMEOUT):
+        self.page.wait_for_function(f"(words) => {self.element}.textContent.includes(words)", arg=words, timeout=timeout)
         return self
 
     @property
@@ -158,6 +158,72 @@ def test_the_memory_is_for_the_clip_and_the_dtype_of_the_graph(editor, files):
     panel.wait_for("for 20 frames of 128x64, in windows of 8")
 
 
+def test_a_typed_size_is_followed_at_once(editor, files):
+    editor.load_api(CLIP, "info")
+    panel = Panel(editor, LOADER).wait_for("for 6 frames of 128x64")
+    editor.look_at(CONDITIONING)
+    page = editor.page
+    if editor.renderer == "nodes2":
+        field = page.locator('[data-node-id="7"] [aria-label="width"] input')
+        field.click(force=True)  # something lies over it that drags its value
+        page.wait_for_timeout(200)  # until the panel has followed the click
+        page.keyboard.press("Control+a")
+    else:
+        page.mouse.click(*page.evaluate("""() => {
+            const node = app.graph.getNodeById(7)
+            const widget = node.widgets.find(({name}) => name === 'width')
+            const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.y + 10])
+            const box = app.canvas.canvas.getBoundingClientRect()
+            return [x + box.left, y + box.top]
+        }"""))
+        page.locator(".graphdialog input").fill("")
+    page.keyboard.type("256")
+    page.keyboard.press("Enter")
+    panel.wait_for("for 6 frames of 256x64", 4000)
+    assert editor.widget(CONDITIONING, "width") == 256
+
+
+def test_a_linked_number_of_frames_is_that_of_the_primitive_and_else_it_is_not_known(editor, files):
+    linked = {**CLIP, "7": {**CLIP["7"], "inputs": {**CLIP["7"]["inputs"], "video_frames": ["9", 0]}}}
+    editor.load_api({**linked, "9": node("PrimitiveInt", value=40)}, "info")
+    panel = Panel(editor, LOADER).wait_for("for 40 frames of 128x64, in windows of 8")
+    editor.set_widget("PrimitiveInt", "value", 20)
+    editor.page.evaluate(f"() => {TRACKER}.captureCanvasState()")  # as after a click
+    panel.wait_for("for 20 frames of 128x64, in windows of 8")
+    linked["7"]["inputs"]["video_frames"] = ["9", 2]
+    editor.load_api({**linked, "9": node("GetImageSize", image=["5", 0])}, "info")
+    lines = Panel(editor, LOADER).wait_for("comes from another node").lines
+    assert lines[4] == "the number of frames comes from another node"
+    assert "Stable Video Diffusion" in lines[0] and not [line for line in lines if "14 frames" in line]
+
+
+def test_in_a_subgraph_the_file_and_the_clip_are_those_on_the_subgraph_node(editor, files):
+    editor.load_api(CLIP, "info")
+    page = editor.page
+    page.evaluate("""(values) => {
+        const {node} = app.graph.convertToSubgraph(new Set(app.graph._nodes))
+        for (const [type, name, value] of values) {
+            const inner = node.subgraph._nodes.find((node) => node.type === type)
+            const slot = inner.inputs.find((input) => input.name === name)
+            node.subgraph.addInput(name, String(slot.type)).connect(slot, inner)
+            const widget = node.widgets.find((widget) => widget.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }
+        window.outer = node
+        app.canvas.openSubgraph(node.subgraph, node)
+    }""", [[LOADER, "unet_name", MINIATURE], [CONDITIONING, "video_frames", 20]])
+    try:
+        lines = Panel(editor, LOADER).wait_for("for 20 frames of 128x64").lines
+        assert f"{MINIATURE}, " in lines[2]
+        missing = "checkpoints/away.safetensors"
+        page.evaluate("(name) => { outer.widgets.find((widget) => widget.name === 'unet_name').value = name }", missing)
+        page.evaluate(f"() => {TRACKER}.captureCanvasState()")
+        Panel(editor, LOADER).wait_for("away.safetensors is not in models/checkpoints.")
+    finally:
+        page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
+
+
 def test_a_hostile_name_stays_text(editor, panel):
     panel(LOADER).choose(HOSTILE)
     panel(LOADER).wait_for(f"{HOSTILE}: it holds a LoRA")
@@ -171,7 +237,7 @@ def test_a_name_that_is_in_no_list_is_not_asked_for(editor, files):
     hostile = "../../../etc/<b>passwd</b>"
     editor.load_api({**LOADERS, "1": node(LOADER, unet_name=hostile, weight_dtype="default")}, "info")
     [told] = Panel(editor, LOADER).wait_for(hostile).lines
-    assert told == f"{hostile} is not among the server's files. Put it there and press R, or choose another."
+    assert told == f"{hostile} is not in models/diffusion_models. Put it there and press R, or choose another file."
     assert not [url for url in asked if "unet_info" in url]
     assert [url for url in asked if "controlnet_info" in url]
 
@@ -217,7 +283,7 @@ def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
 
 @pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)  # in Nodes 2.0 the host's own nodes do change on opening
 def test_an_opened_template_counts_as_unchanged(editor, files):
-    editor.load_template(editor.server.get("/api/workflow_templates/temporal-unet/svd_image_to_video.json"), "opened")
+    editor.load_template(editor.server.get("/api/workflow_templates/temporal-unet/miniature_image_to_video.json"), "opened")
     Panel(editor, LOADER).wait_for("Stable Video Diffusion")
     editor.drawn()
     editor.page.mouse.click(1500, 800)
@@ -229,7 +295,7 @@ def test_a_long_text_that_was_clicked_is_read_by_the_wheel_and_a_short_one_leave
     where = "() => [app.canvas.ds.scale, ...app.canvas.ds.offset].join()"
     text = f"{panel(LOADER).element}.firstElementChild"
     editor.look_at(LOADER)
-    for name, words, scrolled in (("a long name " * 40, "is not among", True), (MINIATURE, "Stable Video", False)):
+    for name, words, scrolled in (("a long name " * 40, "is not in models", True), (MINIATURE, "Stable Video", False)):
         panel(LOADER).choose(name)
         panel(LOADER).wait_for(words)
         before = page.evaluate(where)

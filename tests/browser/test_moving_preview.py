@@ -13,7 +13,7 @@ from comfy_server import failure
 from editor import Editor
 from PIL import Image
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "svd_image_to_video.json"
+EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "miniature_image_to_video.json"
 SAMPLER = "TemporalUNetSVDSampler"
 FRAMES, FPS, STEPS = 8, 5, 6
 TIMEOUT = 60  # seconds, on a busy machine
@@ -54,7 +54,11 @@ PLAY = """([seconds, frames]) => new Promise((done) => {
     }
     look()
 })"""
-WHERE = "() => [...app.canvas.ds.offset, ...app.graph._nodes.flatMap((node) => [...node.pos])]"
+# By id: a click brings a node to the front, which changes their order.
+WHERE = """() => {
+    const nodes = [...app.graph._nodes].sort((a, b) => a.id - b.id)
+    return [...app.canvas.ds.offset, ...nodes.flatMap((node) => [...node.pos])]
+}"""
 
 
 def clip(frames=FRAMES, steps=STEPS, decode=True, **sampler) -> dict:
@@ -197,7 +201,7 @@ def test_arrow_keys_choose_the_frame_and_leaving_plays_on(played):
     assert page.evaluate(WHERE) == before  # neither the node nor the canvas was moved
 
 
-def test_dragging_over_the_picture_chooses_the_frame_and_leaving_plays_on(played):
+def test_dragging_over_the_picture_chooses_the_frame_also_beyond_its_edges_and_letting_go_plays_on(played):
     page, mouse = played.page, played.page.mouse
     before = page.evaluate(WHERE)
     [*_, expected] = [cells(sheet) for sheet in played.heard("temporal_unet.preview") if "image" in sheet]
@@ -213,18 +217,58 @@ def test_dragging_over_the_picture_chooses_the_frame_and_leaving_plays_on(played
     assert np.all(differences.argmin(1) == np.arange(FRAMES))
     x, y = played.place(0.5)
     mouse.move(x, y - 400)  # off the picture, with the button down
-    assert played.words.startswith("done")
+    assert played.words == f"frame {FRAMES // 2 + 1} of {FRAMES}"
+    mouse.move(*played.place(-0.3))
+    assert played.words == f"frame 1 of {FRAMES}"
     mouse.up()
+    assert played.words.startswith("done")
     assert len({frame for _, frame in played.play(1)}) >= 4
     assert page.evaluate(WHERE) == before  # neither the node nor the canvas was dragged
 
 
+def test_a_step_without_a_picture_changes_the_words_and_keeps_the_picture(played):
+    played.page.evaluate("""() => {
+        const sheet = heard['temporal_unet.preview'].findLast((event) => event.image)
+        const {node_id, fps, frames} = sheet
+        app.api.dispatchCustomEvent('temporal_unet.preview', {...sheet, prompt_id: 'next', step: 3, steps: 9})
+        app.api.dispatchCustomEvent('temporal_unet.preview', {node_id, fps, frames, prompt_id: 'next', step: 4, steps: 9})
+    }""")
+    assert played.words == "step 4 of 9"
+    assert {frame for _, frame in played.play(2)} == set(range(FRAMES))
+    assert played.picture.std() > 1  # there is something on it
+
+
+def test_after_the_run_a_double_click_or_escape_closes_it(played):
+    page, before = played.page, played.page.evaluate(WHERE)
+    again = """(prompt_id) => {
+        const sheet = heard['temporal_unet.preview'].findLast((event) => event.image)
+        app.api.dispatchCustomEvent('temporal_unet.preview', {...sheet, prompt_id})
+    }"""
+    end = "(prompt_id) => app.api.dispatchCustomEvent('execution_interrupted', {prompt_id})"
+    page.mouse.dblclick(*played.place(0.5))
+    assert not played.is_visible
+    played.editor.drawn()
+    height = played.node_height
+    page.evaluate(again, "next")  # a run begins, which brings it back
+    assert played.is_visible
+    page.mouse.dblclick(*played.place(0.5))
+    assert played.is_visible  # while it runs it stays
+    page.evaluate(end, "next")
+    assert played.words.startswith("stopped")
+    page.evaluate("() => parts().picture.focus()")
+    page.keyboard.press("Escape")
+    assert not played.is_visible
+    played.editor.drawn()
+    assert played.node_height == pytest.approx(height, abs=5)
+    assert page.evaluate(WHERE) == before
+
+
 def test_the_hosts_own_preview_is_not_shown_beside_ours_and_both_go_when_the_video_is_there(editor):
     preview = Preview(editor, steps=12)
-    height, size = preview.node_height, editor.page.evaluate("() => app.graph.getNodeById(5).size[1]")
+    height = preview.node_height
     prompt_id = editor.run({}, preview_method="latent2rgb")
     preview.wait_for_words("step ([2-9]|1.) of 12")
-    editor.page.wait_for_function("(size) => app.graph.getNodeById(5).size[1] > size + 50", arg=size)
+    editor.page.wait_for_function("() => parts().picture.getBoundingClientRect().height > 90")
     assert preview.is_visible
     assert editor.page.locator('[data-node-id="5"] img').count() == 0  # in Nodes 2.0
     assert editor.page.evaluate("() => app.graph.getNodeById(5).imgs?.length ?? 0") == 0  # in the classic renderer

@@ -3,12 +3,13 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { USUAL_CLIP, clipFor, clipOf, notListed } from '../../web/js/core/info.js'
+import { USUAL_CLIP, clipFor, clipOf, known, notListed, valueOf, withoutGuess } from '../../web/js/core/info.js'
 
 const clipWidgets = (width, height, frames) => [
   { name: 'width', value: width }, { name: 'height', value: height }, { name: 'video_frames', value: frames },
   { name: 'fps', value: 6 },
 ]
+const FOLDERS = { 'checkpoints/': 'checkpoints', '': 'diffusion_models' }
 
 /** Nodes from links [[from, to], …], by name; and the two functions that a graph gives. */
 function graph(links, widgets) {
@@ -19,10 +20,48 @@ function graph(links, widgets) {
 }
 
 test('a node with width, height and video_frames describes a clip', () => {
-  assert.deepEqual(clipOf(clipWidgets(512, 320, 25)), { width: 512, height: 320, frames: 25 })
-  assert.equal(clipOf(clipWidgets(512, 320, undefined)), null)
-  assert.equal(clipOf([{ name: 'width', value: 512 }, { name: 'height', value: 512 }]), null)
-  assert.equal(clipOf(undefined), null)
+  assert.deepEqual(clipOf({ widgets: clipWidgets(512, 320, 25) }), { width: 512, height: 320, frames: 25 })
+  assert.equal(clipOf({ widgets: clipWidgets(512, 320, undefined) }), null)
+  assert.equal(clipOf({ widgets: [{ name: 'width', value: 512 }, { name: 'height', value: 512 }] }), null)
+  assert.equal(clipOf({}), null)
+})
+
+/** A node whose video_frames is linked to `origin`. */
+function linkedTo(origin) {
+  const graph = { getLink: (id) => (id === 5 ? { origin_id: 1 } : undefined), getNodeById: (id) => (id === 1 ? origin : null) }
+  return { graph, widgets: clipWidgets(512, 320, 14), inputs: [{ name: 'width', link: null }, { name: 'video_frames', link: 5 }] }
+}
+
+test('a linked value is that of the primitive or constant, and of any other node it is not known', () => {
+  const widgets = [{ name: 'value', value: 40 }, { name: 'control_after_generate', value: 'fixed' }]
+  for (const type of ['PrimitiveInt', 'PrimitiveNode', 'INTConstant']) {
+    assert.deepEqual(clipOf(linkedTo({ type, mode: 0, widgets })), { width: 512, height: 320, frames: 40 })
+  }
+  for (const origin of [{ type: 'Multiply', mode: 0, widgets }, { type: 'PrimitiveInt', mode: 4, widgets }, null]) {
+    assert.deepEqual(clipOf(linkedTo(origin)), { width: 512, height: 320, frames: null })
+  }
+})
+
+test('in a subgraph a linked value is that on the subgraph node, where all of them agree', () => {
+  const link = { originIsIoNode: true, origin_slot: 0 }
+  const graph = { inputs: [{ name: 'frames' }], getLink: (id) => (id === 5 ? link : undefined) }
+  const inside = { ...linkedTo(null), graph }
+  const standsFor = (...values) => () => values.map((value) => ({ widgets: [{ name: 'frames', value }] }))
+  assert.equal(valueOf(inside, 'video_frames', standsFor(40)), 40)
+  assert.equal(valueOf(inside, 'video_frames', standsFor(40, 40)), 40)
+  assert.equal(valueOf(inside, 'video_frames', standsFor(40, 14)), null)
+  assert.equal(valueOf(inside, 'video_frames', () => []), null)
+  assert.equal(valueOf(inside, 'video_frames', () => [{}]), null)
+})
+
+test('of a clip that is known in part no memory is told', () => {
+  const clip = { width: 512, height: null, frames: null }
+  const lines = ['SVD', 'about 2.9 GiB for 14 frames of 512x576, in windows of 8', 'x.safetensors']
+  assert.deepEqual(known(clip), { width: 512 })
+  assert.deepEqual(withoutGuess(lines, clip), ['SVD', 'the height and the number of frames come from another node', lines[2]])
+  assert.equal(withoutGuess(lines, { ...clip, height: 8 })[1], 'the number of frames comes from another node')
+  assert.deepEqual(withoutGuess(lines, USUAL_CLIP), lines)
+  assert.deepEqual(withoutGuess(['SD 1'], clip), ['SD 1'])
 })
 
 test('the clip is that of the node that feeds the sampler of this model', () => {
@@ -49,6 +88,14 @@ test('a graph that runs in a circle comes to an end', () => {
 })
 
 test('a name that the server does not list is told as it is', () => {
-  assert.ok(notListed('../<b>x</b>').startsWith('../<b>x</b> is not among'))
-  assert.equal(notListed(undefined), 'No file is there to choose.')
+  assert.ok(notListed('../<b>x</b>', FOLDERS).startsWith('../<b>x</b> is not in models/diffusion_models. '))
+  assert.equal(
+    notListed('checkpoints/svd.safetensors', FOLDERS),
+    'svd.safetensors is not in models/checkpoints. Put it there and press R, or choose another file.',
+  )
+  assert.ok(notListed('checkpoints/a.pt', { '': 'controlnet' }).startsWith('checkpoints/a.pt is not in models/controlnet. '))
+  assert.equal(
+    notListed(undefined, FOLDERS),
+    'No file is there to choose. Put one in models/checkpoints or models/diffusion_models and press R.',
+  )
 })

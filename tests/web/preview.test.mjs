@@ -46,6 +46,8 @@ test('the words tell the step, the window, the chosen frame, and how it ended', 
   const run = { step: 7, steps: 20, frames: 100, ended: '' }
   assert.equal(caption(run), 'step 7 of 20')
   assert.equal(caption({ ...run, window: [14, 38] }), 'step 7 of 20, frames 15 to 39 of 100')
+  assert.equal(caption({ ...run, window: [94, 1] }), 'step 7 of 20, frames 95 to 100 and 1 to 2 of 100')
+  assert.equal(caption({ ...run, window: [99, 0] }), 'step 7 of 20, frames 100 and 1 of 100')
   assert.equal(caption({ ...run, window: [14, 38], frame: 0 }), 'frame 1 of 100')
   assert.equal(caption({ ...run, ended: 'stopped' }), 'stopped at step 7 of 20')
   assert.equal(caption({ ...run, ended: 'done' }), 'done: 100 frames, 20 steps')

@@ -3,7 +3,7 @@
 import { app } from '../../../scripts/app.js'
 import { applyPreset, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
 import { CurvePlot, MOST_POINTS } from './curve_plot.js'
-import { addWidget, allNodes, growNode } from './widget.js'
+import { addWidget, growNode, instancesOf } from './widget.js'
 
 const CURVES = {
   TemporalUNetSVDSampler: {
@@ -137,8 +137,7 @@ class CurveEditor {
     if (!link) return readCurve(String(this.text.value), this.curve.name)
     if (!link.originIsIoNode) return { locked: 'set by the linked input' }
     const { name } = this.node.graph.inputs[link.origin_slot]
-    const instances = allNodes().filter((node) => node.subgraph === this.node.graph)
-    const values = instances.map((node) => node.widgets.find((widget) => widget.name === name)?.value)
+    const values = instancesOf(this.node.graph).map((node) => node.widgets.find((widget) => widget.name === name)?.value)
     const known = new Set(values).size === 1 && values[0] !== undefined
     return { locked: 'set on the subgraph node', ...(known && readCurve(String(values[0]), this.curve.name)) }
   }

@@ -3,6 +3,8 @@
 import { addPoint, axisOf, movePoint, removePoint, roundTo, valueAt } from './core/curve.js'
 
 const MARGIN = { left: 34, right: 12, top: 9, bottom: 19 } // for the labels, in pixels
+const GAP = 6 // between a value's label and the plot
+const LABEL = MARGIN.left - GAP - 2 // the most that a value's label is wide
 const STICKY = 3 // pixels that a drag must go sideways to change the position, and up or down to change the value
 export const MOST_POINTS = 64 // a curve with more is drawn, and edited as text
 const TIMES = [ // position, label, its anchor, the least width at which there is room for it
@@ -21,6 +23,13 @@ function svg(name, attributes, ...children) {
 const percent = (position) => `${Number((position * 100).toPrecision(6))} %`
 const short = (value) => String(Number(value.toPrecision(4)))
 
+/** A number beside the axis: a long one with an exponent where that is shorter. */
+function tickLabel(value) {
+  const plain = short(value)
+  const exponential = Number(plain).toExponential().replace('e+', 'e')
+  return plain.length > 6 && exponential.length < plain.length ? exponential : plain
+}
+
 /**
  * `element` is the plot. `edited(points)` is called on each change, `committed()` at the end of each gesture, `told(text)` with
  * what the pointer or the focus is on (null: nothing).
@@ -29,7 +38,7 @@ export class CurvePlot {
   constructor({ edited, committed, told }) {
     Object.assign(this, { edited, committed, told })
     this.points = []
-    this.drag = null // {index, from: [x, y] of the pointer, start: the point then, freed: [x, y], changed}
+    this.drag = null // {index, from: [x, y] of the pointer, start and axis: the point and the axis then, freed: [x, y], changed}
     this.added = { index: -1, time: 0 } // by a click on the line: the double click that it begins must not delete it again
     this.grid = svg('g', { class: 'grid' })
     this.area = svg('path', { class: 'area' })
@@ -43,11 +52,13 @@ export class CurvePlot {
     this.listen()
   }
 
-  /** Draws `points` (none: only the grid) where no drag is under way; `locked` ones are only looked at. */
+  /** Draws `points` (none: only the grid); `locked` ones are only looked at. */
   show(points, locked) {
     this.points = points
     this.locked = locked || points.length > MOST_POINTS
-    if (!this.drag) this.axis = axisOf(points)
+    this.axis = axisOf(points)
+    const before = this.drag?.axis // stays, but for a value above it
+    if (before && points.every(([, value]) => value <= before.high)) this.axis = before
     this.draw()
   }
 
@@ -72,7 +83,7 @@ export class CurvePlot {
     const label = (x, y, anchor, text) => svg('text', { x, y, 'text-anchor': anchor }, text)
     const rows = this.axis.ticks.flatMap((tick) => {
       const y = this.place([0, tick])[1]
-      return [svg('line', { x1: left, x2: left + width, y1: y, y2: y }), label(left - 6, y + 3.5, 'end', short(tick))]
+      return [svg('line', { x1: left, x2: left + width, y1: y, y2: y }), label(left - GAP, y + 3.5, 'end', tickLabel(tick))]
     })
     const columns = TIMES.flatMap(([position, text, anchor, room]) => {
       const x = left + position * width
@@ -80,6 +91,11 @@ export class CurvePlot {
       return width < room ? [line] : [line, label(x, top + height + 14, anchor, text)]
     })
     this.grid.replaceChildren(...columns, ...rows)
+    for (const row of rows) { // squeezed where they are wider than the margin
+      if (row.localName !== 'text' || row.getComputedTextLength() <= LABEL) continue
+      row.setAttribute('textLength', LABEL)
+      row.setAttribute('lengthAdjust', 'spacingAndGlyphs')
+    }
   }
 
   /** Handles are kept while their number stays, for the focus is on one of them. */
@@ -106,17 +122,17 @@ export class CurvePlot {
     return `${percent(position)} · ${short(value)}`
   }
 
-  /** A point of the curve in pixels of the plot, and back; values outside the axis lie on its edge. */
-  place([position, value]) {
-    const { low, high } = this.axis
+  /** A point of the curve in pixels of the plot; values outside the axis lie on its edge. */
+  place([position, value], { low, high } = this.axis) {
     const share = (Math.min(Math.max(value, low), high) - low) / (high - low)
     return [this.left + position * this.width, this.top + (1 - share) * this.height]
   }
 
-  pointAt(x, y) {
-    const { low, high } = this.axis
-    const share = Math.min(Math.max(1 - (y - this.top) / this.height, 0), 1)
-    return [(x - this.left) / this.width, this.rounded(low + share * (high - low))]
+  /** And back; only above the whole plot, which a drag can reach, the values go on beyond the axis. */
+  pointAt(x, y, { low, high, unit } = this.axis) {
+    const above = Math.max(-y, 0)
+    const share = Math.min(Math.max(1 - (y - this.top) / this.height, 0), 1) + above / this.height
+    return [(x - this.left) / this.width, roundTo(low + share * (high - low), unit)]
   }
 
   rounded(value) {
@@ -173,14 +189,15 @@ export class CurvePlot {
     if (index < 0) return
     this.focus(index)
     this.svg.setPointerCapture(event.pointerId)
-    this.drag = { index, from: this.mouse(event), start: this.points[index], freed: [false, false], changed: added }
+    const { axis, points } = this
+    this.drag = { index, from: this.mouse(event), start: points[index], axis, freed: [false, false], changed: added }
   }
 
   pull(event) {
-    const { index, from, start, freed } = this.drag
+    const { index, from, start, axis: before, freed } = this.drag
     const way = this.mouse(event).map((pixel, axis) => pixel - from[axis])
-    const place = this.place(start)
-    const wanted = this.pointAt(place[0] + way[0], place[1] + way[1])
+    const place = this.place(start, before)
+    const wanted = this.pointAt(place[0] + way[0], place[1] + way[1], before)
     for (const axis of [0, 1]) freed[axis] ||= Math.abs(way[axis]) >= STICKY
     const moved = start.map((old, axis) => (freed[axis] ? wanted[axis] : old))
     if (freed.includes(true)) this.change(movePoint(this.points, index, moved))

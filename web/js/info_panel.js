@@ -2,12 +2,19 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { clipFor, notListed } from './core/info.js'
-import { MARGIN, addWidget, allNodes, element, growNode } from './widget.js'
+import { clipFor, known, notListed, valueOf, withoutGuess } from './core/info.js'
+import { MARGIN, addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
 
-const NODES = { // node -> its combo of files, the route that tells about one, what else the answer depends on, lines seen
-  TemporalUNetLoader: { combo: 'unet_name', route: '/temporal_unet/unet_info', dtype: 'weight_dtype', clip: true, lines: 6 },
-  TemporalUNetControlNetLoader: { combo: 'control_net_name', route: '/temporal_unet/controlnet_info', lines: 5 },
+// node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that tells about
+// one, what else the answer depends on, lines seen
+const NODES = {
+  TemporalUNetLoader: {
+    combo: 'unet_name', folders: { 'checkpoints/': 'checkpoints', '': 'diffusion_models' }, route: '/temporal_unet/unet_info',
+    dtype: 'weight_dtype', clip: true, lines: 6,
+  },
+  TemporalUNetControlNetLoader: {
+    combo: 'control_net_name', folders: { '': 'controlnet' }, route: '/temporal_unet/controlnet_info', lines: 5,
+  },
 }
 const LINE = 17 // pixels
 const DELAY = 50 // ms in which several changes become one question
@@ -31,7 +38,7 @@ function origins(node) {
 
 class InfoPanel {
   constructor(node, kind) {
-    Object.assign(this, { node, kind, asked: '' }) // asked: the last question
+    Object.assign(this, { node, kind, asked: '', told: '' }) // the last question, and the words that are there
     const height = kind.lines * LINE // whatever the text: the host would take a node that grows for an edit
     this.element = element('div', { position: 'relative', height: '100%', minHeight: `${height}px` })
     this.element.dataset.testid = 'temporal-unet-info'
@@ -72,21 +79,22 @@ class InfoPanel {
   }
 
   async ask() {
-    const { combo, route, dtype, clip } = this.kind
-    const { value: name, options } = this.find(combo)
-    if (this.node.inputs?.some((input) => input.widget?.name === combo && input.link != null)) {
-      return this.say({ lines: ['The file is named by another node.'] }, '')
-    }
+    const { combo, folders, route, dtype: dtypeWidget } = this.kind
+    const { options } = this.find(combo)
+    const name = valueOf(this.node, combo, instancesOf)
+    if (name === null) return this.say({ lines: ['The file is named by another node.'] }, '')
+    const dtype = dtypeWidget && valueOf(this.node, dtypeWidget, instancesOf)
+    if (dtype === null) return this.say({ lines: [`${dtypeWidget} comes from another node.`] }, '')
     const names = typeof options.values === 'function' ? options.values(this.find(combo), this.node) : options.values
-    if (!names.includes(name)) return this.say({ error: notListed(name) }, '')
-    const query = new URLSearchParams({
-      name, ...(dtype && { weight_dtype: this.find(dtype).value }), ...(clip && clipFor(this.node, targets, origins)),
-    })
+    if (!names.includes(name)) return this.say({ error: notListed(name, folders) }, '')
+    const clip = this.kind.clip ? clipFor(this.node, targets, origins, instancesOf) : {}
+    const query = new URLSearchParams({ name, ...(dtype && { weight_dtype: dtype }), ...known(clip) })
     const question = `${route}?${query}`
     if (question === this.asked) return
     this.asked = question
-    const answer = await this.fetch(question)
-    if (question === this.asked) this.say(answer, question) // else another question was asked meanwhile
+    const { lines, error } = await this.fetch(question)
+    if (question !== this.asked) return // another question was asked meanwhile
+    this.say({ lines: lines && withoutGuess(lines, clip), error }, question)
   }
 
   async fetch(question) {
@@ -99,6 +107,9 @@ class InfoPanel {
 
   say({ lines, error }, question) {
     this.asked = question
+    const words = (lines ?? [error]).join('\n')
+    if (words === this.told) return // it may be scrolled
+    this.told = words
     this.text.replaceChildren(...(lines ?? [error]).map((line, number) => {
       const row = element('div', error ? { color: ERROR_COLOR } : { fontWeight: number ? 'normal' : 'bold' })
       row.textContent = line // never as HTML: file names are anybody's
@@ -111,6 +122,7 @@ class InfoPanel {
 const refreshAll = (anew) => allNodes().forEach((node) => panels.get(node)?.refresh(anew))
 
 api.addEventListener('graphChanged', () => refreshAll(false)) // a clip's size, or a link to it
+document.addEventListener('keyup', () => refreshAll(false)) // in Nodes 2.0 the host tells of what is typed at the next click only
 
 app.registerExtension({
   name: 'TemporalUNet.InfoPanels',

@@ -47,6 +47,7 @@ class Preview {
     this.words = element('div', { flex: 'none', font: '12px/16px sans-serif', textAlign: 'center', color: 'var(--input-text)' })
     this.element.append(this.canvas, this.bar, this.words)
     Object.assign(this.canvas, { tabIndex: 0, role: 'img', ariaLabel: 'All frames of the clip; the arrow keys choose one' })
+    this.canvas.title = 'Drag to look at one frame. After the run: double-click, or Escape, closes the preview.'
   }
 
   listen() {
@@ -67,13 +68,21 @@ class Preview {
     this.canvas.addEventListener('pointerdown', (event) => {
       if (event.button !== 0) return
       event.stopPropagation() // else the node would be dragged
+      this.canvas.setPointerCapture(event.pointerId) // also beyond the edges
       chooseUnder(event)
     })
     this.canvas.addEventListener('mousedown', (event) => event.preventDefault()) // the focus would stay here
     this.canvas.addEventListener('pointermove', (event) => {
       if (this.frame !== undefined && event.buttons & 1) chooseUnder(event)
     })
+    const dismiss = (event) => {
+      if (!this.ended) return // the next step would bring it back
+      event.stopPropagation()
+      this.close()
+    }
+    this.canvas.addEventListener('dblclick', dismiss)
     this.canvas.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape') return dismiss(event)
       const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key]
       if (!way) return
       event.preventDefault()
@@ -81,7 +90,7 @@ class Preview {
       const { frames, fps } = this.about
       choose(((this.frame ?? frameAt((performance.now() - this.start) / 1000, fps, frames)) + way + frames) % frames)
     })
-    for (const name of ['pointerup', 'pointerleave', 'pointercancel', 'blur']) this.canvas.addEventListener(name, release)
+    for (const name of ['pointerup', 'pointercancel', 'blur']) this.canvas.addEventListener(name, release)
     new ResizeObserver(() => this.play()).observe(this.canvas) // it is to be seen again
   }
 

@@ -5,10 +5,16 @@ import { app } from '../../../scripts/app.js'
 let made = 0 // widgets
 
 export const MARGIN = 10 // pixels that the classic renderer leaves around a widget's element
+const DIMMED = { 2: 'opacity(0.4)', 4: 'opacity(0.2)' } // mode -> as the classic renderer draws a node: muted, bypassed
 
 /** Every node of the open workflow, also those in subgraphs. */
 export function allNodes() {
   return [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)
+}
+
+/** The nodes that stand for a subgraph. */
+export function instancesOf(graph) {
+  return allNodes().filter((node) => node.subgraph === graph)
 }
 
 /** At once to the size that the host gives the node when it loads it: else its undo would find another graph than it made. */
@@ -22,6 +28,11 @@ export function element(tag, style) {
   const created = document.createElement(tag)
   Object.assign(created.style, style)
   return created
+}
+
+/** Dims what the classic renderer has put our element into; not the element itself, which Nodes 2.0 may show next. */
+function dim(container, mode) {
+  if (container) container.style.filter = DIMMED[mode] ?? ''
 }
 
 /**
@@ -38,6 +49,7 @@ export function addWidget(node, name, type, root, heights) {
     hideInPanel: true, // an element is in one place only
     getMinHeight: () => heights()[0],
     getMaxHeight: () => heights()[1],
+    onDraw: () => dim(root.parentElement, node.mode), // called by the classic renderer alone
     getValue: () => '',
     setValue: () => {},
   })

@@ -1,8 +1,12 @@
-// What the info panels ask the server, without a page.
+// What the info panels ask the server, without a page. Of a node they know what the host calls the same: widgets, inputs, graph.
 
 export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
 
-const CLIP_WIDGETS = { width: 'width', height: 'height', frames: 'video_frames' }
+const CLIP = { // -> the widget that gives it, and what it is called
+  width: ['width', 'the width'], height: ['height', 'the height'], frames: ['video_frames', 'the number of frames'],
+}
+const CLIPS_MEMORY = /^about .* for \d+ frames of \d+x\d+/ // the line of nodes/bridge/file_info.py
+const CONSTANT = /primitive|constant/i // types of nodes that hand on their widget `value` as it is
 
 /** `start` and all that can be reached from it by `next(node)`, a list of nodes; the nearest first. */
 export function reach(start, next) {
@@ -11,28 +15,64 @@ export function reach(start, next) {
   return [...found]
 }
 
-/** The clip that a node's widgets, [{name, value}, …], describe; null where it has not all of them. */
-export function clipOf(widgets) {
-  const entries = Object.entries(CLIP_WIDGETS).map(([key, name]) => [key, widgets?.find((widget) => widget.name === name)?.value])
-  return entries.every(([, value]) => Number.isInteger(value)) ? Object.fromEntries(entries) : null
+/**
+ * The value that a run takes for an input: its widget's, or what a linked primitive, constant or subgraph node gives. null where
+ * that cannot be known, undefined where the node has no such input. `instances(graph)`: the nodes that stand for a subgraph.
+ */
+export function valueOf(node, name, instances) {
+  const link = node.graph?.getLink(node.inputs?.find((input) => input.name === name)?.link)
+  if (link) return valueOfLink(node.graph, link, instances)
+  return node.widgets?.find((widget) => widget.name === name)?.value
+}
+
+function valueOfLink(graph, link, instances) {
+  if (link.originIsIoNode) {
+    const { name } = graph.inputs[link.origin_slot]
+    const values = new Set(instances(graph).map((node) => valueOf(node, name, instances)))
+    return values.size === 1 ? ([...values][0] ?? null) : null
+  }
+  const origin = graph.getNodeById(link.origin_id)
+  const awake = origin?.mode === 0 // neither muted nor bypassed
+  return awake && CONSTANT.test(origin.type) ? (valueOf(origin, 'value', instances) ?? null) : null
+}
+
+/** The clip {width, height, frames} that a node describes, null for what cannot be known; null where it describes none. */
+export function clipOf(node, instances) {
+  const entries = Object.entries(CLIP).map(([key, [name]]) => [key, valueOf(node, name, instances)])
+  return entries.every(([, value]) => value === null || Number.isInteger(value)) ? Object.fromEntries(entries) : null
 }
 
 /**
  * The clip that a model of `loader` is to sample: that of the nearest node that prepares one for a node that the model goes to.
  * `targets(node)` and `origins(node)` list the nodes at the other ends of its links.
  */
-export function clipFor(loader, targets, origins) {
+export function clipFor(loader, targets, origins, instances) {
   for (const target of reach(loader, targets)) {
     for (const origin of reach(target, origins)) {
-      const clip = clipOf(origin.widgets)
+      const clip = clipOf(origin, instances)
       if (clip) return clip
     }
   }
   return USUAL_CLIP
 }
 
-/** What is to be said of a file that the server does not list. */
-export function notListed(name) {
-  if (!name) return 'No file is there to choose.'
-  return `${name} is not among the server's files. Put it there and press R, or choose another.`
+/** What of the clip is known, for the question. */
+export function known(clip) {
+  return Object.fromEntries(Object.entries(clip).filter(([, value]) => value !== null))
+}
+
+/** The answer's lines; what is not known of the clip stands in place of its memory, which then is that of another clip. */
+export function withoutGuess(lines, clip) {
+  const unknown = Object.keys(clip).filter((key) => clip[key] === null).map((key) => CLIP[key][1])
+  if (!unknown.length) return lines
+  const words = `${unknown.join(' and ')} ${unknown.length > 1 ? 'come' : 'comes'} from another node`
+  return lines.map((line) => (CLIPS_MEMORY.test(line) ? words : line))
+}
+
+/** What is to be said of a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
+export function notListed(name, folders) {
+  if (!name) return `No file is there to choose. Put one in models/${Object.values(folders).join(' or models/')} and press R.`
+  const beginning = Object.keys(folders).find((beginning) => name.startsWith(beginning))
+  const file = name.slice(beginning.length)
+  return `${file} is not in models/${folders[beginning]}. Put it there and press R, or choose another file.`
 }

@@ -50,7 +50,13 @@ export function caption({ step, steps, frames, frame, window, ended }) {
   if (ended === 'done') return `done: ${frames} frames, ${steps} steps`
   const progress = `step ${step} of ${steps}`
   if (ended) return `${ended} at ${progress}`
-  return window ? `${progress}, frames ${window[0] + 1} to ${window[1] + 1} of ${frames}` : progress
+  return window ? `${progress}, frames ${range(window, frames)} of ${frames}` : progress
+}
+
+/** The frames of a window in words: in two parts where it runs over the end into the start. */
+function range([first, last], frames) {
+  const words = (from, to) => (from === to ? `${from + 1}` : `${from + 1} to ${to + 1}`)
+  return first <= last ? words(first, last) : `${words(first, frames - 1)} and ${words(0, last)}`
 }
 
 /** The picture's height in a node that leaves it `room` pixels of width: as its shape asks, within reason. */
