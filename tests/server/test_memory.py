@@ -10,12 +10,13 @@ SAMPLER = "TemporalUNetSVDSampler"
 
 
 def assert_same(held: list[dict[str, int]], first: int) -> None:
-    """The last measure is no more than the one at `first`.
+    """The smallest of the last three measures is no more than the one at `first`.
 
-    A prompt that left its UNet behind would add 90 MB each time; what the allocator keeps varies by some 10 MB.
+    A prompt that left its UNet behind would add 90 MB each time; what the allocator keeps goes up and down by some 50 MB.
     """
     for name, before in held[first].items():
-        assert held[-1][name] - before <= max(0.03 * before, 30e6), [f"{h[name] / 1e6:.0f} MB" for h in held]
+        last = min(measure[name] for measure in held[-3:])
+        assert last - before <= 60e6, [f"{measure[name] / 1e6:.0f} MB" for measure in held]
 
 
 def test_ten_prompts_end_with_the_memory_of_the_second(fresh_server):
