@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from .bridge.control import FLAT, FrameControl
 from .bridge.curve import parse_curve
-from .bridge.numbers import finite
+from .bridge.numbers import finite, in_order
 from .bridge.stored_control import StoredControl
 from .control_residuals import Residuals
 
@@ -74,6 +74,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
         frame_strengths="0:1.0", mask=None, vae=None, residuals=None,
     ) -> io.NodeOutput:
         finite(NODE, strength=strength, start_percent=start_percent, end_percent=end_percent)
+        in_order(NODE, start_percent=start_percent, end_percent=end_percent)
         _check_source(control_net, image, residuals)
         curve = parse_curve(frame_strengths, f"{NODE}: frame_strengths")
         if strength == 0:

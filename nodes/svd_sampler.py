@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.curve import parse_curve
-from .bridge.numbers import finite
+from .bridge.numbers import finite, in_order
 from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.windows import automatic_length, with_windows
 
@@ -112,6 +112,7 @@ class SVDSampler(io.ComfyNode):
         finite(
             NODE, min_cfg=min_cfg, max_cfg=max_cfg, denoise=denoise, guidance_start=guidance_start, guidance_end=guidance_end
         )
+        in_order(NODE, guidance_start=guidance_start, guidance_end=guidance_end)
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
         _warn_far_from_training(model, latent_image["samples"])

@@ -1,14 +1,12 @@
 """The host's ControlNets on video and batches: hints and strengths follow the frames, also inside context windows."""
 
 import comfy.controlnet
-import comfy.t2i_adapter.adapter
 import torch
 
 from .frame_weights import FrameWeights, numbers_for
 from .kept_hints import KeptHints
-from .svd_control import SVDControl
+from .pairing import WrongModelError, check_family
 
-CONTEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL"}
 FLAT = [(0.0, 1.0)]
 
 
@@ -47,8 +45,11 @@ class FrameControl(comfy.controlnet.ControlBase):
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        _check_pairing(self.node, self.inner, model)
-        self.inner.pre_run(model, percent_to_timestep_function)
+        try:
+            check_family(self.inner, model)
+            self.inner.pre_run(model, percent_to_timestep_function)
+        except WrongModelError as error:
+            raise ValueError(f"{self.node}: {error}") from None
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         previous = None
@@ -140,56 +141,3 @@ def _merge(first, second):
         pairs = zip(a + [None] * (length - len(a)), b + [None] * (length - len(b)))
         merged[place] = [y if x is None else x if y is None else x + y for x, y in pairs]
     return merged
-
-
-def _check_pairing(node: str, control, model):
-    """Refuses a control of another family before it runs."""
-    config = model.model_config.unet_config
-    kind = _other_kind(control, config)
-    if kind is not None:
-        raise ValueError(
-            f"{node}: this ControlNet is {kind}, the model is {_family(config)} ({type(model).__name__}). Load a ControlNet "
-            f"that was trained for this model."
-        )
-
-
-def _family(config: dict) -> str:
-    """What the UNet of this config (in the host's terms) is."""
-    width = config.get("context_dim")
-    if width == 1024:
-        return "Stable Video Diffusion" if config.get("use_temporal_attention") else "Stable Diffusion 2"
-    return CONTEXT_WIDTHS.get(width, "of another family" if width is None else f"of context width {width}")
-
-
-def _other_kind(control, config: dict) -> str | None:
-    """What a control of the host is, where it is not for the UNet of this config (or None)."""
-    width, temporal = config.get("context_dim"), config.get("use_temporal_attention")
-    if isinstance(control, comfy.controlnet.T2IAdapter):
-        return _other_adapter(control.t2i_model, width, temporal)
-    if isinstance(control, comfy.controlnet.ControlLora) and temporal:
-        return "a ControlLoRA, which completes itself from the UNet of an image model"
-    if isinstance(control, SVDControl):
-        return None if temporal else "for Stable Video Diffusion"
-    found = context_width(control)
-    return None if found in (None, width) else f"for {CONTEXT_WIDTHS.get(found, f'context width {found}')}"
-
-
-def _other_adapter(adapter, width, temporal):
-    """A T2I-Adapter attends to nothing, but its layout is SDXL's or that of SD 1 (and 2)."""
-    if isinstance(adapter, comfy.t2i_adapter.adapter.Adapter) and adapter.xl:
-        return None if width == 2048 else "a T2I-Adapter for SDXL"
-    kinds = comfy.t2i_adapter.adapter.Adapter, comfy.t2i_adapter.adapter.Adapter_light
-    if isinstance(adapter, kinds) and (temporal or width not in (768, 1024)):
-        return "a T2I-Adapter for Stable Diffusion 1"
-    return None
-
-
-def context_width(control):
-    """Width of the context that a ControlNet (or ControlLoRA) of the host attends to, None where it has none."""
-    if isinstance(control, comfy.controlnet.ControlLora):
-        tensors = control.control_weights.items()
-    elif isinstance(control, comfy.controlnet.ControlNet):
-        tensors = control.control_model.state_dict().items()
-    else:
-        return None
-    return next((t.shape[1] for name, t in tensors if name.endswith(("attn2.to_k.weight", "attn2.to_k.down"))), None)

@@ -12,6 +12,7 @@ from ...unet import ControlNeXt, open_controlnext
 from ...unet.controlnext import join
 from .control import WeighsItself
 from .memory import BUDGETS
+from .pairing import WrongModelError, check_video
 
 AFTER_SKIP = "input_block_patch_after_skip"  # both hosts' UNet and ours ask it what a block's result shall become
 UNCONDITIONED = 1  # in the host's `cond_or_uncond`
@@ -81,15 +82,11 @@ class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
         unet, net = model.model_config.unet_config, self.control_model.config
-        if not unet.get("use_temporal_attention"):
-            raise ValueError(
-                f"This ControlNeXt is for Stable Video Diffusion, the model is {type(model).__name__}. Load the SVD UNet that "
-                f"was trained with it."
-            )
+        check_video(model, "ControlNeXt")
         expected = net.unet_channels(unet["model_channels"], unet["channel_mult"])
         if net.out_channels != expected:
-            raise ValueError(
-                f"This ControlNeXt makes a feature of {net.out_channels} channels, the model takes {expected} there. Load the "
+            raise WrongModelError(
+                f"this ControlNeXt makes a feature of {net.out_channels} channels, the model takes {expected} there. Load the "
                 f"SVD UNet that was trained with it."
             )
         self.block = net.unet_block(unet["num_res_blocks"])

@@ -38,7 +38,7 @@ def _clip(checkpoint: Checkpoint, weights: int, item: int, width: int, height: i
     window = window_length(trained_length(checkpoint.metadata), frames)
     total = weights + needed(checkpoint.config, window, height // 8, width // 8, item)
     windows = f", in windows of {window}" if window < frames else ""
-    return f"about {_size(total)} for {frames} frames of {width}x{height}{windows}"
+    return f"about {_size(total)}, weights included, for {frames} frames of {width}x{height}{windows}"
 
 
 # Names of tensors by which the host's loader tells what it can load, and what it makes of them; the most telling first.

@@ -5,8 +5,8 @@ import logging
 import comfy.controlnet
 
 from ...unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
-from .control import CONTEXT_WIDTHS, context_width
 from .controlnext import ControlNeXtControl
+from .pairing import CONTEXT_WIDTHS, context_width
 from .svd_control import SVDControl
 
 

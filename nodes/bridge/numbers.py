@@ -16,3 +16,13 @@ def finite(node: str, **values: float) -> None:
                 f"{node}: {name} is {found}, expected a finite number in the range of this input. Enter one, or correct the node "
                 f"that is connected to it."
             )
+
+
+def in_order(node: str, **ends: float) -> None:
+    """Raises ValueError, which names node and inputs, where the first of the two `ends` of a range lies after the second."""
+    (start, at), (end, until) = ends.items()
+    if at > until:
+        raise ValueError(
+            f"{node}: {start} {at:g} lies after {end} {until:g}, so that nothing would be done. Enter a {start} that is at most "
+            f"{end}."
+        )

@@ -16,6 +16,7 @@ from ...unet.chunks import by_rows
 from .hooks import HostHooks
 from .kept_hints import PreparesImages
 from .memory import BUDGETS, runs_one_by_one, within_memory
+from .pairing import WrongModelError, check_video
 from .windows import LONGEST
 
 
@@ -77,16 +78,11 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        config = model.model_config.unet_config
-        if not config.get("use_temporal_attention"):
-            raise ValueError(
-                f"This ControlNet is for Stable Video Diffusion, the model is {type(model).__name__}. Load an SVD model, or "
-                f"a ControlNet that was trained for this one."
-            )
-        found, expected = _layout(vars(self._config)), _layout(config)
+        check_video(model, "ControlNet")
+        found, expected = _layout(vars(self._config)), _layout(model.model_config.unet_config)
         if found != expected:
-            raise ValueError(
-                f"This SVD ControlNet is for a UNet with {found}, the model has {expected}. Load the SVD UNet that it was "
+            raise WrongModelError(
+                f"this SVD ControlNet is for a UNet with {found}, the model has {expected}. Load the SVD UNet that it was "
                 f"trained with, or a ControlNet that was trained for this one."
             )
 

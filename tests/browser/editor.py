@@ -58,6 +58,7 @@ class Editor:
             "Comfy.TutorialCompleted": True,
             "Comfy.InstalledVersion": importlib.metadata.version("comfyui-frontend-package"),
             "Comfy.VueNodes.Enabled": RENDERERS[renderer],
+            "Comfy.Pointer.DoubleClickTime": 1000,  # ms, the most: on a busy machine the clicks may lie 300 apart
             **settings,
         })
         self.page: Page = browser.new_page(viewport={"width": width, "height": height})

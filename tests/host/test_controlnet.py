@@ -304,6 +304,14 @@ def test_a_number_that_is_none_is_refused(node, nets, name, value, found):
         )
 
 
+def test_a_control_that_ends_before_it_starts_is_refused(node, nets):
+    with pytest.raises(ValueError, match="^Apply ControlNet Residuals: start_percent 0.8 lies after end_percent 0.2"):
+        run_node(
+            node("TemporalUNetApplyControlNetResiduals"), *prompts(SMALL["sd1"]), control_net=nets("sd1"), image=hints(1),
+            start_percent=0.8, end_percent=0.2,
+        )
+
+
 @pytest.mark.parametrize("given, found", [({}, "nothing"), ({"image": hints(1)}, "image"), ({"net": True}, "control_net")])
 def test_a_source_that_is_not_whole_is_an_error(nets, node, given, found):
     sources = {"control_net": nets("sd1") if given.get("net") else None, "image": given.get("image")}

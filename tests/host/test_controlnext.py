@@ -279,14 +279,14 @@ def test_a_multigpu_clone_acts_the_same(pair, nets, ours):
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_an_image_model_is_refused(nets, ours, name):
     model = host_model(random_weights(SMALL[name]), ROWS[name])
-    with pytest.raises(ValueError, match="This ControlNeXt is for Stable Video Diffusion, the model is"):
+    with pytest.raises(ValueError, match="^Apply ControlNet Residuals: this ControlNeXt is for Stable Video Diffusion, the model is"):
         run(model, ours(prompts(SMALL[name]), nets(2), hints(1)))
 
 
 def test_a_unet_of_another_width_is_refused(pair, pack, ours, folder):
     save_file(controlnexts.tensors(2), folder / "real.safetensors")
     net = pack("nodes.bridge.controlnext").load_controlnext(str(folder / "real.safetensors"))
-    with pytest.raises(ValueError, match="a feature of 320 channels, the model takes 32"):
+    with pytest.raises(ValueError, match="^Apply ControlNet Residuals: .* a feature of 320 channels, the model takes 32"):
         run(pair.ours, ours(prompts(pair.config), net, hints(1)))
 
 

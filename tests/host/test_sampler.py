@@ -158,6 +158,11 @@ def test_numbers_that_are_none_are_refused(ours, name, number):
         ours(**{name: number})
 
 
+def test_guidance_that_ends_before_it_starts_is_refused(ours):
+    with pytest.raises(ValueError, match="^SVD Temporal UNet Sampler: guidance_start 0.8 lies after guidance_end 0.2"):
+        ours(guidance_start=0.8, guidance_end=0.2)
+
+
 SHARES = [("euler", *share) for share in ((0.25, 0.75), (0.5, 1.0), (0.0, 0.5), (1.0, 1.0), (0.0, 0.0), (0.3, 0.3))]
 SHARES += [("dpmpp_2m", 0.25, 0.75), ("heun", 0.25, 0.75), ("euler_cfg_pp", 0.25, 0.75), ("euler_cfg_pp", 0.5, 1.0)]
 

@@ -109,6 +109,6 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
         )
         assert 2908 / 1024 < short < long < wide
         windowed = ask(server, UNET, name=path.name, weight_dtype="fp16", frames=1000)["lines"][4]
-        assert windowed == f"about {long} GiB for 1000 frames of 1024x576, in windows of 25"
+        assert windowed == f"about {long} GiB, weights included, for 1000 frames of 1024x576, in windows of 25"
     finally:
         path.unlink()

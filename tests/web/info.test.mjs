@@ -56,7 +56,7 @@ test('in a subgraph a linked value is that on the subgraph node, where all of th
 
 test('of a clip that is known in part no memory is told', () => {
   const clip = { width: 512, height: null, frames: null }
-  const lines = ['SVD', 'about 2.9 GiB for 14 frames of 512x576, in windows of 8', 'x.safetensors']
+  const lines = ['SVD', 'about 2.9 GiB, weights included, for 14 frames of 512x576, in windows of 8', 'x.safetensors']
   assert.deepEqual(known(clip), { width: 512 })
   assert.deepEqual(withoutGuess(lines, clip), ['SVD', 'the height and the number of frames come from another node', lines[2]])
   assert.equal(withoutGuess(lines, { ...clip, height: 8 })[1], 'the number of frames comes from another node')

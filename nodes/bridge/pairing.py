@@ -1,0 +1,74 @@
+"""Which ControlNet goes with which model."""
+
+import comfy.controlnet
+import comfy.t2i_adapter.adapter
+
+CONTEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL"}
+
+
+class WrongModelError(ValueError):
+    """A control cannot run with the model at hand. The message says why and what to do; who knows the node adds its name."""
+
+
+def check_family(control, model) -> None:
+    """Raises WrongModelError for a control of the host that was made for another family than the BaseModel `model`.
+
+    The host itself would run it, and end in a matrix product that does not fit, or in noise.
+    """
+    kind = _other_kind(control, model.model_config.unet_config)
+    if kind is not None:
+        raise WrongModelError(
+            f"this ControlNet is {kind}, the model is {family(model)}. Load a ControlNet that was trained for this model."
+        )
+
+
+def check_video(model, kind: str) -> None:
+    """Raises WrongModelError where the BaseModel `model` is none of video; `kind` of control is made for such alone."""
+    if not model.model_config.unet_config.get("use_temporal_attention"):
+        raise WrongModelError(
+            f"this {kind} is for Stable Video Diffusion, the model is {family(model)}. Load an SVD model, or a ControlNet that "
+            f"was trained for this one."
+        )
+
+
+def family(model) -> str:
+    """What a BaseModel is, with the host's name of its class."""
+    config = model.model_config.unet_config
+    width = config.get("context_dim")
+    if width == 1024:
+        name = "Stable Video Diffusion" if config.get("use_temporal_attention") else "Stable Diffusion 2"
+    else:
+        name = CONTEXT_WIDTHS.get(width, "of another family" if width is None else f"of context width {width}")
+    return f"{name} ({type(model).__name__})"
+
+
+def _other_kind(control, config: dict) -> str | None:
+    """What a control of the host is, where it is not for the UNet of this config (or None)."""
+    width, temporal = config.get("context_dim"), config.get("use_temporal_attention")
+    if isinstance(control, comfy.controlnet.T2IAdapter):
+        return _other_adapter(control.t2i_model, width, temporal)
+    if isinstance(control, comfy.controlnet.ControlLora) and temporal:
+        return "a ControlLoRA, which completes itself from the UNet of an image model"
+    found = context_width(control)
+    return None if found in (None, width) else f"for {CONTEXT_WIDTHS.get(found, f'context width {found}')}"
+
+
+def _other_adapter(adapter, width, temporal):
+    """A T2I-Adapter attends to nothing, but its layout is SDXL's or that of SD 1 (and 2)."""
+    if isinstance(adapter, comfy.t2i_adapter.adapter.Adapter) and adapter.xl:
+        return None if width == 2048 else "a T2I-Adapter for SDXL"
+    kinds = comfy.t2i_adapter.adapter.Adapter, comfy.t2i_adapter.adapter.Adapter_light
+    if isinstance(adapter, kinds) and (temporal or width not in (768, 1024)):
+        return "a T2I-Adapter for Stable Diffusion 1"
+    return None
+
+
+def context_width(control):
+    """Width of the context that a ControlNet (or ControlLoRA) of the host attends to, None where it has none."""
+    if isinstance(control, comfy.controlnet.ControlLora):
+        tensors = control.control_weights.items()
+    elif type(control) is comfy.controlnet.ControlNet:  # ours, which inherit from it, tell for themselves
+        tensors = control.control_model.state_dict().items()
+    else:
+        return None
+    return next((t.shape[1] for name, t in tensors if name.endswith(("attn2.to_k.weight", "attn2.to_k.down"))), None)
