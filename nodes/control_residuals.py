@@ -14,6 +14,8 @@ from .bridge.compute_residuals import NODE as COMPUTE
 from .bridge.compute_residuals import compute_residuals, refuse_controlnext
 from .bridge.control import FrameControl
 from .bridge.numbers import finite
+from .bridge.pairing import family_name
+from .bridge.pictures import control_images
 
 LOAD = "Load ControlNet Residuals"
 SAVE = "Save ControlNet Residuals"
@@ -64,14 +66,14 @@ class ComputeControlNetResiduals(io.ComfyNode):
         if len(positive) != 1:
             raise ValueError(f"{COMPUTE}: positive holds {len(positive)} prompts, expected 1. Connect one that is not combined.")
         refuse_controlnext(positive[0][1].get("control"))
-        images = image.movedim(-1, 1)
+        images = control_images(COMPUTE, image)
         inner = control_net.copy().set_cond_hint(images, 1.0, (0.0, 1.0), vae=vae)
         control = FrameControl(COMPUTE, inner, images)
         controls, sigma = compute_residuals(
             model, [[positive[0][0], {**positive[0][1], "control": control}]], latent_image, percent, seed
         )
         about = {
-            "model": type(model.model.model_config).__name__,
+            "family": family_name(model.model), "model": type(model.model.model_config).__name__,
             "model_channels": str(model.model.model_config.unet_config["model_channels"]),
             "percent": str(percent), "sigma": f"{sigma:.6g}",
         }

@@ -5,7 +5,8 @@ from comfy_api.latest import io
 from .bridge.control import FLAT, FrameControl
 from .bridge.curve import parse_curve
 from .bridge.numbers import finite, in_order
-from .bridge.stored_control import StoredControl
+from .bridge.pictures import control_images, control_masks
+from .bridge.stored_control import StoredControl, as_residuals
 from .control_residuals import Residuals
 
 NODE = "Apply ControlNet Residuals"
@@ -79,7 +80,9 @@ class ApplyControlNetResiduals(io.ComfyNode):
         curve = parse_curve(frame_strengths, f"{NODE}: frame_strengths")
         if strength == 0:
             return io.NodeOutput(positive, negative)
-        images = None if image is None else image.movedim(-1, 1)
+        images = None if image is None else control_images(NODE, image)
+        mask = None if mask is None else control_masks(NODE, mask)
+        residuals = None if residuals is None else as_residuals(residuals)
         steps = start_percent, end_percent
         controls = {}  # one for each that was applied before, shared by positive and negative so that they run as a batch
 

@@ -1,8 +1,5 @@
-"""Reading a UNet or ControlNet out of a safetensors file: lazily, without a second copy in memory, every key accounted for."""
+"""Reading a UNet or ControlNet out of a file: lazily, without a second copy in memory, every key accounted for."""
 
-import json
-import struct
-import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,19 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .config import Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet, is_svd_controlnet, original_names, read_controlnet_config
 from .controlnext import ControlNeXt, ControlNeXtConfig, controlnext_names, is_controlnext, read_controlnext_config
 from .detect import UNetFileError, detect
+from .files import DTYPES, open_any, open_file, shapes_of
 from .model import UNetModel
 
 
 @dataclass(kw_only=True)
 class NetworkFile:
-    """An open safetensors file with a network in it. Tensors are read, or only mapped, when they are asked for."""
+    """An open file with a network in it. Tensors are read, or only mapped, when they are asked for."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file
@@ -43,7 +40,7 @@ class NetworkFile:
         """The dtype that most of the network's numbers have in the file."""
         counts: dict[torch.dtype, int] = {}
         for on_disk in self.names.values():
-            dtype = _DTYPES.get(self.file.get_slice(on_disk).get_dtype(), torch.float32)
+            dtype = DTYPES.get(self.file.get_slice(on_disk).get_dtype(), torch.float32)
             counts[dtype] = counts.get(dtype, 0) + torch.Size(self.shapes[on_disk]).numel()
         return max(counts, key=counts.get)
 
@@ -81,20 +78,13 @@ class ControlNeXtFile(NetworkFile):
     config: ControlNeXtConfig
 
 
-SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is taken for a pickled one
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}
-
-
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a file and tells which UNet is in it, reading its header only.
 
     Raises UNetFileError, which names the file, where it is no safetensors file, holds no UNet of the family, or where
     keys of the UNet are missing or have another shape.
     """
-    path, file, shapes, metadata = _header(path)
+    path, file, shapes, metadata = _header(path, open_file)
     with _named(path):
         config, family, names = detect(shapes, metadata)
         names, unexpected = _account(names, shapes, expected_shapes(config), "UNet")
@@ -105,7 +95,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def open_controlnet(path: str | Path) -> ControlNetFile:
-    """Opens a file with an SVD ControlNet in the public layout, reading its header only; raises as `open_checkpoint`."""
+    """Opens a file with an SVD ControlNet in the public layout, reading its header only; raises as `open_checkpoint`.
+
+    It may be pickled, as many ControlNets are published.
+    """
     path, file, shapes, metadata = _header(path)
     with _named(path):
         if not is_svd_controlnet(shapes):
@@ -119,7 +112,7 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
 
 
 def open_controlnext(path: str | Path) -> ControlNeXtFile:
-    """Opens a file with a ControlNeXt-SVD as its authors publish it, reading its header only; raises as `open_checkpoint`."""
+    """Opens a file with a ControlNeXt-SVD as its authors publish it, which may be pickled; raises as `open_checkpoint`."""
     path, file, shapes, metadata = _header(path)
     with _named(path):
         if not is_controlnext(shapes):
@@ -133,25 +126,21 @@ def open_controlnext(path: str | Path) -> ControlNeXtFile:
 
 
 def find_controlnet(path: str | Path) -> type[nn.Module] | None:
-    """Which of our networks a file is for: SVDControlNet, ControlNeXt, or None, as where it is pickled.
+    """Which of our networks a file is for: SVDControlNet, ControlNeXt, or None; reads its header only.
 
-    Raises UNetFileError where a safetensors file is damaged, or where a file of another ending begins as no pickled one does.
+    Raises UNetFileError where the file cannot be read.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SAFETENSORS:
-        _check_pickled(path)
-        return None
-    _, _, shapes, _ = _header(path)
+    shapes = shapes_of(open_any(Path(path)))
     if is_svd_controlnet(shapes):
         return SVDControlNet
     return ControlNeXt if is_controlnext(shapes) else None
 
 
-def _header(path: str | Path):
+def _header(path: str | Path, opener=open_any):
     """(path, the open file, shape of every tensor in it, its metadata)."""
     path = Path(path)
-    file = open_file(path)
-    return path, file, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}
+    file = opener(path)
+    return path, file, shapes_of(file), file.metadata() or {}
 
 
 @contextmanager
@@ -225,83 +214,3 @@ def _check_unscaled(unexpected: list[str]) -> None:
             f"its weights are quantised with scales of their own ({len(scales)} such tensors, {scales[0]}, …); expected "
             f"plain fp32, fp16, bf16 or fp8. Load it with the host's Load Diffusion Model node."
         )
-
-
-def open_file(path: Path, again: str = "Download it again"):
-    """The open safetensors file; raises UNetFileError, which names it, where it is missing, damaged or of another kind.
-
-    `again`: how such a file is to be had anew, for the message.
-    """
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise UNetFileError(f"{path.name}: {what}; expected a .safetensors file with a UNet.")
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise UNetFileError(f"{path.name}: {_explain(path, error, again)}") from None
-
-
-def _explain(path: Path, error: SafetensorError, again: str) -> str:
-    """Why a file is no safetensors file, in words that say what to do."""
-    size, head = path.stat().st_size, _head(path)
-    if head[8:9] == b"{" and _is_cut(path, size):
-        return f"it is cut off ({size:,} bytes found; {error}). {again}."
-    found = _no_model(path, head, again)
-    if found is None and head.startswith(PICKLED):
-        found = "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."
-    return found or f"it is not a safetensors file ({error}). {again}, or choose another file."
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(32)
-
-
-PICKLED = (b"PK\x03", b"\x80")  # how a pickled PyTorch file begins, since PyTorch 1.6 and before
-NO_MODEL = (
-    ((b"<!doc", b"<html", b"<?xml"),
-     "it is a web page, not a model: the download went wrong. Download the {suffix} file itself."),
-    (b"version https://git-lfs", "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."),
-    (b"gguf", "it is a GGUF file; expected safetensors."),
-)
-
-
-def _no_model(path: Path, head: bytes, again: str = "Download it again") -> str | None:
-    """Why a file that begins so is no model, whatever its ending, in words that say what to do; None where it may be one."""
-    if not head:
-        return f"it is empty. {again}."
-    begin = head.lstrip().lower()
-    return next((reason.format(suffix=path.suffix) for mark, reason in NO_MODEL if begin.startswith(mark)), None)
-
-
-def _check_pickled(path: Path) -> None:
-    """Raises UNetFileError where this cannot be a whole pickled PyTorch file, as its first bytes and its size tell."""
-    head = _head(path)
-    reason = _no_model(path, head)
-    if reason is not None:
-        raise UNetFileError(f"{path.name}: {reason}")
-    if not head.startswith(PICKLED):
-        raise unreadable_pickle(path, "it begins as another kind of file")
-    if head.startswith(PICKLED[0]) and not zipfile.is_zipfile(path):
-        raise unreadable_pickle(path, "it is cut off")
-
-
-def unreadable_pickle(path: Path, reason: str) -> UNetFileError:
-    """The error for a pickled PyTorch file that cannot be read; `reason` in a few words."""
-    return UNetFileError(
-        f"{path.name} cannot be read as a PyTorch file ({reason}). Download it again, or take the .safetensors version."
-    )
-
-
-def _is_cut(path: Path, size: int) -> bool:
-    """Does the file end before its header, or the data that the header lists, is over?"""
-    with path.open("rb") as file:
-        (header_size,) = struct.unpack("<Q", file.read(8))
-        if 8 + header_size > size:
-            return True
-        try:
-            header = json.loads(file.read(header_size))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        except (ValueError, TypeError, KeyError):
-            return False
-    return 8 + header_size + max(ends, default=0) > size

@@ -16,6 +16,7 @@ from .config import UNetConfig
 from .detect import UNetFileError, own_head_width, read_encoder
 from .encoder import Builder, Encoder
 from .hooks import Hooks
+from .transformer import SpatialVideoTransformer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -62,6 +63,8 @@ class SVDControlNet(Encoder):
         factory = {"dtype": dtype, "device": device}
         build = Builder(config.encoder, operations, factory)
         super().__init__(config.encoder, build, dtype)
+        if config.temporal:
+            _take_diffusers_eps(self.input_blocks)
         width = config.encoder.model_channels
         self.controlnet_cond_embedding = HintNet(
             config.hint_channels, config.hint_widths, width, operations=operations, factory=factory
@@ -108,6 +111,15 @@ class SVDControlNet(Encoder):
         for layer in self.middle_block:
             h = hooks.layer(layer, h, step, None)
         return [*residuals, self.controlnet_mid_block(h)]
+
+
+def _take_diffusers_eps(input_blocks: nn.ModuleList) -> None:
+    """Before an attention on the way down diffusers' video blocks, in which these nets were trained, normalise with 1e-6."""
+    for block in input_blocks:
+        if isinstance(block[-1], SpatialVideoTransformer):
+            for norm in block[0].modules():
+                if isinstance(norm, nn.GroupNorm):
+                    norm.eps = 1e-6
 
 
 # diffusers' names inside a block, and those of the original, in the order in which they are tried.

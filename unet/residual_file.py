@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .checkpoint import open_file
 from .detect import UNetFileError
+from .files import open_file
 
 NAME = re.compile(r"controls\.(\d+)")
 EXPECTED = "expected controls.0, controls.1, … as Save ControlNet Residuals writes them"

@@ -75,9 +75,9 @@ class FrameControl(comfy.controlnet.ControlBase):
         """
         if self.images is None:
             return
-        numbers = numbers_for(self.node, self.images.shape[0], frames, total, "control images")
+        numbers = [0] if len(self.images) == 1 else numbers_for(self.node, len(self.images), frames, total, "control images")
         shown = numbers, x.shape[2:], videos
-        if self.images.shape[0] == 1 or self.shown == shown:
+        if self.shown == shown:
             return
         if self.shown is not None:
             self.hints.keep(self.inner, *self.shown[:2])

@@ -5,12 +5,11 @@ import re
 from pathlib import Path
 
 import comfy.model_management as management
-from safetensors import safe_open
 
 from ...unet import (
     Checkpoint, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
 )
-from ...unet.checkpoint import SAFETENSORS
+from ...unet.files import open_any, shapes_of
 from .info import hosts_kind, no_controlnet, own_kind, unet_lines
 from .loader import choose_config
 from .memory import needed
@@ -61,10 +60,7 @@ def describe_controlnet_file(path: str) -> list[str]:
 
 def _hosts(file: Path) -> list[str]:
     """The same of a file that is left to the host's loader."""
-    if file.suffix.lower() not in SAFETENSORS:  # pickled: only loading tells
-        return ["What kind it is, is told when it is loaded"]
-    with safe_open(file, framework="pt") as opened:
-        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}
+    shapes = shapes_of(open_any(file))
     kinds = [kind for mark, kind in HOSTS_MARKS if any(re.search(mark, name) for name in shapes)]
     if not kinds:
         raise UNetFileError(no_controlnet(file.name))

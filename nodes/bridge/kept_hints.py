@@ -41,7 +41,7 @@ class KeptHints:
     def give(self, net, numbers: list[int], size: torch.Size, videos: int, device) -> bool:
         """Puts what was made of these images back into `net`, for so many videos; False where some is not there."""
         missing = [number for number in dict.fromkeys(numbers) if not self._has([number], size)]
-        if isinstance(net, PreparesImages) and 0 < len(missing) < len(self.images):  # all at once the net does by itself
+        if isinstance(net, PreparesImages) and 0 < len(missing) < len(numbers):  # all of them the net does by itself
             self._put([net.prepare(self.images[missing], size, device)], missing, size)
         elif missing:
             return False

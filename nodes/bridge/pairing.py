@@ -1,5 +1,8 @@
 """Which ControlNet goes with which model."""
 
+from collections.abc import Sequence
+
+import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.t2i_adapter.adapter
 
@@ -11,15 +14,18 @@ class WrongModelError(ValueError):
 
 
 def check_family(control, model) -> None:
-    """Raises WrongModelError for a control of the host that was made for another family than the BaseModel `model`.
+    """Raises WrongModelError for a control of the host that was made for another network than the BaseModel `model` has.
 
-    The host itself would run it, and end in a matrix product that does not fit, or in noise.
+    The host itself would run it, and end in a matrix product that does not fit, in noise, or without what does not fit.
     """
     kind = _other_kind(control, model.model_config.unet_config)
     if kind is not None:
         raise WrongModelError(
             f"this ControlNet is {kind}, the model is {family(model)}. Load a ControlNet that was trained for this model."
         )
+    if type(control) is comfy.controlnet.ControlNet and isinstance(control.control_model, comfy.cldm.cldm.ControlNet):
+        net = control.control_model
+        check_layout(model, net.model_channels, net.channel_mult, net.num_res_blocks)
 
 
 def check_video(model, kind: str) -> None:
@@ -31,34 +37,54 @@ def check_video(model, kind: str) -> None:
         )
 
 
+def check_layout(model, model_channels: int, channel_mult: Sequence[int], num_res_blocks: Sequence[int]) -> None:
+    """Raises WrongModelError where the BaseModel `model` has other levels or widths than a ControlNet with these."""
+    config = model.model_config.unet_config
+    found = _layout(model_channels, channel_mult, num_res_blocks)
+    expected = _layout(config["model_channels"], config["channel_mult"], config["num_res_blocks"])
+    if found != expected:
+        raise WrongModelError(
+            f"this ControlNet is for a UNet with {found}, the model has {expected}. Load the UNet that it was trained with, or "
+            f"a ControlNet that was trained for this one."
+        )
+
+
+def _layout(model_channels, channel_mult, num_res_blocks):
+    return f"channels {[model_channels * mult for mult in channel_mult]} in {list(num_res_blocks)} blocks"
+
+
 def family(model) -> str:
     """What a BaseModel is, with the host's name of its class."""
+    return f"{family_name(model)} ({type(model).__name__})"
+
+
+def family_name(model) -> str:
+    """What a BaseModel is."""
     config = model.model_config.unet_config
     width = config.get("context_dim")
     if width == 1024:
-        name = "Stable Video Diffusion" if config.get("use_temporal_attention") else "Stable Diffusion 2"
-    else:
-        name = CONTEXT_WIDTHS.get(width, "of another family" if width is None else f"of context width {width}")
-    return f"{name} ({type(model).__name__})"
+        return "Stable Video Diffusion" if config.get("use_temporal_attention") else "Stable Diffusion 2"
+    return CONTEXT_WIDTHS.get(width, "of another family" if width is None else f"of context width {width}")
 
 
 def _other_kind(control, config: dict) -> str | None:
     """What a control of the host is, where it is not for the UNet of this config (or None)."""
     width, temporal = config.get("context_dim"), config.get("use_temporal_attention")
     if isinstance(control, comfy.controlnet.T2IAdapter):
-        return _other_adapter(control.t2i_model, width, temporal)
+        return _other_adapter(control.t2i_model, width, temporal, config.get("num_res_blocks", ()))
     if isinstance(control, comfy.controlnet.ControlLora) and temporal:
         return "a ControlLoRA, which completes itself from the UNet of an image model"
     found = context_width(control)
     return None if found in (None, width) else f"for {CONTEXT_WIDTHS.get(found, f'context width {found}')}"
 
 
-def _other_adapter(adapter, width, temporal):
-    """A T2I-Adapter attends to nothing, but its layout is SDXL's or that of SD 1 (and 2)."""
+def _other_adapter(adapter, width, temporal, num_res_blocks):
+    """A T2I-Adapter attends to nothing, but its layout is SDXL's or that of SD 1 (and 2), which have two blocks a level."""
+    whole = set(num_res_blocks) == {2}
     if isinstance(adapter, comfy.t2i_adapter.adapter.Adapter) and adapter.xl:
-        return None if width == 2048 else "a T2I-Adapter for SDXL"
+        return None if width == 2048 and whole else "a T2I-Adapter for SDXL"
     kinds = comfy.t2i_adapter.adapter.Adapter, comfy.t2i_adapter.adapter.Adapter_light
-    if isinstance(adapter, kinds) and (temporal or width not in (768, 1024)):
+    if isinstance(adapter, kinds) and (temporal or width not in (768, 1024) or not whole):
         return "a T2I-Adapter for Stable Diffusion 1"
     return None
 

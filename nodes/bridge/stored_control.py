@@ -1,12 +1,39 @@
 """Residuals that are there already, as a CONTROL_NET of the host: no net runs, they are added at every step."""
 
+from collections.abc import Sequence
+
 import comfy.controlnet
+import comfy.model_management as management
+import torch
 
 from ...unet import ControlResiduals, residual_shapes
 from .control import frames_of
 from .frame_weights import numbers_for
+from .pairing import family, family_name
 
 NODE = "Apply ControlNet Residuals"
+
+
+def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlResiduals:
+    """What came in by a CONTROL_RESIDUALS input: ours, or another node's plain list of tensors [frames, c, h, w].
+
+    Raises ValueError where it is neither, or where the tensors have not the same number of frames.
+    """
+    if isinstance(value, ControlResiduals):
+        return value
+    tensors = isinstance(value, (list, tuple)) and value and all(isinstance(control, torch.Tensor) for control in value)
+    if not tensors:
+        raise ValueError(
+            f"{NODE}: residuals is {type(value).__name__}, expected what Compute or Load ControlNet Residuals give, or a list of "
+            f"tensors: one for each input block of the UNet, then that of its middle block."
+        )
+    for number, control in enumerate(value):
+        if control.ndim != 4 or control.shape[0] != value[0].shape[0]:
+            raise ValueError(
+                f"{NODE}: residual controls.{number} has shape {list(control.shape)}, expected [frames, channels, height, width] "
+                f"with as many frames as controls.0. Correct the node that makes the residuals."
+            )
+    return ControlResiduals(tuple(value))
 
 
 class StoredControl(comfy.controlnet.ControlBase):
@@ -24,11 +51,18 @@ class StoredControl(comfy.controlnet.ControlBase):
 
     def _forget(self):
         self.config = None  # of the UNet, in the host's terms
+        self.dtype = None  # that it computes in
         self.ready = None  # (frames, videos, device) and what was made for them
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        self.config = model.model_config.unet_config
+        self.config, self.dtype = model.model_config.unet_config, model.get_dtype_inference()
+        made_for = self.residuals.about.get("family")
+        if made_for not in (None, family_name(model)):
+            raise ValueError(
+                f"{NODE}: the residuals were made for {made_for}, the model is {family(model)}. Compute them with this model, or "
+                f"load the one that they were made for."
+            )
         if "channel_mult" not in self.config:
             raise ValueError(
                 f"{NODE}: the residuals are for a UNet, the model is {type(model).__name__}. Use one of Stable Diffusion 1, "
@@ -38,7 +72,7 @@ class StoredControl(comfy.controlnet.ControlBase):
         if count != expected:
             raise ValueError(
                 f"{NODE}: found {count} residuals, expected {expected} ({expected - 1} for the input blocks of "
-                f"{type(model).__name__} and 1 for its middle block). Use residuals that were made for this model."
+                f"{family(model)} and 1 for its middle block). Use residuals that were made for this model."
             )
         self._check([(shape[0],) for shape in self._expected(1, 1)], "channels")
 
@@ -57,9 +91,9 @@ class StoredControl(comfy.controlnet.ControlBase):
 
     def _rows(self, control, numbers, videos, device):
         """control [frames, c, h, w] of these frames times the strength, for every video in the batch; a new tensor."""
-        if control.shape[0] == 1:
-            return (control.to(device) * self.strength).expand(videos * len(numbers), -1, -1, -1)
-        return (control[numbers].to(device) * self.strength).repeat(videos, 1, 1, 1)
+        control = control if control.shape[0] == 1 else control[numbers]
+        scaled = (control.to(device, torch.float32) * self.strength).to(self.dtype)
+        return scaled.expand(videos * len(numbers), -1, -1, -1) if len(scaled) == 1 else scaled.repeat(videos, 1, 1, 1)
 
     def _expected(self, height, width):
         config = self.config
@@ -77,7 +111,7 @@ class StoredControl(comfy.controlnet.ControlBase):
 
     def inference_memory_requirements(self, dtype):
         rows = 1 if self.residuals.frames == 1 else 2  # times the frames: the conditioned and the unconditioned half
-        ready = rows * sum(control.nbytes for control in self.residuals.controls)
+        ready = rows * management.dtype_size(dtype) * sum(control.numel() for control in self.residuals.controls)
         return super().inference_memory_requirements(dtype) + ready
 
     def cleanup(self):

@@ -16,7 +16,7 @@ from ...unet.chunks import by_rows
 from .hooks import HostHooks
 from .kept_hints import PreparesImages
 from .memory import BUDGETS, runs_one_by_one, within_memory
-from .pairing import WrongModelError, check_video
+from .pairing import WrongModelError, check_layout, check_video
 from .windows import LONGEST
 
 
@@ -58,12 +58,6 @@ def _dtypes(opened: ControlNetFile):
     return dtype, management.unet_manual_cast(dtype, management.get_torch_device())
 
 
-def _layout(config: dict) -> str:
-    """What a ControlNet and its UNet must have alike, in words; of a config of ours, or of the host's."""
-    widths = [config["model_channels"] * mult for mult in config["channel_mult"]]
-    return f"channels {widths} in {list(config['num_res_blocks'])} blocks"
-
-
 class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
     """One use of an SVD ControlNet.
 
@@ -79,11 +73,12 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
         check_video(model, "ControlNet")
-        found, expected = _layout(vars(self._config)), _layout(model.model_config.unet_config)
-        if found != expected:
+        config, expected = self._config, model.model_config.unet_config["adm_in_channels"]
+        check_layout(model, config.model_channels, config.channel_mult, config.num_res_blocks)
+        if config.adm_channels not in (None, expected):
             raise WrongModelError(
-                f"this SVD ControlNet is for a UNet with {found}, the model has {expected}. Load the SVD UNet that it was "
-                f"trained with, or a ControlNet that was trained for this one."
+                f"this ControlNet takes a motion vector of width {config.adm_channels}, the model one of {expected}. Load the "
+                f"SVD UNet that it was trained with."
             )
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):

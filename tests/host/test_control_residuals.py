@@ -199,7 +199,9 @@ def test_a_multigpu_clone_gives_the_same(pairs, apply, residuals):
 def test_the_host_is_told_what_they_take(pairs, apply, residuals):
     stored = residuals("svd")
     control = apply(prompts(pairs("svd").config), stored)[0][0][1]["control"]
-    assert control.inference_memory_requirements(torch.float16) == 2 * sum(control.nbytes for control in stored.controls)
+    numbers = sum(control.numel() for control in stored.controls)
+    assert control.inference_memory_requirements(torch.float16) == 2 * 2 * numbers  # both halves, in the UNet's dtype
+    assert control.inference_memory_requirements(torch.float32) == 2 * 4 * numbers
 
 
 # what does not fit

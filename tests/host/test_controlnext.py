@@ -311,6 +311,18 @@ def test_info_tells_what_it_is_and_how_it_acts(node, folder, version, words):
     assert f"pose_v{version}.safetensors" in info and "M parameters" in info
 
 
+@pytest.mark.parametrize("version", WIDTHS)
+def test_pickled_as_its_authors_publish_it(pair, nets, node, pack, ours, folder, version):
+    torch.save(controlnexts.tensors(version, WIDTHS[version]), folder / "controlnet.bin")
+    net, info = node("TemporalUNetControlNetLoader").execute("controlnet.bin").result
+    assert f"ControlNeXt-SVD v{version}" in info and "controlnet.bin" in info
+    told = pack("nodes.bridge.file_info").describe_controlnet_file(str(folder / "controlnet.bin"))
+    assert told[:-1] == info.splitlines()[:-1] and told[-1].startswith("controlnet.bin, ")  # and its size
+    conds, images = prompts(pair.config), hints(3)
+    expected = run(pair.ours, ours(conds, nets(version), images))
+    assert relative_error(run(pair.ours, ours(conds, net, images)), expected) <= 1e-5  # mapped tensors lie elsewhere
+
+
 def test_a_damaged_file_is_one_clear_error(node, folder):
     tensors = {name: value for name, value in controlnexts.tensors(2).items() if not name.startswith("mid_convs.1")}
     save_file(tensors, folder / "damaged.safetensors")

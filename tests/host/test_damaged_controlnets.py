@@ -89,6 +89,9 @@ def test_a_damaged_pickle_is_an_error_without_pytorchs_advice(node, pack, folder
         node(LOADER).execute("damaged.bin")
     assert reason in str(error.value) and str(error.value).endswith(AGAIN), str(error.value)
     assert "weights_only" not in str(error.value) and len(str(error.value)) < 200
+    with pytest.raises(pack("unet").UNetFileError) as told:
+        pack("nodes.bridge.file_info").describe_controlnet_file(str(folder / "damaged.bin"))
+    assert str(told.value) == str(error.value)
 
 
 OTHERS = {
@@ -106,13 +109,14 @@ def test_a_pickle_of_something_else_holds_no_controlnet(node, folder, name):
 
 
 @pytest.mark.parametrize("save", [torch.save, old])
-def test_a_whole_pickle_is_loaded_as_the_host_loads_it(node, folder, adapter, save):
+def test_a_whole_pickle_is_loaded_as_the_host_loads_it(node, pack, folder, adapter, save):
     save(adapter, folder / "whole.pth")
     control, info = node(LOADER).execute("whole.pth").result
     expected = comfy.controlnet.load_controlnet(str(folder / "whole.pth")).t2i_model.state_dict()
     found = control.t2i_model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert "T2IAdapter" in info and "whole.pth" in info
+    assert pack("nodes.bridge.file_info").describe_controlnet_file(str(folder / "whole.pth"))[0] == "T2IAdapter"
 
 
 def test_a_fault_of_the_hosts_that_is_none_of_the_file_stays_as_it_is(node, folder, adapter):

@@ -131,7 +131,7 @@ def test_a_net_of_another_svd_is_refused_before_any_network_runs(pack, pairs, no
     model, apply = getattr(pair, model), node("ControlNetApplyAdvanced" if model == "host" else "TemporalUNetApplyControlNetResiduals")
     names = "" if model is pair.host else "Apply ControlNet Residuals: "
     handles = [n.register_forward_pre_hook(lambda module, args: calls.append(1)) for n in (net, model.model.diffusion_model)]
-    with pytest.raises(ValueError, match=f"^{names}this SVD ControlNet is for a UNet with .* Load the SVD UNet that it was trained with") as error:
+    with pytest.raises(ValueError, match=f"^{names}this ControlNet is for a UNet with .* Load the UNet that it was trained with") as error:
         sample(model, *run_node(apply, *prompts(pair.config), control, hints(FRAMES), 1.0, 0.0, 1.0), frames=FRAMES)
     for handle in handles:
         handle.remove()

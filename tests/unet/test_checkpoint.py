@@ -213,7 +213,7 @@ def test_a_pickled_controlnet_is_looked_at_before_it_is_left_to_the_host(content
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_a_whole_pickle_is_left_to_the_host(new, tmp_path):
+def test_a_pickle_of_no_network_of_ours_is_left_to_the_host(new, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
     assert find_controlnet(tmp_path / "a.pth") is None
 

@@ -52,29 +52,26 @@ def file(tensors, tmp_path):
     return tmp_path / "depth.safetensors"
 
 
-def load(file):
+def load(file, dtype=None):
     opened = open_controlnet(file)
-    net = SVDControlNet(opened.config)
+    net = SVDControlNet(opened.config, dtype=dtype)
     net.load_state_dict(opened.state_dict())
     return net.requires_grad_(False).eval()
 
 
 def reference(tensors, call, ids, hint, frames):
-    """ControlNetSDVModel.forward, written out with diffusers' own blocks."""
+    """ControlNetSDVModel.forward in fp64, written out with diffusers' own blocks."""
     net = diffusers.UNetSpatioTemporalConditionModel(
         block_out_channels=(64, 128, 256, 256), num_attention_heads=(1, 2, 4, 4), in_channels=8, out_channels=4,
         addition_time_embed_dim=256, projection_class_embeddings_input_dim=768, cross_attention_dim=1024,
         layers_per_block=2,
-    ).requires_grad_(False)
+    ).double().requires_grad_(False)
     own = {name: value for name, value in tensors.items() if not name.startswith("controlnet_")}
     missing, unexpected = net.load_state_dict(own, strict=False)
     assert not unexpected and all(re.match("up_blocks|conv_norm_out|conv_out", name) for name in missing)
-    for name, module in net.named_modules():
-        if isinstance(module, torch.nn.GroupNorm) and ".resnets." in name:
-            module.eps = 1e-5
     videos = ids.shape[0]
-    emb = net.time_embedding(net.time_proj(call["timesteps"][::frames]))
-    emb = emb + net.add_embedding(net.add_time_proj(ids.flatten()).reshape(videos, -1))
+    emb = net.time_embedding(net.time_proj(call["timesteps"][::frames]).double())
+    emb = emb + net.add_embedding(net.add_time_proj(ids.flatten()).reshape(videos, -1).double())
     emb = emb.repeat_interleave(frames, dim=0)
     context = call["context"]
     image_only = torch.zeros(videos, frames)
@@ -102,13 +99,16 @@ def test_residuals_equal_diffusers(file, tensors, frames):
     call["context"] = call["context"][::frames].repeat_interleave(frames, dim=0)
     ids = torch.tensor([[5.0, 128.0, 0.02], [24.0, 30.0, 0.5]])
     y = torch.stack([torch.cat([formulas.sinusoids(float(number), 256) for number in row]) for row in ids])
-    call["y"] = y.float().repeat_interleave(frames, dim=0)
-    hint = torch.rand(2 * frames, 3, 64, 64) * 2 - 1
-    expected = reference(tensors, call, ids, hint, frames)
-    net = load(file)
-    ours = net(call.pop("x"), net.embed_hint(hint), **call, num_frames=frames)
-    assert len(ours) == len(expected) == 13
-    assert max(relative_error(a, b) for a, b in zip(ours, expected)) <= 1e-5
+    call["y"] = y.repeat_interleave(frames, dim=0)
+    call = {name: value.double() for name, value in call.items()}
+    hint = torch.rand(2 * frames, 3, 64, 64, dtype=torch.float64) * 2 - 1
+    expected = reference({name: value.double() for name, value in tensors.items()}, call, ids, hint, frames)
+    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-5)):  # the sinusoids are fp32 in both
+        net = load(file, dtype)
+        same = {name: value.to(dtype) for name, value in call.items()}
+        ours = net(same.pop("x"), net.embed_hint(hint.to(dtype)), **same, num_frames=frames)
+        assert len(ours) == len(expected) == 13
+        assert max(relative_error(a, b) for a, b in zip(ours, expected)) <= bound
 
 
 def test_residuals_fit_the_unet_and_steer_it(file):

@@ -1,0 +1,66 @@
+"""Pickled files beside safetensors: the same networks are found in both, and the same numbers."""
+
+import controlnexts
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_controlnet import public_tensors
+from unet import ControlNeXt, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext
+from unet.files import open_any, shapes_of
+
+NETS = {  # name -> (tensors, network, opener)
+    "SVD ControlNet": (public_tensors, SVDControlNet, open_controlnet),
+    "ControlNeXt v1": (lambda: controlnexts.tensors(1), ControlNeXt, open_controlnext),
+    "ControlNeXt v2": (lambda: controlnexts.tensors(2), ControlNeXt, open_controlnext),
+}
+WAYS = {  # how a file may have been pickled
+    "now": torch.save,
+    "before 1.6": lambda tensors, path: torch.save(tensors, path, _use_new_zipfile_serialization=False),
+    "as a state dict": lambda tensors, path: torch.save({"epoch": 3, "state_dict": tensors}, path),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NETS)
+def test_a_pickled_net_is_the_same_as_in_safetensors(name, way, tmp_path):
+    make, network, opener = NETS[name]
+    tensors = {key: value.half().contiguous() for key, value in make().items()}
+    save_file(tensors, tmp_path / "net.safetensors")
+    WAYS[way](tensors, tmp_path / "controlnet.bin")
+    assert find_controlnet(tmp_path / "controlnet.bin") is network
+    pickled, expected = opener(tmp_path / "controlnet.bin"), opener(tmp_path / "net.safetensors")
+    assert (pickled.config, pickled.parameters, pickled.dtype()) == (expected.config, expected.parameters, torch.float16)
+    found, wanted = pickled.state_dict(), expected.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_pickled_net_that_lacks_a_tensor_is_refused_by_name(tmp_path):
+    tensors = public_tensors()
+    del tensors["conv_in.bias"]
+    torch.save(tensors, tmp_path / "depth.bin")
+    with pytest.raises(UNetFileError, match="^depth.bin: .*1 missing .input_blocks.0.0.bias"):
+        open_controlnet(tmp_path / "depth.bin")
+
+
+@pytest.mark.parametrize("found", [[1, 2], torch.zeros(2), None, {}, {1: torch.zeros(2)}, {"state_dict": [1]}, {"a": 1}])
+def test_what_is_no_tensor_under_a_name_does_not_count(found, tmp_path):
+    torch.save(found, tmp_path / "other.pt")
+    assert shapes_of(open_any(tmp_path / "other.pt")) == {}
+    assert find_controlnet(tmp_path / "other.pt") is None
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    torch.save({"a": torch.zeros(2), "b": Runs()}, tmp_path / "hostile.bin")
+    with pytest.raises(UNetFileError, match="^hostile.bin cannot be read as a PyTorch file .*Python objects"):
+        find_controlnet(tmp_path / "hostile.bin")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickled_unet_is_still_refused(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "unet.ckpt")
+    with pytest.raises(UNetFileError, match="unet.ckpt: it is a pickled PyTorch file"):
+        open_checkpoint(tmp_path / "unet.ckpt")
