@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from .config import Family, UNetConfig
-from .controlnet import ControlNetConfig, SVDControlNet, is_svd_controlnet, original_names, read_controlnet_config
+from .controlnet import (
+    ControlNetConfig, SVDControlNet, head_width_beside, is_svd_controlnet, original_names, read_controlnet_config,
+)
 from .controlnext import ControlNeXt, ControlNeXtConfig, controlnext_names, is_controlnext, read_controlnext_config
 from .detect import UNetFileError, detect
 from .files import DTYPES, open_any, open_file, shapes_of
@@ -104,7 +106,8 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
         if not is_svd_controlnet(shapes):
             raise UNetFileError("it holds no SVD ControlNet (expected controlnet_mid_block.* and down_blocks.*).")
         names = original_names(shapes)
-        config = read_controlnet_config({name: shapes[on_disk] for name, on_disk in names.items()}, metadata)
+        told = {**head_width_beside(path), **metadata}
+        config = read_controlnet_config({name: shapes[on_disk] for name, on_disk in names.items()}, told)
         names, unexpected = _account(names, shapes, expected_shapes(config, SVDControlNet), "ControlNet")
     return ControlNetFile(
         path=path, config=config, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected, file=file

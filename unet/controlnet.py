@@ -4,16 +4,18 @@ Source: CiaraRowles' svd-temporal-controlnet (diffusers' class ControlNetSDVMode
 files are in the layout of hers.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .config import UNetConfig
-from .detect import UNetFileError, own_head_width, read_encoder
+from .detect import HEAD_CHANNELS, UNetFileError, own_head_width, read_encoder
 from .encoder import Builder, Encoder
 from .hooks import Hooks
 from .transformer import SpatialVideoTransformer
@@ -219,3 +221,29 @@ def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = 
     while f"{hint}blocks.{2 * len(widths) - 1}.weight" in shapes:
         widths.append(shapes[f"{hint}blocks.{2 * len(widths) - 1}.weight"][0])
     return ControlNetConfig(encoder, channels, tuple(widths))
+
+
+def head_width_beside(path: Path) -> dict[str, str]:
+    """As a file's metadata would tell it, the width of attention heads that diffusers' `config.json` beside `path` tells.
+
+    Empty where there is none, or one of another network. Raises UNetFileError where levels have heads of unlike widths.
+    """
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        return {}
+    try:
+        config = json.loads(beside.read_text(encoding="utf-8"))
+        known = config["_class_name"].startswith("ControlNetSDV")
+        heads, widths = config["num_attention_heads"], config["block_out_channels"]
+        heads = [heads] * len(widths) if isinstance(heads, int) else heads
+        found = {width // count for width, count in zip(widths, heads, strict=True)}
+    except (ValueError, TypeError, LookupError, ZeroDivisionError):  # of something else
+        return {}
+    if not known:
+        return {}
+    if len(found) > 1:
+        raise UNetFileError(
+            f"config.json beside it counts {heads} heads for channels {widths}: heads of widths {sorted(found)}, expected one "
+            f"width in all levels (64 in SVD's own). Such a net cannot be loaded here."
+        )
+    return {HEAD_CHANNELS: str(*found)}

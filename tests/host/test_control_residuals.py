@@ -224,6 +224,48 @@ def test_those_of_another_model_are_refused_before_the_network_runs(pairs, apply
     assert all(word in str(error.value) for word in words) and not calls
 
 
+@pytest.mark.parametrize("other", ["sd2", "svd"])
+def test_computed_ones_know_their_family(pairs, compute, apply, nets, other):
+    """These fit by count and widths: a run of SD 1's on another family would be spoilt without a word."""
+    made = compute(pairs("sd1").ours, nets("sd1"), prompts(SMALL["sd1"])[0], hints(1))
+    patched, calls = recorded(pairs(other).ours)
+    with pytest.raises(ValueError, match="^Apply ControlNet Residuals: the residuals were made for Stable Diffusion 1, the model is Stable"):
+        sample(patched, *apply(prompts(SMALL[other]), made))
+    assert not calls
+    assert torch.isfinite(sample(pairs("sd1").ours, *apply(prompts(SMALL["sd1"]), made))).all()
+
+
+def test_a_plain_list_of_tensors_is_taken(pairs, apply, residuals):
+    stored = residuals("svd")
+    conds = prompts(SMALL["svd"])
+    expected = sample(pairs("svd").ours, *apply(conds, stored))
+    for plain in (list(stored.controls), stored.controls):
+        assert torch.equal(sample(pairs("svd").ours, *apply(conds, plain)), expected)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda controls: {"output": controls}, "residuals is dict, expected what Compute or Load"),
+    (lambda controls: [], "residuals is list, expected what Compute or Load"),
+    (lambda controls: [*controls[:3], None, *controls[4:]], "residuals is list, expected what Compute or Load"),
+    (lambda controls: [*controls[:3], controls[3][:1], *controls[4:]], r"controls.3 has shape .1, .*as many frames as controls.0"),
+    (lambda controls: [*controls[:3], controls[3][0], *controls[4:]], r"controls.3 has shape .*expected .frames, channels, height, width"),
+])
+def test_what_is_no_list_of_residuals_is_refused(apply, residuals, spoil, words):
+    with pytest.raises(ValueError, match=f"^Apply ControlNet Residuals: .*{words}"):
+        apply(prompts(SMALL["svd"]), spoil(list(residuals("svd").controls)))
+
+
+def test_the_strength_multiplies_in_fp32(pairs, apply, residuals, pack):
+    """10 times 20000 is more than fp16 can hold; the UNet here computes in fp32."""
+    large = [20000 + control for control in residuals("svd").controls]
+    halves = pack("unet").ControlResiduals(tuple(control.half() for control in large))
+    control = apply(prompts(SMALL["svd"]), halves, strength=10.0)[0][0][1]["control"]
+    x = torch.randn(2 * FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    given = residuals_of(control, pairs("svd"), x)
+    for row, control in zip([*given["output"], *given["middle"]], halves.controls):
+        assert torch.equal(row[:FRAMES], control.float() * 10)
+
+
 def test_the_first_that_differs_is_named(pairs, apply, residuals, pack):
     stored = list(residuals("svd").controls)
     patched, calls = recorded(pairs("svd").ours)

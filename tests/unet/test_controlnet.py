@@ -1,5 +1,6 @@
 """Our SVD ControlNet against diffusers' blocks put together by ControlNetSDVModel's formulas, from one file."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -109,6 +110,26 @@ def test_residuals_equal_diffusers(file, tensors, frames):
         ours = net(same.pop("x"), net.embed_hint(hint.to(dtype)), **same, num_frames=frames)
         assert len(ours) == len(expected) == 13
         assert max(relative_error(a, b) for a, b in zip(ours, expected)) <= bound
+
+
+BESIDE = {"_class_name": "ControlNetSDVModel", "block_out_channels": [64, 128, 256, 256]}
+
+
+@pytest.mark.parametrize("config, width", [
+    ({"num_attention_heads": [2, 4, 8, 8]}, 32), ({"num_attention_heads": [1, 2, 4, 4]}, 64), ({}, 64),
+    ({"num_attention_heads": [2, 4, 8, 8], "_class_name": "ControlNetModel"}, 64), ({"num_attention_heads": [2, 4]}, 64),
+    ([1], 64), ("{", 64),
+])
+def test_the_head_width_is_read_from_the_config_beside_the_file(file, config, width):
+    text = config if isinstance(config, str) else json.dumps({**BESIDE, **config} if isinstance(config, dict) else config)
+    file.with_name("config.json").write_text(text)
+    assert open_controlnet(file).config.encoder.head_channels == width
+
+
+def test_heads_of_unlike_widths_are_refused(file):
+    file.with_name("config.json").write_text(json.dumps({**BESIDE, "num_attention_heads": [1, 2, 2, 4]}))
+    with pytest.raises(UNetFileError, match=r"^depth.safetensors: config.json beside it counts .* widths \[64, 128\], expected one"):
+        open_controlnet(file)
 
 
 def test_residuals_fit_the_unet_and_steer_it(file):
