@@ -1,12 +1,15 @@
 """Load ControlNet: a file of any ControlNet of the family to a CONTROL_NET."""
 
+from pathlib import Path
+
 import folder_paths
 from comfy_api.latest import io
 
 from ..unet import ControlNeXt, SVDControlNet, find_controlnet
 from .bridge.controlnext import load_controlnext
+from .bridge.file_info import describe_controlnet_file
 from .bridge.hosts_controlnet import load_hosts_controlnet
-from .bridge.info import describe_controlnet, no_controlnet
+from .bridge.info import no_controlnet
 from .bridge.svd_control import load_svd_controlnet
 
 NODE = "Load ControlNet (SVD and all)"
@@ -44,5 +47,5 @@ class LoadControlNet(io.ComfyNode):
         else:
             control = load_hosts_controlnet(path)
         if control is None:
-            raise ValueError(no_controlnet(control_net_name))
-        return io.NodeOutput(control, describe_controlnet(control, control_net_name))
+            raise ValueError(no_controlnet(Path(path)))
+        return io.NodeOutput(control, "\n".join(describe_controlnet_file(path, control)))

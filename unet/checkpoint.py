@@ -15,7 +15,7 @@ from .controlnet import (
 )
 from .controlnext import ControlNeXt, ControlNeXtConfig, controlnext_names, is_controlnext, read_controlnext_config
 from .detect import UNetFileError, detect
-from .files import DTYPES, open_any, open_file, shapes_of
+from .files import main_dtype, open_any, open_file, shapes_of
 from .model import UNetModel
 
 
@@ -40,11 +40,7 @@ class NetworkFile:
 
     def dtype(self) -> torch.dtype:
         """The dtype that most of the network's numbers have in the file."""
-        counts: dict[torch.dtype, int] = {}
-        for on_disk in self.names.values():
-            dtype = DTYPES.get(self.file.get_slice(on_disk).get_dtype(), torch.float32)
-            counts[dtype] = counts.get(dtype, 0) + torch.Size(self.shapes[on_disk]).numel()
-        return max(counts, key=counts.get)
+        return main_dtype(self.file, {on_disk: self.shapes[on_disk] for on_disk in self.names.values()})
 
     def state_dict(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """The network's tensors under its own key names, as `dtype` (None = as in the file).

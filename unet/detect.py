@@ -19,8 +19,10 @@ class UNetFileError(ValueError):
 LORA = r"\blora_(up|down|A|B)\b|^lora_unet_"
 
 # What people mistake for a UNet: a mark in the tensors' names, what it is, where it belongs.
+CONTROLNET = "a ControlNet"
 OTHER_KINDS = (
-    (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", "a ControlNet", "Load it with a ControlNet loader."),
+    (LORA, "a LoRA", "Load it with a LoRA loader, on top of a UNet."),
+    (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", CONTROLNET, "Load it with a ControlNet loader."),
     (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes beside it."),
     (r"^(double_blocks|joint_blocks|model\.diffusion_model\.(double|joint)_blocks)\.|\bdouble_stream", "a transformer (DiT)",
      "Load it with the host's Load Diffusion Model node."),
@@ -49,12 +51,9 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[U
 
 def find_prefix(names: Collection[str]) -> str:
     """What stands before the UNet's own key names in this file."""
-    if any(re.search(LORA, name) for name in names):
-        raise UNetFileError("it holds a LoRA, not a UNet. Load it with a LoRA loader, on top of a UNet.")
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix + "input_blocks.") for name in names):
-            if any(name.startswith(prefix + "output_blocks.") for name in names):
-                return prefix
+    prefix = _unet_prefix(names)
+    if prefix is not None:
+        return prefix
     for pattern, kind, advice in OTHER_KINDS:
         if any(re.search(pattern, name) for name in names):
             raise UNetFileError(f"it holds {kind}, not a UNet. {advice}")
@@ -63,6 +62,22 @@ def find_prefix(names: Collection[str]) -> str:
         f"it holds no UNet of this family (found {len(names)} tensors{some}; expected input_blocks.* and "
         f"output_blocks.*). Supported: {supported()}."
     )
+
+
+def _unet_prefix(names):
+    if not any(re.search(LORA, name) for name in names):
+        for prefix in PREFIXES:
+            if all(any(name.startswith(prefix + blocks) for name in names) for blocks in ("input_blocks.", "output_blocks.")):
+                return prefix
+    return None
+
+
+def other_kind(names: Collection[str]) -> tuple[str, str] | None:
+    """What a file that holds no ControlNet is, and where it belongs; None where that cannot be told."""
+    if _unet_prefix(names) is not None:
+        return "a UNet", "Load it with Load UNet, or its checkpoint with the loader of checkpoints."
+    kinds = [kind for kind in OTHER_KINDS if kind[1] != CONTROLNET]
+    return next(((kind, advice) for mark, kind, advice in kinds if any(re.search(mark, name) for name in names)), None)
 
 
 def canonical_names(names: Collection[str]) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Opening files of weights, safetensors or pickled, and saying in words why one cannot be read."""
 
 import json
+import math
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +29,15 @@ def open_any(path: Path):
 def shapes_of(file) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in an open file; reads its header only."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
+def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
+    """The dtype that most of the numbers in these tensors have."""
+    counts: dict[torch.dtype, int] = {}
+    for name, shape in shapes.items():
+        dtype = DTYPES.get(file.get_slice(name).get_dtype(), torch.float32)
+        counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
+    return max(counts, key=counts.get)
 
 
 class PickledFile:

@@ -13,6 +13,7 @@ from ...unet.controlnext import join
 from .control import WeighsItself
 from .memory import BUDGETS
 from .pairing import WrongModelError, check_video
+from .svd_control import control_dtypes
 
 AFTER_SKIP = "input_block_patch_after_skip"  # both hosts' UNet and ours ask it what a block's result shall become
 UNCONDITIONED = 1  # in the host's `cond_or_uncond`
@@ -21,14 +22,12 @@ UNCONDITIONED = 1  # in the host's `cond_or_uncond`
 def load_controlnext(path: str) -> "ControlNeXtControl":
     """The ControlNeXt in the file `path`, under the host's device management; raises UNetFileError."""
     opened = open_controlnext(path)
-    device = management.get_torch_device()
-    dtype = management.unet_dtype(model_params=opened.parameters, weight_dtype=opened.dtype())
-    compute = management.unet_manual_cast(dtype, device)
+    dtype, compute = control_dtypes(opened)
     operations = comfy.ops.pick_operations(dtype, compute)
     net = ControlNeXt(opened.config, operations=operations, dtype=dtype, device="meta")
     net.load_state_dict(opened.state_dict(dtype), assign=True)
     net.requires_grad_(False).eval()
-    return ControlNeXtControl(net, load_device=device, manual_cast_dtype=compute)
+    return ControlNeXtControl(net, load_device=management.get_torch_device(), manual_cast_dtype=compute)
 
 
 @dataclass(eq=False)

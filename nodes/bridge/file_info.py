@@ -9,10 +9,11 @@ import comfy.model_management as management
 from ...unet import (
     Checkpoint, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
 )
-from ...unet.files import open_any, shapes_of
-from .info import hosts_kind, no_controlnet, own_kind, unet_lines
+from ...unet.files import main_dtype, open_any, shapes_of
+from .info import hosts_kind, memory_line, no_controlnet, own_kind, parameters_line, unet_lines
 from .loader import choose_config
 from .memory import needed
+from .svd_control import control_dtypes
 from .windows import trained_length, window_length
 
 
@@ -48,28 +49,34 @@ HOSTS_MARKS = (
 )
 
 
-def describe_controlnet_file(path: str) -> list[str]:
-    """What `describe_controlnet` says of the file, and its size; raises UNetFileError where it holds none that can be used."""
+def describe_controlnet_file(path: str, control=None) -> list[str]:
+    """What kind of ControlNet the file holds, how it acts, its numbers and size; `control`: what the host made of it, if it has.
+
+    Raises UNetFileError where it holds none that can be used.
+    """
     network, file = find_controlnet(path), Path(path)
     name = f"{file.name}, {_size(file.stat().st_size)}"
     if network is None:
-        return [*_hosts(file), name]
+        return [*_hosts(file, control), name]
     opened = open_controlnet(path) if network is SVDControlNet else open_controlnext(path)
-    return [*own_kind(opened.config), _millions(opened.parameters), name]
+    dtype, compute = control_dtypes(opened)
+    memory = opened.parameters * management.dtype_size(dtype)
+    return [*own_kind(opened.config), parameters_line(opened.parameters, dtype, compute or dtype), name, memory_line(memory)]
 
 
-def _hosts(file: Path) -> list[str]:
-    """The same of a file that is left to the host's loader."""
-    shapes = shapes_of(open_any(file))
+def _hosts(file: Path, control) -> list[str]:
+    """The same of a file that is left to the host's loader, which alone knows what dtype it takes."""
+    opened = open_any(file)
+    shapes = shapes_of(opened)
     kinds = [kind for mark, kind in HOSTS_MARKS if any(re.search(mark, name) for name in shapes)]
+    if control is not None:
+        kinds = [type(control).__name__]
     if not kinds:
-        raise UNetFileError(no_controlnet(file.name))
+        raise UNetFileError(no_controlnet(file))
     widths = [shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k.weight", "attn2.to_k.down"))]
-    return [*hosts_kind(kinds[0], widths[0] if widths else None), _millions(sum(map(math.prod, shapes.values())))]
-
-
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.1f} M parameters"
+    dtype = main_dtype(opened, shapes)
+    numbers = sum(map(math.prod, shapes.values()))
+    return [*hosts_kind(kinds[0], widths[0] if widths else None), f"{parameters_line(numbers, dtype, dtype)} in the file"]
 
 
 def _size(count: int) -> str:

@@ -2,12 +2,14 @@
 
 import logging
 
+from pathlib import Path
+
 import comfy.controlnet
 
 from ...unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
-from .controlnext import ControlNeXtControl
-from .pairing import CONTEXT_WIDTHS, context_width
-from .svd_control import SVDControl
+from ...unet.detect import other_kind
+from ...unet.files import open_any, shapes_of
+from .pairing import CONTEXT_WIDTHS
 
 
 def describe(checkpoint: Checkpoint, model) -> str:
@@ -20,12 +22,11 @@ def describe(checkpoint: Checkpoint, model) -> str:
 
 def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]:
     """The same of a file whose weights are, or will be, kept as `dtype` in `memory` bytes and computed with as `compute`."""
-    computed = "" if compute == dtype else f", computed in {_short(compute)}"
     lines = [
         f"{checkpoint.family.title}",
-        f"{checkpoint.parameters / 1e6:,.1f} M parameters, {_short(dtype)}{computed}",
+        parameters_line(checkpoint.parameters, dtype, compute),
         f"{checkpoint.path.name}, {checkpoint.path.stat().st_size / 2**20:,.1f} MiB",
-        f"{memory / 2**20:,.1f} MiB in memory",
+        memory_line(memory),
     ]
     if checkpoint.unexpected:
         some = ", ".join(checkpoint.unexpected[:3])
@@ -33,18 +34,14 @@ def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]
     return lines
 
 
-def describe_controlnet(control, name: str) -> str:
-    """What kind of ControlNet was loaded from the file `name`, how it acts, and its size."""
-    nets = [patcher.model for patcher in control.get_models()]
-    parameters = sum(p.numel() for net in nets for p in net.parameters())
-    return "\n".join([*_kind(control), f"{parameters / 1e6:,.1f} M parameters", name])
+def parameters_line(parameters: int, dtype, compute) -> str:
+    """Weights of a network that are, or will be, kept as `dtype` and computed with as `compute`."""
+    computed = "" if compute == dtype else f", computed in {_short(compute)}"
+    return f"{parameters / 1e6:,.1f} M parameters, {_short(dtype)}{computed}"
 
 
-def _kind(control):
-    """What it is, and how it acts."""
-    if isinstance(control, (ControlNeXtControl, SVDControl)):
-        return own_kind(control.control_model.config)
-    return hosts_kind(type(control).__name__, context_width(control))
+def memory_line(memory: int) -> str:
+    return f"{memory / 2**20:,.1f} MiB in memory"
 
 
 def own_kind(config: ControlNetConfig | ControlNeXtConfig) -> list[str]:
@@ -69,12 +66,13 @@ def hosts_kind(class_name: str, context_width: int | None) -> list[str]:
     return [f"{class_name} for {family}", "residuals for every image or frame, each seen by itself"]
 
 
-def no_controlnet(name: str) -> str:
+def no_controlnet(file: Path) -> str:
     """The error for a file that neither we nor the host can load as a ControlNet."""
-    return (
-        f"Load ControlNet (SVD and all): {name} holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or "
-        f"T2I-Adapter file."
-    )
+    other = other_kind(shapes_of(open_any(file)))
+    found = "holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or T2I-Adapter file."
+    if other is not None:
+        found = f"it holds {other[0]}, not a ControlNet. {other[1]}"
+    return f"Load ControlNet (SVD and all): {file.name}{':' if other else ''} {found}"
 
 
 def _short(dtype) -> str:

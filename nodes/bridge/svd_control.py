@@ -11,7 +11,8 @@ import comfy.utils
 import torch
 
 from ... import unet
-from ...unet import ControlNetFile, encoder_bytes, open_controlnet, residual_bytes
+from ...unet import encoder_bytes, open_controlnet, residual_bytes
+from ...unet.checkpoint import NetworkFile
 from ...unet.chunks import by_rows
 from .hooks import HostHooks
 from .kept_hints import PreparesImages
@@ -44,7 +45,7 @@ class SVDControlNet(unet.SVDControlNet):
 def load_svd_controlnet(path: str) -> "SVDControl":
     """The SVD ControlNet in the file `path`, under the host's device management; raises UNetFileError."""
     opened = open_controlnet(path)
-    dtype, compute = _dtypes(opened)
+    dtype, compute = control_dtypes(opened)
     operations = comfy.ops.pick_operations(dtype, compute)
     net = SVDControlNet(opened.config, operations=operations, dtype=dtype, device="meta")
     net.load_state_dict(opened.state_dict(dtype), assign=True)
@@ -52,8 +53,8 @@ def load_svd_controlnet(path: str) -> "SVDControl":
     return SVDControl(net, load_device=management.get_torch_device(), manual_cast_dtype=compute)
 
 
-def _dtypes(opened: ControlNetFile):
-    """(dtype of the weights, dtype to compute in or None for the same) as the host chooses them."""
+def control_dtypes(opened: NetworkFile) -> tuple[torch.dtype, torch.dtype | None]:
+    """(dtype of the weights, dtype to compute in or None for the same) as the host chooses them for a network of ours."""
     dtype = management.unet_dtype(model_params=opened.parameters, weight_dtype=opened.dtype())
     return dtype, management.unet_manual_cast(dtype, management.get_torch_device())
 

@@ -8,6 +8,7 @@ import folder_paths
 import pytest
 import torch
 from oracle import t2i_adapter
+from safetensors.torch import save_file
 
 LOADER = "TemporalUNetControlNetLoader"
 UNREADABLE = "cannot be read as a PyTorch file"
@@ -106,6 +107,30 @@ def test_a_pickle_of_something_else_holds_no_controlnet(node, folder, name):
     torch.save(OTHERS[name], folder / "other.pt")
     with pytest.raises(ValueError, match=f"Load ControlNet .*: other.pt {NO_CONTROLNET}"):
         node(LOADER).execute("other.pt")
+
+
+OF_OTHER_KINDS = {  # a tensor's name -> what such a file is, and where it belongs
+    "lora_unet_down_blocks_0.lora_up.weight": ("a LoRA", "LoRA loader"),
+    "first_stage_model.decoder.conv_in.weight": ("a VAE", "Load VAE"),
+    "double_blocks.0.img_attn.qkv.weight": ("a transformer", "Load Diffusion Model"),
+    "text_model.embeddings.position_embedding.weight": ("a text or image encoder", "CLIP"),
+    "model.diffusion_model.input_blocks.0.0.weight": ("a UNet", "Load UNet"),
+}
+
+
+@pytest.mark.parametrize("save", ["safetensors", "pt"])
+@pytest.mark.parametrize("name", OF_OTHER_KINDS)
+def test_another_kind_of_model_is_named_before_and_while_loading(node, pack, folder, name, save):
+    tensors = {name: torch.zeros(2, 2), "model.diffusion_model.output_blocks.0.0.weight" if "input_blocks" in name else "a": torch.zeros(1)}
+    path = folder / f"other_kind.{save}"
+    save_file(tensors, path) if save == "safetensors" else torch.save(tensors, path)
+    with pytest.raises(pack("unet").UNetFileError) as told:
+        pack("nodes.bridge.file_info").describe_controlnet_file(str(path))
+    kind, where = OF_OTHER_KINDS[name]
+    assert f"{path.name}: it holds {kind}" in str(told.value) and "not a ControlNet" in str(told.value) and where in str(told.value)
+    with pytest.raises(ValueError) as error:
+        node(LOADER).execute(path.name)
+    assert str(error.value) == str(told.value)
 
 
 @pytest.mark.parametrize("save", [torch.save, old])

@@ -122,10 +122,16 @@ def test_info_tells_that_it_is_spatial_only(loaded):
     assert "spatial.safetensors" in loaded[1]
 
 
-def test_info_of_what_the_host_loads(pack, nets):
-    describe = pack("nodes.bridge.info").describe_controlnet
-    first, second, *_ = describe(nets("sd2"), "depth.safetensors").splitlines()
+def test_info_of_what_the_host_loads(pack, nets, tmp_path):
+    net = nets("sd2")
+    tensors = {f"control_model.{name}": value.half() for name, value in net.control_model.state_dict().items()}
+    save_file(tensors, tmp_path / "depth.safetensors")
+    describe = pack("nodes.bridge.file_info").describe_controlnet_file
+    first, second, third, fourth = describe(str(tmp_path / "depth.safetensors"), net)
     assert first == "ControlNet for Stable Diffusion 2 or SVD" and second.startswith("residuals for every image or frame")
+    numbers = sum(value.numel() for value in tensors.values())
+    assert third == f"{numbers / 1e6:,.1f} M parameters, float16 in the file" and fourth.startswith("depth.safetensors, ")
+    assert describe(str(tmp_path / "depth.safetensors")) == [first, second, third, fourth]  # before it is loaded
 
 
 @pytest.mark.parametrize("channels, adm, known", [(4, None, True), (8, 768, False), (8, None, False), (4, 768, False)])
