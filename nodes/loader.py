@@ -16,7 +16,7 @@ class LoadUNet(io.ComfyNode):
             display_name="Load UNet",
             category="Temporal UNet",
             description="Loads the UNet of Stable Diffusion 1, 2, XL or Stable Video Diffusion out of a .safetensors file.",
-            search_aliases=["load diffusion model", "svd", "unet loader"],
+            search_aliases=["load diffusion model", "stable video diffusion", "svd", "unet loader"],
             inputs=[
                 io.Combo.Input(
                     "unet_name", options=unet_names(),

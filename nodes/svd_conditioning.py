@@ -23,10 +23,10 @@ class SVDConditioning(io.ComfyNode):
             display_name=NODE,
             category="Temporal UNet",
             description="Prepares a picture for Stable Video Diffusion: the video starts from it.",
-            search_aliases=["svd conditioning", "img2vid"],
+            search_aliases=["stable video diffusion", "svd conditioning", "img2vid"],
             inputs=[
                 io.Image.Input("init_image", tooltip="The picture that becomes the first frame. Of several the first is used."),
-                io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint, or another with SD 1's latent space."),
+                io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint (from ImageOnlyCheckpointLoader), or another with SD 1's latent space."),
                 io.Int.Input(
                     "width", default=1024, min=16, max=16384, step=8,
                     tooltip="Width of the video in pixels, a multiple of 8 (best 64). SVD was trained at 1024 x 576.",
@@ -63,8 +63,8 @@ class SVDConditioning(io.ComfyNode):
                 ),
                 io.ClipVision.Input(
                     "clip_vision", optional=True,
-                    tooltip="The image encoder of the SVD checkpoint. Without it the model sees the first frame only "
-                    "through the latent, and the motion fits the picture less.",
+                    tooltip="The image encoder of the SVD checkpoint (from ImageOnlyCheckpointLoader). Without it the model sees the "
+                    "first frame only through the latent, and the motion fits the picture less.",
                 ),
             ],
             outputs=[

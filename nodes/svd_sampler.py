@@ -25,7 +25,7 @@ class SVDSampler(io.ComfyNode):
             display_name=NODE,
             category="Temporal UNet",
             description="Denoises a video latent with a model of the Stable Video Diffusion family.",
-            search_aliases=["svd sampler", "video sampler"],
+            search_aliases=["stable video diffusion", "svd sampler", "video sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="A model of the SVD family, from Load UNet or the host's own loaders."),
                 io.Conditioning.Input("positive", tooltip="From SVD Image to Video."),

@@ -92,6 +92,13 @@ WEB = "https://huggingface.co/"
 URLS = {  # where the editor offers to fetch a file that is missing; as in the host's own templates, for SVD beside the one there
     "svd.safetensors": f"{WEB}stabilityai/stable-video-diffusion-img2vid/resolve/main/svd.safetensors",
     "sd_xl_base_1.0.safetensors": f"{WEB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+    "v1-5-pruned-emaonly.safetensors": f"{WEB}stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
+    "control_v11p_sd15_canny_fp16.safetensors":
+        f"{WEB}comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_canny_fp16.safetensors",
+    "svd_lineart.safetensors":
+        f"{WEB}CiaraRowles/temporal-controlnet-lineart-svd-v1/resolve/main/controlnet/diffusion_pytorch_model.safetensors",
+    "clip_g.safetensors": f"{WEB}Comfy-Org/stable-diffusion-3.5-fp8/resolve/main/text_encoders/clip_g.safetensors",
+    "sdxl_vae.safetensors": f"{WEB}stabilityai/sdxl-vae/resolve/main/sdxl_vae.safetensors",
     "clip_l.safetensors": f"{WEB}comfyanonymous/flux_text_encoders/resolve/main/clip_l.safetensors",
     "vae-ft-mse-840000-ema-pruned.safetensors":
         f"{WEB}stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
@@ -106,10 +113,10 @@ ADVICE = {
     "videos open svd_checkpoint_image_to_video.",
     "svd_checkpoint_image_to_video": "Your checkpoint has another name? Choose it in both loaders, *Load UNet* and *Image "
     "encoder and VAE*. For SVD-XT set video_frames to 25. If memory runs out, lower width and height.",
-    "svd_controlnet": f"{LINEART} The photo starts the clip, the video's edges lead it on: photo and first frame should show the "
-    "same. With depth maps use temporal-controlnet-depth-svd-v1 and bypass Edges.",
-    "controlnet_residuals_to_file": "Runs the ControlNet once, for controlnet_residuals_from_file. Move the file from "
-    f"output/residuals to input. {LINEART}",
+    "svd_controlnet": f"{LINEART} control.mp4 stands for a video of your own. The photo starts the clip, the video's edges lead it "
+    "on: photo and first frame should show the same. With depth maps use temporal-controlnet-depth-svd-v1 and bypass Edges.",
+    "controlnet_residuals_to_file": "Runs the ControlNet once, for controlnet_residuals_from_file. control.mp4 stands for a video of "
+    f"your own. Move the file from output/residuals to input. {LINEART}",
     "controlnet_residuals_from_file": "The file is made by controlnet_residuals_to_file (Compute and Save ControlNet Residuals), "
     "with the same checkpoint, width, height and frames as here. Move it from output/residuals to input, press R, and choose it in "
     "Load ControlNet Residuals. The ControlNet itself is not needed any more: change seed, strength and steps at will.",
@@ -152,10 +159,11 @@ def input_files(prompt: dict) -> list[str]:
 
 
 def note(name: str, prompt: dict) -> str:
+    """The workflow's files by folder, with addresses where they are known, and what else to know."""
     folders: dict[str, list[str]] = {}
     for file in [*(f"models/{file}" for file in model_files(prompt)), *(f"input/{file}" for file in input_files(prompt))]:
         folder, _, file_name = file.rpartition("/")
-        folders.setdefault(folder, []).append(file_name)
+        folders.setdefault(folder, []).append(f"[{file_name}]({URLS[file_name]})" if file_name in URLS else file_name)
     lines = [f"- **{folder}**: {', '.join(names)}" for folder, names in folders.items()]
     return "\n".join([*lines, "", ADVICE[name]])
 
