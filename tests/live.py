@@ -13,12 +13,13 @@ class _Live(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self.known, self.given = 0, 0, set(), set()
+        self.now, self.peak, self.known = 0, 0, set()
+        self.given = {}  # held, lest their addresses come back as those of others
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for storage in _storages((args, kwargs)):
             if storage._cdata not in self.known:
-                self.given.add(storage._cdata)
+                self.given[storage._cdata] = storage
         out = function(*args, **(kwargs or {}))
         for storage in _storages(out):
             if storage._cdata not in self.given:

@@ -2,8 +2,9 @@
 
 `model.py` is the network, `encoder.py` its way down and middle, `layers.py` and `transformer.py` the parts, `controlnet.py` the
 ControlNet of SVD, `controlnext.py` its ControlNeXt; `config.py` is the table of the family, `detect.py` tells which member a
-file holds, `files.py` opens it and `checkpoint.py` reads it; `chunks.py` and `memory.py` keep its working memory small and tell it; `hooks.py` and
-`residuals.py` are where a host and a ControlNet come in, `residual_file.py` keeps a ControlNet's residuals.
+file holds, `files.py` opens it and `checkpoint.py` reads it; `chunks.py` and `group_norm.py` keep its working memory small,
+`memory.py` tells it; `hooks.py` and `residuals.py` are where a host and a ControlNet come in, `residual_file.py` keeps a
+ControlNet's residuals.
 """
 
 from .checkpoint import (

@@ -5,14 +5,18 @@ Conv3d, GroupNorm, LayerNorm, Embedding). `factory` is `{"dtype": …, "device":
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .chunks import by_rows
+from .chunks import by_rows, spans
+from .group_norm import moments, pooled
 
 GROUPS = 32
+WHOLE = 4  # working memory of the block over time in copies of its input …
+STRIP = 6  # … and of a strip of it in copies of the strip, some of which are in fp32
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000) -> torch.Tensor:
@@ -123,8 +127,45 @@ class TemporalResBlock(nn.Module):
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """x [b, channels, t, h, w], emb [b, t, emb_channels] to x's shape."""
         h = self.in_layers(x)
-        h = h + self.emb_layers(emb).to(h.dtype).movedim(1, 2)[..., None, None]
+        h = h + self._shift(emb, h.dtype)
         return x + self.out_layers(h)
+
+    def in_strips(self, x: torch.Tensor, emb: torch.Tensor, budget: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The same of x [b, channels, t, 1, pixels] in `budget` bytes: spans of pixels, and the result at each of them.
+
+        Three rounds: the statistics of the first norm, of the second, then the result, from where on a strip that was given
+        may be overwritten. Half of the budget keeps what it can of the second round for the third, which makes the rest anew.
+        """
+        parts = list(spans(x.shape[-1], STRIP * x[..., 0].nbytes, budget // 2))
+        keep = budget // 2 // x[..., parts[0]].nbytes
+        norm, *convolve = self.in_layers
+        inner_norm, *inner_convolve = self.out_layers
+        norm = pooled(norm, (moments(x[..., part], GROUPS) for part in parts), x.dtype)
+        shift = self._shift(emb, x.dtype)
+
+        def inner(own):
+            return _run(convolve, norm(own)) + shift
+
+        kept, seen = [], []
+        for part in parts:
+            h = inner(x[..., part].contiguous())
+            seen.append(moments(h, GROUPS))
+            if len(kept) < keep:
+                kept.append(h)
+        inner_norm = pooled(inner_norm, seen, x.dtype)
+        for part in parts:
+            own = x[..., part].contiguous()
+            h = kept.pop(0) if kept else inner(own)
+            yield part, own + _run(inner_convolve, inner_norm(h))
+
+    def _shift(self, emb, dtype):
+        return self.emb_layers(emb).to(dtype).movedim(1, 2)[..., None, None]
+
+
+def _run(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 class VideoResBlock(ResBlock):
@@ -141,9 +182,21 @@ class VideoResBlock(ResBlock):
     ) -> torch.Tensor:
         """x [b*t, channels, h, w], emb [b*t, emb_channels], image_only [b*t] to [b*t, out_channels, h, w].
 
-        With a `budget` the part in space runs by frames; the part over time is whole, its statistics being over all frames.
+        With a `budget` the part in space runs by frames, the part over time by pixels.
         """
         x = super().forward(x, emb, budget)
+        emb = emb.unflatten(0, (-1, num_frames))
+        if budget is not None and WHOLE * x.nbytes > budget:
+            return self._over_time_in_strips(x, emb, image_only, budget)
         video = x.unflatten(0, (-1, num_frames)).transpose(1, 2)  # [b, c, t, h, w]
-        video = self.time_stack(video, emb.unflatten(0, (-1, num_frames)))
+        video = self.time_stack(video, emb)
         return self.time_mixer(x, video.transpose(1, 2).flatten(0, 1), image_only)
+
+    def _over_time_in_strips(self, x, emb, image_only, budget):
+        """Blends x with what the block over time makes of it, in place."""
+        pixels = x.view(*x.shape[:2], 1, -1)
+        video = pixels.unflatten(0, emb.shape[:2]).transpose(1, 2)  # [b, c, t, 1, h*w]
+        for part, mixed in self.time_stack.in_strips(video, emb, budget):
+            own = pixels[..., part]
+            own.copy_(self.time_mixer(own, mixed.transpose(1, 2).flatten(0, 1), image_only))
+        return x

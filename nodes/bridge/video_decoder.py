@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 
 import comfy.model_management as management
-import comfy.ops
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.temporal_ae import VideoDecoder
+
+from ...unet.group_norm import moments, pooled
 
 STAGES = 15  # fourteen blocks and the way out, of which `decode_frames` reports each
 
@@ -38,8 +39,8 @@ def decode_frames(decoder: VideoDecoder, latent: torch.Tensor, storage: torch.de
     frames = list(latent)
     for layers, block in _blocks(decoder):
         layers = [*layers, partial(block, temb=None, skip_video=True)]
-        moments = _each_frame(frames, layers, latent.device, storage, block.time_stack.in_layers[0].num_groups)
-        _over_time(frames, block, moments, latent.device)
+        seen = _each_frame(frames, layers, latent.device, storage, block.time_stack.in_layers[0].num_groups)
+        _over_time(frames, block, seen, latent.device)
         tick()
     _each_frame(frames, [decoder.norm_out, F.silu, partial(decoder.conv_out, skip_video=True)], latent.device, storage)
     for rows in _strips(frames):
@@ -62,33 +63,35 @@ def _blocks(decoder):
 
 
 def _each_frame(frames, layers, device, storage, groups=1):
-    """Runs the layers on every frame, in its place; gives the moments of all results together."""
-    moments = []
+    """Runs the layers on every frame, in its place; gives the moments of each result."""
+    seen = []
     for number, frame in enumerate(frames):
         x = _run(layers, frame[None].to(device))
-        moments.append(_moments(x, groups))
+        seen.append(moments(x, groups))
         if frame.shape == x.shape[1:]:
             frame.copy_(x[0])
         else:
             frames[number] = x[0].to(storage)
-    return _pool(moments)
+    return seen
 
 
-def _over_time(frames, block, moments, device):
-    """The layers over time of a `VideoResBlock`, in place, where `moments` are those of the frames."""
+def _over_time(frames, block, seen, device):
+    """The layers over time of a `VideoResBlock`, in place, where `seen` are the moments of the frames."""
     norm, *convolve = block.time_stack.in_layers
     inner_norm, *inner_convolve = block.time_stack.out_layers
+    dtype, groups = frames[0].dtype, inner_norm.num_groups
+    norm = pooled(norm, seen, dtype)
 
     def inner(x):
-        return _run(convolve, _normalise(norm, x, moments))
+        return _run(convolve, norm(x))
 
-    inner_moments = _pool([
-        _moments(inner(_take(frames, rows, device)), inner_norm.num_groups) for rows in _strips(frames)
-    ])
+    inner_norm = pooled(
+        inner_norm, (moments(inner(_take(frames, rows, device)), groups) for rows in _strips(frames)), dtype
+    )
     alpha = block.get_alpha(bs=1).to(device)
     for rows in _strips(frames):
         x = _take(frames, rows, device)
-        mixed = x + _run(inner_convolve, _normalise(inner_norm, inner(x), inner_moments))
+        mixed = x + _run(inner_convolve, inner_norm(inner(x)))
         _put(frames, rows, alpha * mixed + (1.0 - alpha) * x)
 
 
@@ -117,32 +120,3 @@ def _take(frames, rows, device):
 def _put(frames, rows, x):
     for frame, value in zip(frames, x[0].unbind(1)):
         frame[:, rows] = value
-
-
-# group norm in parts
-
-
-def _moments(x, groups):
-    """(values in a group, mean [groups], variance [groups]) of x [1, c, ...]."""
-    grouped = x.reshape(groups, -1).float()
-    variance, mean = torch.var_mean(grouped, 1, correction=0)
-    return grouped.shape[1], mean, variance
-
-
-def _pool(moments):
-    """The moments of several parts taken together: (mean, variance), each [groups]."""
-    counts, means, variances = zip(*moments)
-    means, variances = torch.stack(means), torch.stack(variances)
-    share = torch.tensor(counts).to(means)[:, None] / sum(counts)
-    mean = (share * means).sum(0)
-    return mean, (share * (variances + (means - mean) ** 2)).sum(0)
-
-
-def _normalise(norm, x, moments):
-    """The group norm of x [1, c, t, h, w] under given moments, in fp32 inside as torch's own."""
-    mean, variance = (value.repeat_interleave(norm.num_channels // norm.num_groups) for value in moments)
-    weight, bias, stream = comfy.ops.cast_bias_weight(norm, x, offloadable=True)
-    scale = weight * torch.rsqrt(variance + norm.eps)
-    shift = bias - mean * scale
-    comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
-    return (x * scale[:, None, None, None] + shift[:, None, None, None]).to(x.dtype)

@@ -39,12 +39,48 @@ def test_res_block_equals_its_formula(channels, out_channels):
     assert relative_error(block(x, emb), formulas.res_block(x, emb, w)) <= 1e-10
 
 
+@pytest.mark.parametrize("budget", [None, 1, 15_000, 60_000], ids=["whole", "pixels", "strips", "strips, some kept"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
-def test_video_res_block_equals_its_formula(frames, batch):
+def test_video_res_block_equals_its_formula(frames, batch, budget):
     block, w = fill(layers.VideoResBlock(64, 16, 32, **PLAIN))
-    x, emb = randn(batch * frames, 64, 4, 3) * 0.01, randn(batch * frames, 16)
-    assert relative_error(block(x, emb, frames), formulas.video_res_block(x, emb, w, frames)) <= 1e-10
+    x, emb = randn(batch * frames, 64, 5, 3) * 0.01, randn(batch * frames, 16)
+    assert relative_error(block(x, emb, frames, budget=budget), formulas.video_res_block(x, emb, w, frames)) <= 1e-10
+
+
+@pytest.mark.parametrize("still", [None, [1, 0, 0, 1, 1, 0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_strips_are_as_near_to_the_formula_as_the_whole(dtype, still):
+    """Two videos of three frames with means far from zero; what is given is left as it is."""
+    block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
+    block = block.to(dtype)
+    x, emb = (4 + randn(6, 32, 7, 5)).to(dtype), randn(6, 16).to(dtype)
+    still = still and torch.tensor(still)
+    before = x.clone()
+    strips = block(x, emb, 3, still, budget=10_000)
+    assert torch.equal(x, before)
+    whole = block(x, emb, 3, still)
+    exact = block.double()(x.double(), emb.double(), 3, still)
+    assert strips.dtype == dtype
+    assert relative_error(strips, exact) <= 1.05 * relative_error(whole, exact)
+    assert dtype != torch.float32 or relative_error(strips, exact) <= 1e-6
+
+
+def test_a_video_that_fits_its_budget_runs_whole():
+    block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
+    x, emb = randn(4, 32, 4, 4), randn(4, 16)
+    assert torch.equal(block(x, emb, 4, budget=8 * x.nbytes), block(x, emb, 4))
+
+
+@pytest.mark.parametrize(("budget", "strips", "anew"), [(1, 16, 16), (16_384, 16, 8), (65_535, 4, 0)])
+def test_strips_that_the_budget_cannot_keep_are_made_twice(budget, strips, anew):
+    block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
+    x, emb = randn(4, 32, 4, 4), randn(4, 16)
+    calls = {"first": 0, "second": 0}
+    for name, layer in (("first", block.time_stack.in_layers), ("second", block.time_stack.out_layers)):
+        layer[-1].register_forward_pre_hook(lambda module, args, name=name: calls.update({name: calls[name] + 1}))
+    block(x, emb, 4, budget=budget)
+    assert calls == {"first": strips + anew, "second": strips}
 
 
 def test_norms_over_time_see_every_frame_of_the_video():

@@ -12,22 +12,29 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(("frames", "size", "budget"), [
-    (25, (72, 128), 512 * MIB), (14, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), 512 * MIB),
-    (25, (72, 128), None), (3, (33, 57), None),
+    (25, (72, 128), 512 * MIB), (25, (72, 128), 128 * MIB), (14, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB),
+    (14, (72, 128), 32 * MIB), (14, (40, 64), 512 * MIB), (14, (40, 64), 128 * MIB), (14, (40, 64), 32 * MIB),
+    (25, (72, 128), None), (3, (33, 57), None), (3, (33, 57), 32 * MIB), (25, (64, 64), 64 * MIB),
 ])
-def test_reckoned_is_near_counted(frames, size, budget):
+def test_counted_is_at_most_what_was_reckoned_and_near_it(frames, size, budget):
     counted = svd_peak(frames, budget, size)
     reckoned = activation_bytes(SVD, frames, *size, 2, budget)
-    assert 0.9 <= reckoned / counted <= 1.1
+    assert 1 <= reckoned / counted <= 1.1
+
+
+@pytest.mark.parametrize("frames", [14, 25])
+def test_smaller_parts_need_less(frames):
+    default, smaller = (activation_bytes(SVD, frames, 72, 128, 2, budget) for budget in (512 * MIB, 128 * MIB))
+    assert smaller < default < activation_bytes(SVD, frames, 72, 128, 2, None)
 
 
 def test_more_frames_need_more():
-    config = TINY["svd"]
-    assert activation_bytes(config, 28, 8, 8, 2, None) == 2 * activation_bytes(config, 14, 8, 8, 2, None)
+    one, two = (activation_bytes(TINY["svd"], frames, 8, 8, 2, None) for frames in (14, 28))
+    assert 1.9 * one <= two <= 2 * one  # the context over time is there once
 
 
 @pytest.mark.parametrize(("frames", "size", "budget"), [
-    (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), None), (3, (33, 57), None),
+    (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (72, 128), 32 * MIB), (14, (40, 64), None), (3, (33, 57), None),
 ])
 def test_a_controlnets_memory_and_residuals(frames, size, budget):
     half = {"dtype": torch.float16, "device": "meta"}
@@ -40,5 +47,5 @@ def test_a_controlnets_memory_and_residuals(frames, size, budget):
     with torch.no_grad():
         counted = peak_bytes(lambda: net(**call, budget=budget, hooks=OutputOnly()))
         residuals = net(**call, budget=budget, hooks=OutputOnly())
-    assert 0.9 <= encoder_bytes(SVD, frames, *size, 2, budget) / counted <= 1.1
+    assert 1 <= encoder_bytes(SVD, frames, *size, 2, budget) / counted <= 1.1
     assert residual_bytes(SVD, frames, *size, 2) == sum(residual.nbytes for residual in residuals)
