@@ -1,0 +1,114 @@
+"""What does it cost to run layers in parts? Each budget against the whole, in turns in one process.
+
+    python dev.py bench chunks [-- --rounds 7 --only miniature block --device cpu --json FILE]
+
+`ratio` is the median, over the rounds, of the time in parts over that of the same round in whole; `seconds` the median time. On a
+CPU it is the processor's time with one thread, on a GPU (`--device cuda`) that on the clock.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+
+import torch  # noqa: E402
+from families import relative_error  # noqa: E402
+from torch import nn  # noqa: E402
+from unet import Hooks, load_unet  # noqa: E402
+from unet.layers import VideoResBlock  # noqa: E402
+from unet.transformer import SpatialVideoTransformer  # noqa: E402
+
+WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
+MIB = 2**20
+BUDGETS = {"whole": None, "512 MiB": 512 * MIB, "128 MiB": 128 * MIB, "32 MiB": 32 * MIB}  # as in nodes/bridge/memory.py
+
+
+def miniature(device):
+    """Ten calls of the trained miniature, on a clip with guidance: 2 x 8 frames of 128x128 pixels, in fp32."""
+    net = load_unet(WEIGHTS, dtype=torch.float32, device=device)
+    config, rows = net.config, 16
+    x, y = torch.randn(rows, config.in_channels, 16, 16, device=device), torch.randn(rows, config.adm_channels, device=device)
+    context, timesteps = torch.randn(rows, 1, config.context_dim, device=device), torch.full((rows,), 500.0, device=device)
+
+    def ten_calls(budget):  # one is too short to time
+        for _ in range(10):
+            made = net(x, timesteps, context, y, num_frames=8, budget=budget)
+        return made
+
+    return ten_calls
+
+
+def block(device, height=40, width=64):
+    """The residual block and transformer of SVD's finest level: 14 frames of 512x320 pixels, in fp32."""
+    make = {"operations": nn, "factory": {"dtype": torch.float32, "device": device}}
+    res = VideoResBlock(320, 1280, 320, **make)
+    transformer = SpatialVideoTransformer(320, 5, 64, 1, 1024, linear=True, **make)
+    x, emb, context = (torch.randn(14, *shape, device=device) for shape in ((320, height, width), (1280,), (1, 1024)))
+    return lambda budget: transformer(res(x, emb, 14, None, budget), context, Hooks(), 14, budget=budget)
+
+
+def large_block(device):
+    """The same of 1024x576 pixels, where a budget of 512 MiB runs every layer in parts."""
+    return block(device, 72, 128)
+
+
+CASES = {"miniature": miniature, "block": block, "large_block": large_block}
+
+
+def seconds(call, budget, device) -> float:
+    if device == "cpu":
+        start = time.process_time()
+        call(budget)
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call(budget)
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def costs(call, rounds: int, device: str) -> dict:
+    """By budget: median seconds, median ratio to the whole, and how far the result is from the whole's."""
+    whole = call(None)
+    off = {name: relative_error(call(budget), whole) for name, budget in BUDGETS.items()}
+    times = {name: [] for name in BUDGETS}
+    for number in range(rounds):
+        order = list(BUDGETS)
+        for name in order[number % len(order):] + order[:number % len(order)]:  # none is always the first
+            times[name].append(seconds(call, BUDGETS[name], device))
+    return {
+        name: {
+            "seconds": round(median(times[name]), 4),
+            "ratio": round(median(own / base for own, base in zip(times[name], times["whole"])), 3),
+            "off": float(f"{off[name]:.1e}"),
+        }
+        for name in BUDGETS
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", default=["miniature", "block"], choices=CASES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    report = {"torch": torch.__version__, "device": args.device, "rounds": args.rounds}
+    with torch.inference_mode():
+        for name in args.only:
+            report[name] = costs(CASES[name](args.device), args.rounds, args.device)
+            for budget, told in report[name].items():
+                print(f"{name}, {budget}: {told['seconds']} s, {told['ratio']} of the whole, off by {told['off']}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
