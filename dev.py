@@ -291,7 +291,7 @@ def command_bench(args: argparse.Namespace) -> None:
     """Measures; see the scripts for what and how."""
     host = users_host(args)
     host = test_environment(host) if host else pinned_host(NEWEST)
-    script = {"quality": "quality.py", "long": "long_clips.py", "chunks": "chunk_costs.py"}[args.what]
+    script = {"quality": "quality.py", "long": "long_clips.py", "chunks": "chunk_costs.py", "control": "control_time.py"}[args.what]
     sys.exit(run_child([host.python, ROOT / "tests" / "miniature" / script, *args.pytest_args], host))
 
 
@@ -331,8 +331,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     serve = command("serve", command_serve, "Start the editor with the pack installed.")
     serve.add_argument("--port", type=int, default=8188)
     bench = command("bench", command_bench, "Measure; arguments after -- go to the measuring script.")
-    bench.add_argument("what", choices=["quality", "long", "chunks"],
-                       help="videos of the miniature against the truth; long ones: joints, loops, chains, memory; time in small parts")
+    bench.add_argument("what", choices=["quality", "long", "chunks", "control"],
+                       help="videos of the miniature against the truth; long ones: joints, loops, chains, memory; time of small parts; time of a "
+                            "controlled step")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])
 
