@@ -29,11 +29,10 @@ class Step:
             return layer(x, self.emb, self.num_frames, self.image_only, self.budget)
         if isinstance(layer, ResBlock):
             return layer(x, self.emb, self.budget)
-        budget = None if self.hooks.patched else self.budget  # a patch may look at the whole batch
         if isinstance(layer, SpatialVideoTransformer):
-            return layer(x, self.context, self.hooks, self.num_frames, self.time_context, self.image_only, budget)
+            return layer(x, self.context, self.hooks, self.num_frames, self.time_context, self.image_only, self.budget)
         if isinstance(layer, SpatialTransformer):
-            return layer(x, self.context, self.hooks, budget)
+            return layer(x, self.context, self.hooks, self.budget)
         if isinstance(layer, Upsample):
             return layer(x, next_skip[2:], self.budget)
         return layer(x)

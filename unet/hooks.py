@@ -12,7 +12,7 @@ class Hooks:
     host subclasses it (see `nodes/bridge/hooks.py` for ComfyUI's patches).
     """
 
-    # Does anything look into the transformers? Then they are not run in parts, since it may count on the whole batch.
+    # Does anything look into this block's attention? Then that is not run in parts: it may count on the whole batch.
     patched = False
 
     def enter_block(self, kind: str, index: int) -> None:

@@ -93,14 +93,21 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = operations.LayerNorm(dim, **factory)
         self.ff = FeedForward(dim, **layer)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks) -> torch.Tensor:
-        """x [n, tokens, dim], context [n, keys, context_dim] to x's shape."""
+    def forward(
+        self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks, budget: int | None = None
+    ) -> torch.Tensor:
+        """x [n, tokens, dim], context [n, keys, context_dim] to x's shape; feed-forwards keep to the `budget`."""
         if self.ff_in is not None:
-            x = x + self.ff_in(self.norm_in(x))
+            x = _fed(self.norm_in, self.ff_in, x, budget)
         x = x + hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else context)
         x = hooks.between(x)
         x = x + hooks.attn2(self.attn2, self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        return _fed(self.norm3, self.ff, x, budget)
+
+
+def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: int | None) -> torch.Tensor:
+    """x plus the feed-forward of its norm, so many rows at a time as the budget allows."""
+    return by_rows(lambda rows: rows + feed_forward(norm(rows)), budget, WORK * x[0].numel() * x.element_size(), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -151,9 +158,10 @@ class SpatialTransformer(nn.Module):
         hooks.enter_transformer(x.shape)
         row = WORK * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
         tokens = by_rows(self.to_tokens, budget, row, x)
+        attention = None if hooks.patched else budget  # a patch may look at the whole batch
         for depth, block in enumerate(self.transformer_blocks):
             hooks.enter_depth(depth)
-            tokens = by_rows(lambda *rows: block(*rows, hooks), budget, row, tokens, context)  # noqa: B023
+            tokens = by_rows(lambda *rows: block(*rows, hooks, budget), attention, row, tokens, context)  # noqa: B023
         return self._back(tokens, x, row, budget)
 
     def _back(self, tokens, x, row, budget):
@@ -211,24 +219,29 @@ class SpatialVideoTransformer(SpatialTransformer):
         time_context = (context if time_context is None else time_context)[::num_frames]
         tokens = by_rows(self.to_tokens, budget, row, x)
         positions = self.frame_positions(num_frames, tokens)
+        attention = None if hooks.patched else budget  # a patch may look at the whole batch
         for depth, (block, time_block) in enumerate(zip(self.transformer_blocks, self.time_stack)):
             hooks.enter_depth(depth)
-            tokens = by_rows(lambda *rows: block(*rows, hooks), budget, row, tokens, context)  # noqa: B023
-            tokens = self._over_time(time_block, tokens, positions, time_context, hooks, num_frames, image_only, budget)
+            tokens = by_rows(lambda *rows: block(*rows, hooks, budget), attention, row, tokens, context)  # noqa: B023
+            tokens = self._over_time(
+                time_block, tokens, positions, time_context, hooks, num_frames, image_only, attention, budget
+            )
         return self._back(tokens, x, row, budget)
 
-    def _over_time(self, block, tokens, positions, time_context, hooks, num_frames, image_only, budget):
-        """Tokens [b*t, h*w, c] blended with what the block over time makes of them; written in place where in parts."""
+    def _over_time(self, block, tokens, positions, time_context, hooks, num_frames, image_only, attention, budget):
+        """Tokens [b*t, h*w, c] blended with what the block over time makes of them; written in place where in parts.
+
+        `attention`: the budget of the whole block, None where a patch may look at all pixels.
+        """
         pixels = tokens.shape[1]
         each = WORK * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
-        parts = list(spans(pixels, each, budget))
+        parts = list(spans(pixels, each, attention))
         for part in parts:
             own = tokens[:, part]
             count = own.shape[1]
             video = own.unflatten(0, (-1, num_frames)) + positions  # [b, t, pixels, c]
-            video = block(
-                video.transpose(1, 2).flatten(0, 1), time_context.repeat_interleave(count, dim=0), hooks
-            )  # [b*pixels, t, c]
+            video = video.transpose(1, 2).flatten(0, 1)  # [b*pixels, t, c]
+            video = block(video, time_context.repeat_interleave(count, dim=0), hooks, budget)
             video = video.unflatten(0, (-1, count)).transpose(1, 2).flatten(0, 1)  # [b*t, pixels, c]
             mixed = self.time_mixer(own, video, image_only)
             if len(parts) == 1:

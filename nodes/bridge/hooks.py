@@ -7,6 +7,21 @@ from ...unet import Hooks
 from ...unet.transformer import SpatialTransformer
 
 
+def patched_at_large(options: dict) -> bool:
+    """Do patches look into the attention of more than the middle block, where activations are small?"""
+    return _patched_everywhere(options) or any(kind != "middle" for kind, _ in _replaced_blocks(options))
+
+
+def _patched_everywhere(options):
+    return any("attn" in name or name == "middle_patch" for name in options.get("patches", {}))
+
+
+def _replaced_blocks(options):
+    """(kind, index) of the blocks with a replaced attention."""
+    replacements = options.get("patches_replace", {})
+    return {place[:2] for name in ("attn1", "attn2") for place in replacements.get(name, {})}
+
+
 class HostHooks(Hooks):
     """One forward call under the host: honours every patch in `transformer_options` and keeps its place marks.
 
@@ -22,9 +37,12 @@ class HostHooks(Hooks):
         self.call = call
         self.patches = options.get("patches", {})
         self.replacements = options.get("patches_replace", {})
-        self.patched = any("attn" in name or name == "middle_patch" for name in (*self.patches, *self.replacements))
         options["original_shape"] = list(call["x"].shape)
         options["transformer_index"] = 0
+
+    @property
+    def patched(self):
+        return _patched_everywhere(self.options) or self.options.get("block") in _replaced_blocks(self.options)
 
     # where we are
 
