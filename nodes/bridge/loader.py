@@ -39,6 +39,8 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
+    if checkpoint.config.temporal:
+        tell_memory(patcher, checkpoint.config)
     trained = trained_length(checkpoint.metadata)
     if trained is not None:
         patcher.set_attachments(FRAMES_KEY, trained)
@@ -118,8 +120,6 @@ def _base_model(checkpoint: Checkpoint, model_config):
     del unet_config["disable_unet_model_creation"]
     unet_config.update(own_config(checkpoint.config))
     model.diffusion_model = diffusion_model
-    if checkpoint.config.temporal:
-        tell_memory(model, checkpoint.config)
     return model.to(management.unet_offload_device())
 
 

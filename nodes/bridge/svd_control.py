@@ -16,7 +16,7 @@ from ...unet.checkpoint import NetworkFile
 from ...unet.chunks import by_rows
 from .hooks import HostHooks
 from .kept_hints import PreparesImages
-from .memory import BUDGETS, runs_one_by_one, within_memory
+from .memory import BUDGETS, Parts, runs_one_by_one
 from .pairing import WrongModelError, check_layout, check_video
 from .windows import LONGEST
 
@@ -26,6 +26,10 @@ HINT_TENSORS = 3  # as large as the control image at the hint net's first width,
 
 class SVDControlNet(unet.SVDControlNet):
     """`unet.SVDControlNet` with the host's choice of attention."""
+
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        self.parts = Parts(config.encoder, encoder_bytes)
 
     def forward(self, x, hint, timesteps, context=None, y=None, c_concat=None, num_frames=None, budget=None):
         call = {"x": x, "timesteps": timesteps, "context": context, "y": y}
@@ -73,6 +77,7 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
+        self.control_model.parts.begin()
         check_video(model, "ControlNet")
         config, expected = self._config, model.model_config.unet_config["adm_in_channels"]
         check_layout(model, config.model_channels, config.channel_mult, config.num_res_blocks)
@@ -116,9 +121,8 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
 
     def _call(self, rows, frames):
         """The residuals in as large parts as memory allows."""
-        return within_memory(
-            self._config, rows["x"], frames,
-            lambda budget: self.control_model(**rows, num_frames=frames, budget=budget), encoder_bytes,
+        return self.control_model.parts.run(
+            rows["x"], lambda budget: self.control_model(**rows, num_frames=frames, budget=budget)
         )
 
     @property

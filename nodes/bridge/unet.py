@@ -5,8 +5,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from ... import unet
 from ...unet import Residuals
-from .hooks import HostHooks
-from .memory import runs_one_by_one, within_memory
+from .hooks import HostHooks, patched_at_large
+from .memory import Parts, runs_one_by_one
 
 PLACES = ("input", "middle", "output")
 
@@ -17,6 +17,7 @@ class UNetModel(unet.UNetModel):
     def __init__(self, config: unet.UNetConfig, *, attn_precision: torch.dtype | None = None, **kwargs):
         super().__init__(config, **kwargs)
         self.attn_precision = attn_precision
+        self.parts = Parts(config)
 
     @property
     def in_channels(self):
@@ -46,13 +47,13 @@ class UNetModel(unet.UNetModel):
             return self._call(rows, control, transformer_options, frames, None)
         videos = x.shape[0] // frames
         if videos == 1 or not runs_one_by_one(self.config, x, frames):
-            return self._within_memory(rows, control, transformer_options, frames)
+            return self._in_parts(rows, control, transformer_options, frames)
         parts = (_video(number, videos, rows, control, transformer_options) for number in range(videos))
-        return torch.cat([self._within_memory(*part, frames) for part in parts])
+        return torch.cat([self._in_parts(*part, frames) for part in parts])
 
-    def _within_memory(self, rows, control, options, frames):
-        return within_memory(
-            self.config, rows["x"], frames, lambda budget: self._call(rows, control, options, frames, budget)
+    def _in_parts(self, rows, control, options, frames):
+        return self.parts.run(
+            rows["x"], lambda budget: self._call(rows, control, options, frames, budget), patched_at_large(options)
         )
 
     def _call(self, rows, control, options, frames, budget):

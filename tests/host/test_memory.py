@@ -1,13 +1,12 @@
-"""Video in bounded memory under the host: one branch at a time, smaller parts where memory runs out, a truthful estimate."""
+"""Video in bounded memory under the host: one branch at a time, and smaller parts where memory runs out."""
 
-import logging
 from unittest.mock import patch
 
+import comfy.model_management as management
 import pytest
 import torch
 from families import relative_error
-from oracle import Pair, prompts, sample
-from unet import activation_bytes
+from oracle import Pair, prompts, run_node, sample
 
 FRAMES = 4
 
@@ -19,7 +18,7 @@ def svd(pack, tmp_path_factory):
 
 @pytest.fixture
 def run(svd):
-    return lambda model=None: sample(model or svd.ours, *prompts(svd.config), frames=FRAMES, cfg=2.5)
+    return lambda model=None, **options: sample(model or svd.ours, *prompts(svd.config), frames=FRAMES, cfg=2.5, **options)
 
 
 @pytest.fixture
@@ -88,51 +87,177 @@ def test_control_residuals_follow_their_branch(svd, pack, large):
         assert relative_error(apart, call()) <= 1e-5
 
 
-def fails(times):
-    """A forward hook that runs out of memory so many times."""
-    left = [times]
-
-    def hook(module, args):
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("out of memory (raised by the test)")
-
-    return hook
+# when memory runs out
 
 
-def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_result(svd, run, caplog):
-    expected = run()
-    layer = svd.ours.model.diffusion_model.input_blocks[4][0]
-    handle = layer.register_forward_pre_hook(fails(2))
-    with caplog.at_level(logging.WARNING):
-        made = run()
-    handle.remove()
-    told = [record.message for record in caplog.records if "out of memory" in record.message]
-    assert len(told) == 2 and "128 MiB" in told[0] and "32 MiB" in told[1]
+MIB = 2**20
+SIZE = (16, 16)
+
+
+@pytest.fixture
+def small_parts(pack, monkeypatch):
+    """Budgets that make a difference to the miniature, as the real ones do to SVD."""
+    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (4 * MIB, 2 * MIB, MIB))
+
+
+@pytest.fixture
+def run_out(svd):
+    """run_out(largest, error): memory runs out in every call with a budget above `largest`; gives the budgets tried."""
+    handles = []
+
+    def start(largest, error=torch.OutOfMemoryError("out of memory (raised by the test)")):
+        tried = []
+
+        def hook(module, args):
+            tried.append(args[-1])
+            if args[-1] > largest:
+                raise error
+
+        handles.append(svd.ours.model.diffusion_model.input_blocks[4][0].register_forward_pre_hook(hook))
+        return tried
+
+    yield start
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture
+def long_run(svd, node):
+    """Four steps in windows of five frames and two, branches apart."""
+
+    def run(**options):
+        options = {"window_frames": 5, "window_overlap": 2, **options}
+        latent = {"samples": torch.zeros(11, 4, *SIZE)}
+        return run_node(
+            node("TemporalUNetSVDSampler"), svd.ours, *prompts(svd.config), latent, 5, 4, 1.0, 2.5, "linear", "euler", "karras",
+            **options,
+        )[0]["samples"]
+
+    return run
+
+
+def warnings(caplog):
+    return [record.message for record in caplog.records if "out of memory" in record.message]
+
+
+def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_result(run, run_out, small_parts, caplog):
+    expected = run(size=SIZE)
+    tried = run_out(MIB)
+    made = run(size=SIZE)
+    assert tried[:3] == [4 * MIB, 2 * MIB, MIB]
+    assert len(warnings(caplog)) == 2 and "2 MiB" in warnings(caplog)[0] and "1 MiB" in warnings(caplog)[1]
     assert relative_error(made, expected) <= 1e-5
 
 
-def test_out_of_memory_in_the_smallest_parts_is_an_error(svd, run):
-    handle = svd.ours.model.diffusion_model.input_blocks[4][0].register_forward_pre_hook(fails(99))
+def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_out, small_parts, large, caplog):
+    """Of windows, steps and branches only the first meets it; the next run begins anew."""
+    tried = run_out(MIB)
+    long_run()
+    assert tried[:2] == [4 * MIB, 2 * MIB] and len(tried) > 20 and set(tried[2:]) == {MIB}
+    assert len(warnings(caplog)) == 2
+    del tried[:]
+    long_run()
+    assert tried[:2] == [4 * MIB, 2 * MIB]
+
+
+def test_another_shape_in_the_same_run_has_its_own_size_and_no_more_warnings(long_run, run_out, small_parts, caplog):
+    """Both branches together, then one alone, where guidance ends."""
+    tried = run_out(MIB)
+    long_run(guidance_end=0.5)
+    assert tried.count(4 * MIB) == tried.count(2 * MIB) == 2
+    assert len(warnings(caplog)) == 2
+
+
+def test_out_of_memory_in_the_smallest_parts_is_an_error(run, run_out, small_parts):
+    tried = run_out(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(size=SIZE)
+    assert tried == [4 * MIB, 2 * MIB, MIB]
+
+
+def test_smaller_parts_that_save_nothing_are_not_tried(run, run_out):
+    """The whole miniature is smaller than the smallest budget."""
+    tried = run_out(0)
     with pytest.raises(torch.OutOfMemoryError):
         run()
-    handle.remove()
+    assert len(tried) == 1
 
 
-def test_little_free_memory_chooses_smaller_parts(svd, pack):
+def test_another_error_is_not_taken_for_want_of_memory(run, run_out, small_parts):
+    tried = run_out(0, ValueError("of another kind"))
+    with pytest.raises(ValueError, match="of another kind"):
+        run(size=SIZE)
+    assert len(tried) == 1
+
+
+def test_an_accelerators_error_is_what_the_host_takes_it_for(run, run_out, small_parts):
+    """PyTorch reports some of CUDA's failed allocations so; 0.16.3 does not know."""
+    tried = run_out(2 * MIB, torch.AcceleratorError("CUDA error: out of memory"))
+    if hasattr(management, "is_oom"):
+        assert torch.isfinite(run(size=SIZE)).all() and tried[:2] == [4 * MIB, 2 * MIB]
+    else:
+        with pytest.raises(torch.AcceleratorError):
+            run(size=SIZE)
+
+
+def test_little_free_memory_chooses_smaller_parts(pack, monkeypatch):
     memory = pack("nodes.bridge.memory")
-    x = torch.empty(25, 4, 72, 128, device="meta", dtype=torch.float16)
-    need = [memory.needed(svd.config, 25, 72, 128, 2, budget) for budget in memory.BUDGETS]
-    for level, free in enumerate(need[:2]):
-        with patch.object(memory.management, "get_free_memory", lambda device, free=free: free):
-            assert memory.fitting_budget(svd.config, x, 25) == level
+    for free, level in ((300, 0), (299, 1), (200, 1), (100, 2), (0, 2)):
+        monkeypatch.setattr(memory.management, "get_free_memory", lambda device, free=free: free)
+        assert memory.fitting_budget([300, 200, 100], "cpu") == level
 
 
-@pytest.mark.parametrize("branches", [1, 2, 3])
-def test_the_memory_told_to_the_host_is_that_of_one_branch(svd, pack, branches):
-    budget = pack("nodes.bridge.memory").BUDGETS[0]
-    shapes = {"c_crossattn": [torch.Size([25, 1, 1024])] * branches}
-    told = svd.ours.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
-    need = activation_bytes(svd.config, 25, 72, 128, 4, budget)
-    assert need <= told <= 1.5 * need
-    assert told < svd.host.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
+def test_little_free_memory_chooses_no_smaller_parts_than_help(pack, monkeypatch):
+    memory = pack("nodes.bridge.memory")
+    monkeypatch.setattr(memory.management, "get_free_memory", lambda device: 0)
+    assert memory.fitting_budget([300, 200, 200], "cpu") == 1
+
+
+# patches, which may count on the whole batch
+
+
+@pytest.fixture
+def seen(svd):
+    """Rows that the first attention over a frame is given, in the largest blocks and in the middle one."""
+    net = svd.ours.model.diffusion_model
+    rows = {"input": [], "middle": []}
+    handles = [
+        block.transformer_blocks[0].attn1.to_q.register_forward_pre_hook(
+            lambda module, args, place=place: rows[place].append(args[0].shape[0])
+        ) for place, block in (("input", net.input_blocks[1][1]), ("middle", net.middle_block[1]))
+    ]
+    yield rows
+    for handle in handles:
+        handle.remove()
+
+
+def with_patch(model):
+    model = model.clone()
+    model.set_model_attn1_patch(lambda q, k, v, extra: (q, k, v))
+    return model
+
+
+@pytest.fixture
+def single_rows(pack, monkeypatch):
+    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (1,))
+
+
+def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen):
+    run()
+    assert set(seen["input"]) == set(seen["middle"]) == {1}
+    for rows in seen.values():
+        rows.clear()
+    run(with_patch(svd.ours))
+    assert set(seen["input"]) == set(seen["middle"]) == {2 * FRAMES}
+
+
+def test_a_replaced_attention_is_given_the_whole_batch_in_its_block_alone(svd, run, node, single_rows, seen):
+    run(run_node(node("PerturbedAttentionGuidance"), svd.ours, 3.0)[0])
+    assert set(seen["input"]) == {1}
+    assert set(seen["middle"]) == {1, FRAMES}  # without the perturbation, and the positive branch with it
+
+
+def test_parts_beside_patched_attention_change_no_result(svd, run, pack, monkeypatch):
+    whole = run(with_patch(svd.ours))
+    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (1,))
+    assert relative_error(run(with_patch(svd.ours)), whole) <= 1e-5

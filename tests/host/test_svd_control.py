@@ -12,6 +12,7 @@ from families import relative_error
 from oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
 
 FRAMES = 3
+MIB = 2**20
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def test_small_videos_run_together(svd_net, residuals):
     assert rows == [2 * FRAMES]
 
 
-def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_residuals(svd_net, residuals, caplog):
+def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_residuals(pack, svd_net, residuals, monkeypatch, caplog):
+    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (MIB, MIB // 4))
     expected, left = residuals(), [1]
 
     def fails(module, args):
