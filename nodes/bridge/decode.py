@@ -1,11 +1,13 @@
 """Decoding the latent of a clip with any VAE of the host, to the same pixels whatever memory is free."""
 
+import logging
 import math
 
 import comfy.model_management as management
 import comfy.utils
 import torch
 
+from .memory import is_out_of_memory
 from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
 
 
@@ -14,8 +16,9 @@ def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) 
 
     A VAE of single pictures decodes frame by frame. SVD's, which mixes frames, decodes chunks of `frames_per_chunk`, each equal
     to one batch of the host, and fades from one into the next over the `overlap` frames or more that both hold. One that
-    compresses time goes to the host's own decode as a whole. Out of memory, the first two raise the host's OOM_EXCEPTION
-    with what to do: its own answer to that, tiles, changes the result. Raises ValueError where no frame of a chunk is new.
+    compresses time goes to the host's own decode as a whole. Out of memory, SVD's goes on with the clip off the device; then,
+    and for single pictures at once, the host's OOM_EXCEPTION tells what to do: the host's own answer to that, tiles, changes
+    the result. Raises ValueError where no frame of a chunk is new.
     """
     if vae.latent_dim == 3:
         pixels = vae.decode(latent)
@@ -27,7 +30,9 @@ def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) 
         if decoder is None:
             return _decode_pictures(vae, latent)
         return _decode_video(vae, decoder, latent, frames_per_chunk, overlap)
-    except management.OOM_EXCEPTION as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise management.OOM_EXCEPTION(
             f"Decode Video: out of memory on {vae.device} with a latent of {latent.shape[-1]} x {latent.shape[-2]}. Make the "
             f"video's width and height smaller, or lower frames_per_chunk."
@@ -54,14 +59,31 @@ def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
         )
     needed = _frame_bytes(vae, latent) + clip_bytes(decoder, latent[:frames_per_chunk], vae.vae_dtype)
     _load(vae, needed)
-    # Where a chunk lies between layers changes the time it takes, not the result.
-    storage = vae.device if vae.patcher.get_free_memory(vae.device) >= needed else vae.output_device
+    storages = _storages(vae, needed)
     starts = chunk_starts(len(latent), frames_per_chunk, overlap)
     progress = comfy.utils.ProgressBar(len(starts) * STAGES)
-    return _in_chunks(
-        vae, latent, starts, frames_per_chunk,
-        lambda chunk: decode_frames(decoder, chunk, storage, tick=lambda: progress.update(1)),
-    )
+
+    def decode(chunk):
+        before = progress.current
+        while True:
+            try:
+                return decode_frames(decoder, chunk, storages[0], tick=lambda: progress.update(1))
+            except Exception as error:
+                if len(storages) == 1 or not is_out_of_memory(error):
+                    raise
+            # Not before here, where the error no longer holds on to the clip.
+            del storages[0]
+            logging.warning("Decode Video: out of memory; going on with the clip on %s between layers.", storages[0])
+            progress.update_absolute(before)
+            management.soft_empty_cache()
+
+    return _in_chunks(vae, latent, starts, frames_per_chunk, decode)
+
+
+def _storages(vae, needed):
+    """Where a chunk may lie between layers, the fastest place first; the result is the same."""
+    fits = vae.patcher.get_free_memory(vae.device) >= needed
+    return [vae.device, vae.output_device] if fits and vae.device != vae.output_device else [vae.output_device]
 
 
 def _in_chunks(vae, latent, starts, length, decode):

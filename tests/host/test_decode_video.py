@@ -255,6 +255,73 @@ def test_out_of_memory_is_an_error_and_not_another_result(svd_vae, picture_vaes,
     hook.remove()
 
 
+@pytest.fixture
+def away(svd_vae, monkeypatch):
+    """The host's intermediate device is another than the VAE's, or goes by another name."""
+    monkeypatch.setattr(svd_vae, "output_device", torch.device("cpu", 0))
+
+
+@pytest.fixture
+def run_out(svd_vae):
+    """run_out(times, error): so many times memory runs out late in the decoder; gives the calls made."""
+    hooks = []
+
+    def start(times, error=torch.OutOfMemoryError("CUDA out of memory.")):
+        calls = []
+
+        def hook(*_):
+            calls.append(1)
+            if len(calls) <= times:
+                raise error
+
+        hooks.append(svd_vae.first_stage_model.decoder.up[0].block[0].norm1.register_forward_pre_hook(hook))
+        return calls
+
+    yield start
+    for hook in hooks:
+        hook.remove()
+
+
+def test_out_of_memory_goes_on_with_the_clip_off_the_device(svd_vae, ours, away, run_out, caplog):
+    """The second chunk does not try again what the first could not."""
+    options = {"frames_per_chunk": 3, "overlap": 1}
+    expected = ours(svd_vae, clip(5), **options)
+    frames_seen, seen = run_out(1), []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: seen.append((value, total)))
+    try:
+        images = ours(svd_vae, clip(5), **options)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert torch.equal(images, expected)
+    assert len(frames_seen) == 1 + 6  # and each frame of both chunks
+    told = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert told == ["Decode Video: out of memory; going on with the clip on cpu:0 between layers."]
+    assert seen[-1] == (30, 30) and all(value < 30 for value, _ in seen[:-1]), "progress goes back with the work"
+
+
+def test_out_of_memory_off_the_device_too_is_an_error(svd_vae, ours, away, run_out):
+    calls = run_out(99)
+    with pytest.raises(management.OOM_EXCEPTION, match="Decode Video: out of memory .* lower frames_per_chunk"):
+        ours(svd_vae, clip(2))
+    assert len(calls) == 2
+
+
+def test_out_of_memory_is_not_tried_again_where_the_clip_was_off_the_device(svd_vae, ours, away, run_out, monkeypatch):
+    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: 1)
+    calls = run_out(99)
+    with pytest.raises(management.OOM_EXCEPTION, match="Decode Video: out of memory"):
+        ours(svd_vae, clip(2))
+    assert len(calls) == 1
+
+
+def test_an_accelerators_error_is_what_the_host_takes_it_for(svd_vae, ours, run_out):
+    """PyTorch reports some of CUDA's failed allocations so; 0.16.3 does not know."""
+    run_out(99, torch.AcceleratorError("CUDA error: out of memory"))
+    expected = (management.OOM_EXCEPTION, "Decode Video") if hasattr(management, "is_oom") else (torch.AcceleratorError, "CUDA")
+    with pytest.raises(expected[0], match=expected[1]):
+        ours(svd_vae, clip(2))
+
+
 BAD_LATENTS = {
     "no frames": (clip(1)[:0], "0 frames"),
     "NaN": (clip(2) * float("nan"), "NaN"),
