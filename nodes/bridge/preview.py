@@ -20,7 +20,7 @@ from .windows import ClipWindows
 # before the first.
 EVENT = "temporal_unet.preview"
 USUAL_FPS = 6  # where the conditioning names none, as the host's model takes it
-SHARE = 0.02  # of the time since the first step that the preview may take, but for the first sheet and the last
+SHARE = 0.02  # of the time since the first step that the preview may take; two sheets are shown even where they take more
 INTERVAL = 0.25  # seconds between two sheets, between two steps that are told without one, and between two windows
 SHEET_PIXELS = 1024 * 1024
 LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
@@ -28,8 +28,10 @@ DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the ho
 JPEG_QUALITY = 80
 
 
-def prepare_callback(model, steps: int, fps: float = USUAL_FPS):
+def prepare_callbacks(model, steps: int, fps: float = USUAL_FPS):
     """The host's callback(step, x0, x, total_steps) of progress and preview for the MODEL, with the preview of all frames.
+
+    And finish(samples), to be called with the result of the run: samplers tell their last step before they have made it.
 
     `fps`: frames per second at which the clip is to be shown. Where the MODEL works in our windows, these are told too. Ours
     is left out where no client queued the prompt, and where that asks for none (the editor's live preview method: none). It
@@ -38,9 +40,10 @@ def prepare_callback(model, steps: int, fps: float = USUAL_FPS):
     standard = latent_preview.prepare_callback(model, steps)
     send = _sender(fps)
     if send is None:
-        return standard
+        return standard, lambda samples: None
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    preview = FramePreview(choose_colours(previewer, model.model.latent_format), send)
+    quick, better = colours_for(previewer, model.model.latent_format)
+    preview = FramePreview(quick, send, better=better)
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
         handler.on_window = WindowPreview(preview, steps)
@@ -49,7 +52,10 @@ def prepare_callback(model, steps: int, fps: float = USUAL_FPS):
         standard(step, x0, x, total_steps)  # first: its copy of a picture waits for the device, so ours need not
         preview(step, x0, total_steps)
 
-    return callback
+    def finish(samples):
+        preview.finish(model.model.process_latent_in(samples.to(model.load_device)))
+
+    return callback, finish
 
 
 def _sender(fps):
@@ -78,39 +84,72 @@ def _unwanted(prompt_id: str) -> bool:
 class FramePreview:
     """Calls `send` with the sheet of the denoised frames, where time allows, and with the step alone where it does not.
 
-    At most one sheet in INTERVAL, and at most SHARE of the time since the first step: a sheet is expected to take as long as
-    the one before. The first step and the last are always shown. `clock` gives seconds.
+    At most one sheet in INTERVAL, and at most SHARE of the time since the first step, of which there is always kept what the
+    last sheet will take: as long as the one before. The first step and the result are always shown. The first sheet is in
+    `colours`; at the second step, which tells how long the run will be, those in `better` ones take over if two fit into
+    SHARE of it. `clock` gives seconds.
     """
 
-    def __init__(self, colours, send, clock=time.perf_counter):
-        self.colours, self.send, self.clock = colours, send, clock
+    def __init__(self, colours, send, clock=time.perf_counter, better=None):
+        self.colours, self.better, self.send, self.clock = colours, better, send, clock
         self.first_step: float | None = None
         self.last_sheet = self.last_told = -math.inf
         self.spent = self.expected = 0.0
-        self.done = 0  # steps
+        self.done = self.steps = 0
 
     def __call__(self, step: int, x0: torch.Tensor, total_steps: int):
         """step counts from 0; x0 [frames, c, h, w] is what the host's samplers hand on as denoised."""
-        self.done = step + 1
+        self.done, self.steps = min(step + 1, total_steps), total_steps  # dpm_adaptive takes more steps than the schedule has
         if x0.is_nested or x0.ndim != 4:  # several latents in one, or a time axis of their own: not of this family
             return
+        if step + 1 == total_steps:  # `finish` shows what comes of it
+            return
         now = self.clock()
-        about = {"step": step + 1, "steps": total_steps}
-        if step + 1 == total_steps or self._due(now):
-            self.send({**about, **draw(x0, self.colours)})
-            self.last_sheet, self.last_told = now, self.clock()
-            self.expected = self.clock() - now
-            self.spent += self.expected
-        elif now - self.last_told >= INTERVAL:
-            self.send({**about, "frames": x0.shape[0]})
-            self.last_told = now
-
-    def _due(self, now):
         if self.first_step is None:
             self.first_step = now
+        elif self.better is not None:
+            self._choose_colours(x0, (now - self.first_step) / step * total_steps)
+        if self._due(now):
+            self._show(x0)
+        elif now - self.last_told >= INTERVAL:
+            self.send({"step": self.done, "steps": self.steps, "frames": x0.shape[0]})
+            self.last_told = now
+
+    def finish(self, samples: torch.Tensor):
+        """Shows the result of the run, samples [frames, c, h, w] in the scale of x0."""
+        if self.done == 0:  # nothing ran: a denoise of 0
+            return
+        if self.better is not None and self.first_step is not None:
+            self._choose_colours(samples, self.clock() - self.first_step)
+        self.done = self.steps
+        self._show(samples)
+
+    def _choose_colours(self, latents, run):
+        """Takes the better colours where a run of `run` seconds has time for two sheets in them, reckoned from one frame.
+
+        From a small one first: on a CPU a whole one may by itself take more than its share.
+        """
+        for part in (4, 2, 1):
+            start = self.clock()
+            expected = seconds_to_draw(latents, self.better, self.clock, part)
+            self.spent += self.clock() - start
+            if self.spent + 2 * expected > SHARE * run:
+                break
+        else:
+            self.colours, self.expected = self.better, expected
+        self.better = None
+
+    def _due(self, now):
         if now - self.last_sheet < INTERVAL:
             return False
-        return self.spent + self.expected <= SHARE * (now - self.first_step)
+        return self.spent + 2 * self.expected <= SHARE * (now - self.first_step)  # this one and the last
+
+    def _show(self, latents):
+        self.last_sheet = self.clock()
+        self.send({"step": self.done, "steps": self.steps, **draw(latents, self.colours)})
+        self.last_told = self.clock()
+        self.expected = self.last_told - self.last_sheet
+        self.spent += self.expected
 
 
 class WindowPreview:
@@ -136,13 +175,27 @@ def draw(latents: torch.Tensor, colours) -> dict:
     frames: of the clip. shown: the indices of those on the sheet, from its top left, row by row. columns, rows: of the sheet;
     cells after the last frame are black. width, height: of a frame on the sheet, in pixels. image: a data URL.
     """
-    frames, _, height, width = latents.shape
-    sheet = lay_out(frames, width * colours.pixels, height * colours.pixels)
+    sheet = _sheet_of(latents, colours)
     pictures = colours(latents[:: sheet.shown.step], sheet.width, sheet.height)
     return {
-        "frames": frames, "shown": list(sheet.shown), "columns": sheet.columns, "rows": sheet.rows,
+        "frames": latents.shape[0], "shown": list(sheet.shown), "columns": sheet.columns, "rows": sheet.rows,
         "width": sheet.width, "height": sheet.height, "image": _jpeg(pictures, sheet),
     }
+
+
+def seconds_to_draw(latents: torch.Tensor, colours, clock, part: int = 1) -> float:
+    """What `draw` would take with frames of 1/part the width and height, reckoned from one."""
+    sheet, times = _sheet_of(latents, colours), []
+    for _ in range(2):  # the first time, a device also loads what it needs for that size
+        start = clock()
+        colours(latents[:1], math.ceil(sheet.width / part), math.ceil(sheet.height / part)).cpu()  # waits for the device
+        times.append(clock() - start)
+    return min(times) * len(sheet.shown)
+
+
+def _sheet_of(latents, colours):
+    frames, _, height, width = latents.shape
+    return lay_out(frames, width * colours.pixels, height * colours.pixels)
 
 
 @dataclass(frozen=True)
@@ -171,11 +224,10 @@ def lay_out(frames: int, width: int, height: int) -> Sheet:
     return Sheet(shown, columns, math.ceil(len(shown) / columns), width, height)
 
 
-def choose_colours(previewer, latent_format):
-    """TAESD where the host's previewer is that, else latent to RGB (also for a previewer that another pack put there)."""
-    if isinstance(previewer, latent_preview.TAESDPreviewerImpl):
-        return DecodedColours(previewer.taesd)
-    return LatentColours(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+def colours_for(previewer, latent_format):
+    """Quick colours, latent to RGB, and better ones: TAESD where the host's previewer is that, else None."""
+    quick = LatentColours(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
+    return quick, DecodedColours(previewer.taesd) if isinstance(previewer, latent_preview.TAESDPreviewerImpl) else None
 
 
 class LatentColours:

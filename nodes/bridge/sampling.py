@@ -8,8 +8,8 @@ import comfy.utils
 import torch
 
 from .curve import evaluate_curve
-from .preview import USUAL_FPS, prepare_callback
-from .windows import ClipWindows
+from .preview import USUAL_FPS, prepare_callbacks
+from .windows import OWN_LEVELS, ClipWindows
 
 
 def is_video_model(model) -> bool:
@@ -83,14 +83,17 @@ def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
         noise = handler.noise(noise, seed)
+        handler.own_levels = sampler_name in OWN_LEVELS
     schedule = comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
     )
     fps = guider.original_conds["positive"][0].get("fps", USUAL_FPS)
+    callback, finish = prepare_callbacks(model, steps, fps)
     out = guider.sample(
         noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
-        denoise_mask=latent.get("noise_mask"), callback=prepare_callback(model, steps, fps),
+        denoise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )
+    finish(out)
     return out.to(management.intermediate_device())

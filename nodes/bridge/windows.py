@@ -1,5 +1,7 @@
 """Clips longer than a model was trained on: windows that hand the picture on to one another and are fused smoothly."""
 
+import re
+
 import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
@@ -7,13 +9,15 @@ import torch
 from .colours import matched_latent
 
 LONGEST = 25  # frames: clips up to this length stay whole where the trained length is not known (SVD-XT's)
+# Samplers that choose their noise levels themselves, three a step ("DPM-Solver", Lu et al. 2022, arXiv 2206.00927).
+OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
 FRAMES_KEY = "temporal_unet.num_frames"  # a patcher's attachment, and file metadata: the length a model was trained on
 
 
 def trained_length(metadata: dict[str, str]) -> int | None:
-    """The clip length that a model was trained on, where its file tells."""
+    """The clip length that a model was trained on, where its file tells: 1 to 9999 frames, all else counts as not told."""
     told = metadata.get(FRAMES_KEY, "")
-    return int(told) if told.isdigit() else None
+    return int(told) if re.fullmatch("[1-9][0-9]{0,3}", told) else None
 
 
 def window_length(trained: int | None, frames: int) -> int:
@@ -77,11 +81,25 @@ class ClipWindows(windows.IndexListContextHandler):
         )
         self.shuffled_noise = shuffled_noise
         self.keep_colors = keep_colors
+        self.own_levels = False  # does a sampler of OWN_LEVELS run?
+        self._level, self._levels = None, 0
         self.on_window = lambda indices, frames: None  # called as work on a window of a clip of `frames` frames begins
 
     def noise(self, noise: torch.Tensor, seed: int) -> torch.Tensor:
         """The clip's noise [t, c, h, w], arranged as these windows want it."""
         return shuffled(noise, self.context_length, self.context_overlap, seed) if self.shuffled_noise else noise
+
+    def set_step(self, timestep, model_options):
+        """Reckons the step from the noise level timestep [t], as the host does where it is one of the schedule's.
+
+        A sampler with levels of its own keeps one offset through its step: it would take what another changes for its error.
+        """
+        if not self.own_levels:
+            return super().set_step(timestep, model_options)
+        level = timestep[0].item()
+        if level != self._level:  # a node on the model may ask for a level twice
+            self._level, self._step = level, self._levels // 3
+            self._levels += 1
 
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         return x_in.shape[0] > self.context_length

@@ -84,7 +84,7 @@ def check_pictures(data, previewer, latents, limit):
 def test_every_frame_is_in_its_place_in_the_hosts_colours(preview, latent_format, frames, height, width):
     latents, before = clip(frames, height, width), clip(frames, height, width)
     previewer = latent_preview.get_previewer(CPU, latent_format)
-    data = preview.draw(latents, preview.choose_colours(previewer, latent_format))
+    data = preview.draw(latents, preview.colours_for(previewer, latent_format)[0])
     assert data["frames"] == frames and data["shown"] == list(range(frames))
     assert max(data["width"], data["height"]) == min(128, max(height, width))
     assert data["width"] / data["height"] == pytest.approx(width / height, rel=0.01)
@@ -118,7 +118,7 @@ def test_a_long_clip_gets_fewer_pixels_then_fewer_frames(preview, frames, height
 def test_a_thousand_frames_are_drawn_with_their_indices(preview):
     latents = clip(1000, 72, 72)
     previewer = latent_preview.get_previewer(CPU, SD15)
-    data = preview.draw(latents, preview.choose_colours(previewer, SD15))
+    data = preview.draw(latents, preview.colours_for(previewer, SD15)[0])
     assert data["frames"] == 1000 and data["shown"][:3] == [0, 3, 6]
     check_pictures(data, previewer, latents, limit=6)
 
@@ -149,8 +149,9 @@ def taesd():
 
 def test_taesd_is_used_where_the_host_uses_it(preview, taesd):
     assert isinstance(taesd, latent_preview.TAESDPreviewerImpl)
+    assert preview.colours_for(latent_preview.Latent2RGBPreviewer(SD15.latent_rgb_factors), SD15)[1] is None
     latents = clip(7)
-    data = preview.draw(latents, preview.choose_colours(taesd, SD15))
+    data = preview.draw(latents, preview.colours_for(taesd, SD15)[1])
     assert (data["width"], data["height"]) == (64, 64)
     check_pictures(data, taesd, latents, limit=12)
 
@@ -161,7 +162,7 @@ def test_taesd_decodes_large_frames_small_and_in_small_batches(preview, taesd, m
     monkeypatch.setattr(preview, "LONGEST", 24)
     monkeypatch.setattr(taesd.taesd, "decode", lambda latents: (seen.append(tuple(latents.shape)), decode(latents))[1])
     latents = clip(6, 16, 24)
-    data = preview.draw(latents, preview.choose_colours(taesd, SD15))
+    data = preview.draw(latents, preview.colours_for(taesd, SD15)[1])
     assert seen == [(4, 4, 8, 12), (2, 4, 8, 12)]
     assert (data["width"], data["height"]) == (24, 16)
     check_pictures(data, taesd, torch.nn.functional.avg_pool2d(latents, 2), limit=12)
@@ -175,9 +176,10 @@ class Run:
 
     pixels = 1
 
-    def __init__(self, preview, step, cost):
+    def __init__(self, preview, step, cost, frames=2):
         self.now, self.step, self.cost, self.sent = 0.0, step, cost, []
         self.told = []  # (step, time) of the events without a sheet
+        self.latents = torch.zeros(frames, 4, 8, 8)
         self.preview = preview.FramePreview(self, self.note, lambda: self.now)
 
     def note(self, data):
@@ -191,7 +193,8 @@ class Run:
         """(step, time) of each sheet; afterwards `now` is the length of the run."""
         for step in range(steps):
             self.now += self.step
-            self.preview(step, torch.zeros(2, 4, 8, 8), steps)
+            self.preview(step, self.latents, steps)
+        self.preview.finish(self.latents)
         return self.sent
 
 
@@ -212,8 +215,57 @@ def test_sheets_take_two_percent_of_the_run_at_most(preview, step, cost):
     run = Run(preview, step, cost)
     sent = run.go(400)
     assert sent[0][0] == 1 and sent[-1][0] == 400
-    assert len(sent[:-1]) * cost <= 0.02 * run.now  # the last is always shown
+    assert len(sent) * cost <= 0.02 * run.now
     assert len(sent) * cost >= 0.01 * run.now  # and they use it, where steps allow
+
+
+class Better:
+    """Better colours for a run, at `cost` seconds of its clock a frame of 64x64 pixels; `drawn` counts those."""
+
+    pixels = 8
+
+    def __init__(self, run, cost):
+        self.run, self.cost, self.drawn = run, cost, 0
+        run.preview.better = self
+
+    def __call__(self, latents, width, height):
+        self.run.now += self.cost * len(latents) * width * height / 64**2
+        self.drawn += len(latents) * (width == 64)
+        return torch.zeros(latents.shape[0], 3, height, width)
+
+
+@pytest.mark.parametrize("steps, cost, taken", [
+    (20, 0.01, True), (20, 0.13, True), (20, 0.14, False), (20, 1.0, False), (20, 10.0, False), (100, 0.13, True),
+    (100, 0.65, True), (100, 0.7, False), (5, 0.03, True), (5, 0.04, False), (2, 1e-3, True), (2, 0.1, False), (1, 1e-3, False),
+])
+def test_better_colours_are_taken_where_two_sheets_fit_into_two_percent_of_the_run(preview, steps, cost, taken):
+    run = Run(preview, step=10.0, cost=1e-4, frames=14)
+    better = Better(run, cost)
+    sent = run.go(steps)
+    assert sent[0][0] == 1 and sent[-1][0] == steps
+    assert (better.drawn >= 2 + 14) == taken and better.drawn % 14 in (0, 2)  # one is measured, twice
+    assert run.now - steps * run.step <= 0.02 * run.now  # with all that was measured
+    assert taken or len(sent) >= 0.7 * steps
+
+
+def test_the_last_sheet_shows_what_the_run_made(preview):
+    """And comes once, however often a sampler told its step: dpm_fast does it less often than it has steps, dpm_adaptive more."""
+    for told in (1, 3, 10, 17):
+        run, pictures = Run(preview, step=1.0, cost=0.001), []
+        run.preview.send = lambda data: pictures.append(data)
+        for step in range(told):
+            run.now += run.step
+            run.preview(step, run.latents, 10)
+        run.preview.finish(torch.zeros(5, 4, 8, 8))
+        assert [data["frames"] for data in pictures].count(5) == 1 and pictures[-1]["frames"] == 5
+        steps = [data["step"] for data in pictures]
+        assert steps == sorted(steps) and steps[-1] == 10 and {data["steps"] for data in pictures} == {10}
+
+
+def test_a_run_of_no_steps_shows_nothing(preview):
+    run = Run(preview, 1.0, 0.001)
+    run.preview.finish(run.latents)
+    assert run.sent == run.told == []
 
 
 def test_a_short_run_shows_its_first_step_and_its_last_and_tells_the_others(preview):
@@ -235,7 +287,7 @@ def test_other_latents_are_passed_over(preview):
     with_time_axis = torch.zeros(1, 4, 2, 8, 8)
     nested = comfy.nested_tensor.NestedTensor([torch.zeros(2, 4, 8, 8), torch.zeros(1, 8, 9)])
     for latents in (with_time_axis, nested):
-        run.preview(0, latents, 1)
+        run.preview(0, latents, 2)
     assert run.sent == []
 
 
@@ -262,7 +314,7 @@ def server(monkeypatch):
 def sampled(svd, node):
     """Our sampler as node "9:1" of prompt "p", which stands for node "9"; gives the frames and the host's progress calls."""
 
-    def run(frames=4, model=svd.ours, conditioning={}, max_cfg=2.5, more=()):
+    def run(frames=4, model=svd.ours, conditioning={}, max_cfg=2.5, sampler="euler", steps=STEPS, more=()):
         positive, negative = ([[c, {**options, **conditioning}] for c, options in conds] for conds in prompts(svd.config))
         graph, progress = DynamicPrompt({}), []
         graph.add_ephemeral_node("9:1", {}, "9", "9")
@@ -271,7 +323,7 @@ def sampled(svd, node):
         with CurrentNodeContext("p", "9:1"):
             samples = run_node(
                 node("TemporalUNetSVDSampler"), model, positive, negative, {"samples": torch.zeros(frames, 4, 8, 8)},
-                5, STEPS, 1.0, max_cfg, "linear", "euler", "karras", 1.0, *more,
+                5, steps, 1.0, max_cfg, "linear", sampler, "karras", 1.0, *more,
             )[0]["samples"]
         return samples, progress
 
@@ -293,14 +345,46 @@ def test_the_client_that_queued_gets_the_sheet_beside_the_hosts_progress(sampled
     assert distances[0] < 0.5 * min(distances[1:])
 
 
-def test_the_sheet_is_in_taesds_colours_where_the_host_has_it(sampled, server, preview, taesd):
+def test_from_the_second_step_on_sheets_are_in_taesds_colours_where_the_host_has_it(sampled, server, preview, taesd, monkeypatch):
+    monkeypatch.setattr(preview, "SHARE", 1000)  # of a run of milliseconds
+    monkeypatch.setattr(preview, "INTERVAL", 0)
     server.client_id = "queued"
     _, progress = sampled()
-    first = server.heard()[0][1]
-    assert (first["width"], first["height"]) == (64, 64)  # pixels of a picture, not of a latent
-    hosts = np.asarray(progress[0][2][1])
-    distances = [np.abs(hosts - cell).mean() for cell in cut_up(first)]
-    assert distances[0] < 8 and distances[0] < 0.5 * min(distances[1:])
+    heard = [data for _, data, _ in server.heard()]
+    assert [data["width"] for data in heard] == [8, 64, 64]  # pixels of a latent, then of a picture
+    for data, (_, _, picture) in zip(heard[1:], progress[1:], strict=True):
+        distances = [np.abs(np.asarray(picture[1]) - cell).mean() for cell in cut_up(data)]
+        assert distances[0] < 8 and distances[0] < 0.5 * min(distances[1:])
+
+
+def test_taesd_that_is_slow_beside_the_run_is_left_out(sampled, server, preview, taesd, monkeypatch):
+    """The miniature takes a few ms a step here, a sheet in TAESD's colours more than all of them; by the real clock."""
+    decoded = []
+    decode = comfy.taesd.taesd.TAESD.decode
+    monkeypatch.setattr(
+        comfy.taesd.taesd.TAESD, "decode", lambda self, latents: (decoded.append(tuple(latents.shape)), decode(self, latents))[1]
+    )
+    server.client_id = "queued"
+    _, progress = sampled(frames=14)
+    heard = [data for _, data, _ in server.heard()]
+    assert {data["width"] for data in heard if "image" in data} == {8} and "image" in heard[-1]
+    assert len(progress) == STEPS
+    assert decoded == [(1, 4, 8, 8)] * (STEPS + 2)  # the host's pictures, and a frame that was measured, twice
+
+
+@pytest.mark.parametrize("sampler, steps", [
+    ("euler", 1), ("dpm_fast", 1), ("dpm_fast", 5), ("dpm_adaptive", 2), ("heun", 3), ("uni_pc", 3), ("lcm", 3),
+])
+def test_the_last_sheet_is_the_result_with_each_sampler(sampled, server, svd, preview, sampler, steps):
+    server.client_id = "queued"
+    samples, _ = sampled(sampler=sampler, steps=steps)
+    heard = [data for _, data, _ in server.heard()]
+    assert all(1 <= data["step"] <= data["steps"] == steps for data in heard)
+    last, told = heard[-1], [data["step"] for data in heard]
+    assert told == sorted(told) and last["step"] == steps
+    assert told.count(steps) == 1 or sampler == "dpm_adaptive"  # that goes on after as many steps as it was asked for
+    quick = preview.LatentColours(SD15.latent_rgb_factors, SD15.latent_rgb_factors_bias)
+    assert last["image"] == preview.draw(svd.ours.model.process_latent_in(samples), quick)["image"]
 
 
 @pytest.mark.parametrize("conditioning, fps", [({}, 6), ({"fps": 24}, 24)])

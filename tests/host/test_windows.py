@@ -2,11 +2,12 @@
 
 import itertools
 
+import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
 from families import relative_error
-from oracle import Pair, prompts, run_node
+from oracle import Pair, prompts, run_node, sample
 
 TOTAL, LENGTH, OVERLAP = 11, 5, 2
 
@@ -23,12 +24,13 @@ def svd(pack, tmp_path_factory):
 
 @pytest.fixture
 def run(svd, node):
-    def run(model=None, frames=TOTAL, steps=2, **options):
+    def run(model=None, frames=TOTAL, steps=2, sampler="euler", latent={}, **options):
         positive, negative = prompts(svd.config)
+        latent = {"samples": torch.zeros(frames, 4, 8, 8), **latent}
         options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
         return run_node(
-            node("TemporalUNetSVDSampler"), model or svd.ours, positive, negative, {"samples": torch.zeros(frames, 4, 8, 8)},
-            5, steps, 1.0, 2.5, "linear", "euler", "karras", **options,
+            node("TemporalUNetSVDSampler"), model or svd.ours, positive, negative, latent, 5, steps, 1.0, 2.5, "linear", sampler,
+            "karras", **options,
         )[0]["samples"]
 
     return run
@@ -91,8 +93,6 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows
         calls.append((list(window.index_list), conds[0][0]["model_conds"]["c_concat"].cond.clone(), [o.clone() for o in out]))
         return out
 
-    import comfy.patcher_extension
-
     model = svd.ours.clone()
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "record", recorded)
     run(model, steps=1, keep_colors=keep_colors)
@@ -139,15 +139,99 @@ def test_calls_are_no_larger_for_longer_clips(svd, run, frames):
     assert set(rows) == {2 * LENGTH}
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde"])
-def test_samplers_with_steps_in_between(svd, node, sampler):
-    assert sampler in comfy.samplers.KSampler.SAMPLERS
-    positive, negative = prompts(svd.config)
-    made = run_node(
-        node("TemporalUNetSVDSampler"), svd.ours, positive, negative, {"samples": torch.zeros(TOTAL, 4, 8, 8)}, 5, 3, 1.0, 2.5,
-        "linear", sampler, "karras", window_frames=LENGTH, window_overlap=OVERLAP, closed_loop=True,
-    )[0]["samples"]
-    assert torch.isfinite(made).all()
+@pytest.fixture
+def host(svd, node, windows):
+    """The host's KSampler and linear guidance on a MODEL with our windows: noise, masks and samplers are the host's business."""
+
+    def run(steps=2, closed_loop=False, **options):
+        model = windows.with_windows(svd.ours, LENGTH, OVERLAP, closed_loop, shuffled_noise=False, keep_colors=True)
+        model = run_node(node("VideoLinearCFGGuidance"), model, 1.0)[0]
+        return sample(model, *prompts(svd.config), frames=TOTAL, cfg=2.5, steps=steps, scheduler="karras", **options)
+
+    return run
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde", "dpmpp_2m_sde"])
+def test_samplers_with_levels_in_between_or_noise_of_their_own(run, host, sampler):
+    result = run(steps=3, sampler=sampler, closed_loop=True)
+    assert torch.isfinite(result).all()
+    assert relative_error(result, host(steps=3, sampler=sampler, closed_loop=True)) <= 1e-5
+
+
+def starts_of_second_windows(model):
+    """A clone and the list of where the second window of each evaluation of the clip will start."""
+    model, starts, previous = model.clone(), [], []
+
+    def noted(executor, model, conds, x_in, timestep, options):
+        window = options["transformer_options"]["context_window"].index_list
+        if previous == [0]:
+            starts.append(window[0])
+        previous[:] = window[:1]
+        return executor(model, conds, x_in, timestep, options)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "starts", noted)
+    return model, starts
+
+
+@pytest.mark.parametrize("sampler, evaluations", [("dpm_fast", [3, 3, 2, 1]), ("dpm_adaptive", None)])
+def test_joints_move_with_samplers_that_choose_their_noise_levels(svd, run, windows, sampler, evaluations):
+    """But not within one of their steps: dpm_adaptive would take that for an error of its own and make its steps smaller."""
+    model, starts = starts_of_second_windows(svd.ours)
+    run(model, steps=9, sampler=sampler, window_overlap=1)
+    assert evaluations is None or len(starts) == sum(evaluations)
+    by_step = [starts[i:i + 3] for i in range(0, len(starts), 3)]
+    assert all(len(set(step)) == 1 for step in by_step)
+    expected = [windows.window_starts(TOTAL, LENGTH, 1, step, False)[1] for step in range(len(by_step))]
+    assert [step[0] for step in by_step] == expected and len(set(expected)) > 1
+
+
+def test_a_level_that_a_node_asks_for_twice_is_one(svd, run, node):
+    """PerturbedAttentionGuidance evaluates the clip a second time, in the same windows."""
+    model, starts = starts_of_second_windows(run_node(node("PerturbedAttentionGuidance"), svd.ours, 0.7)[0])
+    run(model, steps=5, sampler="dpm_fast", window_overlap=1)
+    by_step = [starts[i:i + 6] for i in range(0, len(starts), 6)]
+    assert len(starts) == 2 * 5 and all(len(set(step)) == 1 for step in by_step) and by_step[0] != by_step[1]
+
+
+def noisy(seed=3):
+    return torch.randn(TOTAL, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_mask_keeps_its_frames_through_windows(run, host):
+    """Frames 0, 4 and 5 stay, of which each lies in other windows; of frame 7 the left half does."""
+    mask = torch.ones(TOTAL, 1, 64, 64)
+    mask[[0, 4, 5]] = 0
+    mask[7, :, :, :32] = 0
+    latent = {"samples": noisy(), "noise_mask": mask}
+    result = run(latent=latent)
+    assert relative_error(result, host(**latent)) <= 1e-5
+    assert relative_error(result[[0, 4, 5]], noisy()[[0, 4, 5]]) <= 1e-3
+    assert relative_error(result[7, :, :, :3], noisy()[7, :, :, :3]) <= 1e-3
+    assert relative_error(result[7, :, :, 5:], noisy()[7, :, :, 5:]) > 0.1
+    assert min(relative_error(result[i], noisy()[i]) for i in (1, 2, 3, 6, 8, 9, 10)) > 0.1
+
+
+@pytest.mark.parametrize("indices", [list(range(TOTAL))[::-1], [2] * TOTAL])
+def test_noise_follows_batch_index_through_windows(run, host, indices):
+    result = run(latent={"batch_index": indices})
+    assert relative_error(result, host(batch_index=indices)) <= 1e-5
+    assert relative_error(result, run()) > 0.01
+
+
+@pytest.mark.parametrize("denoise", [0.5, 0.1, 0.0])
+def test_denoise_below_one_through_windows(run, host, denoise):
+    result = run(steps=4, latent={"samples": noisy()}, denoise=denoise)
+    assert relative_error(result, host(steps=4, samples=noisy(), denoise=denoise)) <= 1e-5
+    assert (relative_error(result, noisy()) <= 1e-5) == (denoise == 0)
+
+
+@pytest.mark.parametrize("told, frames", [
+    ("14", 14), ("25", 25), ("1", 1), ("0", None), ("00", None), ("-3", None), ("", None), ("14.0", None), ("\u00b2", None),
+    ("\u0663", None), ("14 frames", None), ("9" * 5000, None), (" 14\n", None), ("14\n", None),
+])
+def test_a_length_that_is_no_number_of_frames_counts_as_not_told(windows, told, frames):
+    assert windows.trained_length({windows.FRAMES_KEY: told}) == frames
+    assert windows.trained_length({}) is None
 
 
 def test_the_length_is_that_of_training_where_the_file_tells(svd, windows):
