@@ -15,6 +15,7 @@ NODE = "SVD Temporal UNet Sampler"
 SVD_WIDTH = 320  # channels by which the real SVD is told from a miniature
 TRAINED = 1024, 576  # pixels
 SHORTEST = 7  # frames, half of what SVD was trained on
+TOO_LONG = 1.5  # times the trained length
 
 
 class SVDSampler(io.ComfyNode):
@@ -115,11 +116,11 @@ class SVDSampler(io.ComfyNode):
         in_order(NODE, guidance_start=guidance_start, guidance_end=guidance_end)
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
-        _warn_far_from_training(model, latent_image["samples"])
         model = _windowed(
             model, frames, window_frames, window_overlap, closed_loop=closed_loop, shuffled_noise=window_noise == "shuffled",
             keep_colors=keep_colors,
         )
+        _warn_far_from_training(model, latent_image["samples"])
         guider = FrameGuider(
             model, frame_scales(guidance, min_cfg, max_cfg, curve, frames), guidance_start, guidance_end
         )
@@ -161,7 +162,7 @@ def _check(model, positive, latent) -> int:
 
 
 def _warn_far_from_training(model, latent):
-    """Says in the log where size or length are such that SVD, trained on 1024x576, makes poor motion."""
+    """Says in the log where the size, or the number of frames that the MODEL sees at once, is far from what it was trained on."""
     if model.model.model_config.unet_config["model_channels"] != SVD_WIDTH:
         return
     frames, _, height, width = latent.shape
@@ -171,10 +172,18 @@ def _warn_far_from_training(model, latent):
             "%s: the video is %dx%d, SVD was trained on %dx%d: expect little or broken motion. Keep near that area, and "
             "scale the result.", NODE, width * 8, height * 8, *TRAINED,
         )
-    if frames < SHORTEST:
+    windows = model.model_options.get("context_handler")  # ours, or those of the host's own node
+    at_once = frames if windows is None else min(frames, windows.context_length)
+    if at_once < SHORTEST:
         logging.warning(
-            "%s: %d frames are fewer than SVD was trained on (14 or 25): expect little motion. Make 14 and keep some.",
-            NODE, frames,
+            "%s: %d frames at once are fewer than SVD was trained on (14 or 25): expect little motion. Make 14 and keep "
+            "some, with window_frames 0.", NODE, at_once,
+        )
+    trained = automatic_length(model, at_once)
+    if at_once > TOO_LONG * trained:
+        logging.warning(
+            "%s: %d frames at once are more than the %d that the model was trained on: expect blurred or broken motion. Set "
+            "window_frames to 0 (or the Context Windows node to that length), which works in windows.", NODE, at_once, trained,
         )
 
 

@@ -1,17 +1,20 @@
 """SVD Temporal UNet Sampler and SVD Image to Video, against the host's nodes and against explicit formulas."""
 
 import json
+import logging
 
 import comfy.clip_vision
+import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.samplers
 import comfy.sd
+import comfy.supported_models
 import comfy.taesd.taesd
 import comfy.utils
 import pytest
 import torch
-from families import relative_error
-from oracle import Pair, fill, prompts, run_node, sample
+from families import FULL, relative_error
+from oracle import CPU, Pair, fill, prompts, run_node, sample
 
 FRAMES = 5
 
@@ -221,6 +224,19 @@ def test_the_hosts_own_context_windows_node_is_left_to_act(ours, host, svd, node
     assert relative_error(result, ours(frames=frames, steps=3)) > 1e-4
 
 
+@pytest.mark.parametrize("schedule, stride, closed_loop, fuse", [
+    ("standard_uniform", 1, False, "pyramid"), ("standard_uniform", 2, False, "relative"), ("batched", 1, False, "flat"),
+    ("looped_uniform", 2, True, "overlap-linear"), ("standard_static", 1, False, "relative"),
+])
+def test_the_hosts_other_schedules_and_fusings_act_as_in_ksampler(ours, host, svd, node, schedule, stride, closed_loop, fuse):
+    windowed = run_node(
+        node("ContextWindowsManual"), svd.ours, 4, 1, schedule, stride, closed_loop, fuse, 0, False
+    )[0]
+    result = ours(model=windowed, frames=9, steps=2)
+    assert torch.isfinite(result).all()
+    assert relative_error(result, host("VideoLinearCFGGuidance", model=windowed, frames=9, steps=2)) <= 1e-5
+
+
 def test_windows_with_guidance_in_a_share_of_the_steps(ours):
     result = ours(frames=8, window_frames=4, window_overlap=1, steps=4, guidance_start=0.25, guidance_end=0.5)
     assert torch.isfinite(result).all()
@@ -264,6 +280,84 @@ def test_constant_guidance_keeps_what_other_nodes_put_on_the_model(ours, host, s
     result = ours("constant", model=patched)
     assert relative_error(result, host(model=patched)) <= 1e-5
     assert relative_error(result, ours("constant")) > 1e-4
+
+
+@pytest.mark.parametrize("guidance", ["linear", "triangle", "curve"])
+def test_guidance_of_each_frame_takes_the_place_of_another_formula_and_leaves_what_adds_to_it(ours, svd, node, guidance):
+    rescaled, perturbed = (run_node(node(name), svd.ours, 0.7)[0] for name in ("RescaleCFG", "PerturbedAttentionGuidance"))
+    assert torch.equal(ours(guidance, model=rescaled), ours(guidance))
+    assert relative_error(ours(guidance, model=perturbed), ours(guidance)) > 1e-4
+
+
+# Warnings of what is far from training
+
+
+@pytest.fixture(scope="module")
+def real_svd():
+    """The host's MODEL of SVD at its real width, but for the network, of which a denoise of 0 makes no call."""
+    width = FULL["svd"].model_channels
+    config = comfy.supported_models.SVD_img2vid({
+        **comfy.supported_models.SVD_img2vid.unet_config, "model_channels": width, "disable_unet_model_creation": True})
+    config.set_inference_dtype(torch.float32, None)
+    return comfy.model_patcher.ModelPatcher(config.get_model({}, ""), load_device=CPU, offload_device=CPU)
+
+
+@pytest.fixture
+def warnings(ours, real_svd, caplog):
+    """What the log says at WARNING of a run of `frames` frames of `height` x `width` pixels."""
+
+    def run(frames=25, height=576, width=1024, trained=None, model=real_svd, **options):
+        model = model.clone()
+        if trained is not None:
+            model.set_attachments("temporal_unet.num_frames", trained)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            ours(model=model, latent={"samples": torch.zeros(frames, 4, height // 8, width // 8)}, denoise=0.0, **options)
+        return [record.getMessage() for record in caplog.records if "SVD Temporal UNet Sampler" in record.getMessage()]
+
+    return run
+
+
+@pytest.mark.parametrize("frames, trained, window", [
+    (14, None, 0), (25, None, 0), (14, 14, 0), (25, 25, 0), (21, 14, 21), (37, None, 37), (37, 25, 37), (100, None, 0),
+    (100, 14, 0), (100, 14, 14), (7, None, 0),
+])
+def test_nothing_is_said_near_the_training(warnings, frames, trained, window):
+    assert warnings(frames, trained=trained, window_frames=window) == []
+    assert warnings(frames, 1024, 576, trained=trained, window_frames=window) == []
+
+
+@pytest.mark.parametrize("frames, trained, window, seen, length", [
+    (100, None, 100, 100, 25), (60, None, 4096, 60, 25), (38, None, 38, 38, 25), (22, 14, 22, 22, 14), (100, 14, 25, 25, 14),
+    (38, 25, 38, 38, 25),
+])
+def test_more_frames_at_once_than_trained_on_are_warned_of(warnings, frames, trained, window, seen, length):
+    said, = warnings(frames, trained=trained, window_frames=window)
+    assert f"{seen} frames at once are more than the {length} " in said and "Set window_frames to 0" in said
+
+
+@pytest.mark.parametrize("frames, window, seen", [(6, 0, 6), (1, 0, 1), (100, 6, 6)])
+def test_fewer_frames_at_once_than_trained_on_are_warned_of(warnings, frames, window, seen):
+    said, = warnings(frames, window_frames=window, window_overlap=2)
+    assert f"{seen} frames at once are fewer than SVD was trained on (14 or 25)" in said and "Make 14" in said
+
+
+@pytest.mark.parametrize("height, width, said", [(320, 320, True), (1152, 2048, True), (512, 512, False), (768, 1024, False)])
+def test_a_size_far_from_the_training_is_warned_of(warnings, height, width, said):
+    found = warnings(14, height, width)
+    assert len(found) == said
+    assert all(f"the video is {width}x{height}, SVD was trained on 1024x576" in message for message in found)
+
+
+@pytest.mark.parametrize("length, said", [(16, False), (60, True)])
+def test_windows_of_the_hosts_own_node_count_as_what_is_seen_at_once(warnings, node, real_svd, length, said):
+    windowed = run_node(node("ContextWindowsManual"), real_svd, length, 4, "standard_static", 1, False, "pyramid", 0, False)[0]
+    found = warnings(100, model=windowed)
+    assert len(found) == said and all(f"{length} frames at once" in message for message in found)
+
+
+def test_a_miniature_is_not_compared_with_the_real_one(warnings, svd):
+    assert warnings(60, 64, 64, model=svd.ours, window_frames=60) == []
 
 
 # SVD Image to Video
