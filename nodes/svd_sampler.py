@@ -92,8 +92,8 @@ class SVDSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "window_noise", options=["independent", "shuffled"], default="independent", advanced=True, optional=True,
-                    tooltip="In clips longer than a window: shuffled repeats the first window's noise in another order, "
-                    "which often keeps the motion steadier, at slightly less likeness.",
+                    tooltip="In clips longer than a window: shuffled repeats the first window's noise in another order. It steadied the "
+                    "motion where keep_colors is off; with it, it costs a little likeness and gains nothing.",
                 ),
                 io.Boolean.Input(
                     "keep_colors", default=True, advanced=True, optional=True,
