@@ -70,7 +70,7 @@ def _embeddings(config, frames, item):
 
 def _context(config, frames, pixels):
     """Bytes of the context that attention over time sees: the first frame's, again at every pixel."""
-    return pixels // frames * config.context_dim
+    return pixels // frames * (config.context_dim or 0)
 
 
 def _block(into: int, out: int, depth: int, context: int, frames: int, budget: int | None) -> int:

@@ -1,5 +1,7 @@
 """The reckoned memory against what is counted on the meta device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import TINY
@@ -26,6 +28,13 @@ def test_counted_is_at_most_what_was_reckoned_and_near_it(frames, size, budget):
 def test_smaller_parts_need_less(frames):
     default, smaller = (activation_bytes(SVD, frames, 72, 128, 2, budget) for budget in (512 * MIB, 128 * MIB))
     assert smaller < default < activation_bytes(SVD, frames, 72, 128, 2, None)
+
+
+def test_a_network_without_attention_has_no_context_to_count():
+    config = replace(TINY["svd"], depth_in=(0,) * 8, depth_out=(0,) * 12, depth_middle=0, context_dim=None)
+    attending = activation_bytes(TINY["svd"], 14, 8, 8, 2, None)
+    assert 0 < activation_bytes(config, 14, 8, 8, 2, None) < attending
+    assert residual_bytes(config, 14, 8, 8, 2) == residual_bytes(TINY["svd"], 14, 8, 8, 2)
 
 
 def test_more_frames_need_more():
