@@ -1,4 +1,4 @@
-"""Write the English texts of the nodes, locales/en/nodeDefs.json, from the schemas of the running code.
+"""Write the English texts of the nodes, locales/en/nodeDefs.json, from the schemas of the running code; copy their help pages.
 
     TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/make_locales.py [--check]
 
@@ -8,18 +8,23 @@ which are kept by hand. With --check nothing is written, and the exit status is 
 The form is the one that the front end reads (ComfyUI serves every pack's at /api/i18n): node id -> display_name, description,
 inputs (by their machine names) and outputs (by their numbers), each with a name and, where it has one, a tooltip. The front end
 reads no translation of a combo's options: they are values.
+
+The help pages are English. The front end asks for web/docs/<node id>/<its language>.md, then for web/docs/<node id>.md, and never
+for another language's: the latter is a copy of the former's en.md, with which its pictures' addresses agree.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import host_in_process
 
 LOCALES = host_in_process.ROOT / "locales"
+DOCS = host_in_process.ROOT / "web" / "docs"
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es")
 PREFIX = "TemporalUNet"  # every id of the pack begins with it
 
@@ -32,6 +37,16 @@ def read(language: str) -> dict:
     """What the pack serves in a language; empty where there is no file yet."""
     path = path_of(language)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def outdated_help() -> list[Path]:
+    """The pages en.md whose copy for other languages is another, or not there."""
+    pages = sorted(DOCS.glob("*/en.md"))
+    return [page for page in pages if not _copy(page).exists() or _copy(page).read_bytes() != page.read_bytes()]
+
+
+def _copy(page: Path) -> Path:
+    return DOCS / f"{page.parent.name}.md"
 
 
 def node_defs() -> dict:
@@ -73,16 +88,18 @@ def changes(old: dict, new: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the file is behind the code")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is behind")
     args = parser.parse_args()
     host_in_process.boot(os.environ["TEMPORAL_UNET_HOST"])
-    texts = node_defs()
-    lines = changes(read("en"), texts)
+    texts, pages = node_defs(), outdated_help()
+    lines = changes(read("en"), texts) + [f"{page.parent.name}: help" for page in pages]
     print("\n".join(lines) or "Nothing has changed.")
     if args.check:
         sys.exit(1 if lines else 0)
     path_of("en").parent.mkdir(parents=True, exist_ok=True)
     path_of("en").write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    for page in pages:
+        shutil.copyfile(page, _copy(page))
 
 
 if __name__ == "__main__":

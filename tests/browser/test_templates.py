@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import pytest
 from comfy_server import failure
+from editor import Editor
 from PIL import Image
 from stand_ins import write_video
 
@@ -36,6 +37,17 @@ def api_twin(name):
 
 def open_template(editor, name):
     editor.load_template(editor.server.get(f"/api/workflow_templates/{PACK}/{name}.json"), name)
+
+
+def open_help(editor):
+    """The sampler's, from its toolbox."""
+    open_template(editor, "miniature_image_to_video")
+    page = editor.page
+    page.evaluate("() => app.canvas.selectItems(app.graph._nodes.filter((node) => node.type === 'TemporalUNetSVDSampler'))")
+    page.get_by_test_id("info-button").click()
+    help = page.locator(".node-help-content")
+    help.get_by_role("heading", name="When it fails").wait_for()
+    return help
 
 
 def widget_values(workflow):
@@ -113,13 +125,19 @@ def test_nodes_are_found_by_searching_for_the_pack(editor, our_nodes):
 
 
 def test_help_of_a_node_opens_from_its_toolbox(editor):
-    open_template(editor, "miniature_image_to_video")
-    page = editor.page
-    page.evaluate("() => app.canvas.selectItems(app.graph._nodes.filter((node) => node.type === 'TemporalUNetSVDSampler'))")
-    page.get_by_test_id("info-button").click()
-    help = page.locator(".node-help-content")
-    help.get_by_role("heading", name="When it fails").wait_for()
-    page.evaluate("() => app.canvas.deselectAll()")
+    open_help(editor)
+    editor.page.evaluate("() => app.canvas.deselectAll()")
+
+
+def test_help_in_another_language_is_the_english_page_with_its_pictures(editor, browser, server):
+    try:
+        french = Editor(browser, server, editor.renderer, **{"Comfy.Locale": "fr"})
+    finally:
+        server.post("/api/settings", {"Comfy.Locale": "en"})
+    help = open_help(french)
+    assert help.locator("img").first.evaluate("async (img) => { await img.decode(); return img.naturalWidth }") > 100
+    assert [problem for problem in french.problems if "/TemporalUNetSVDSampler/fr.md" not in problem] == []  # first
+    french.page.close()
 
 
 def test_help_of_every_node_is_served_and_explains_every_input(server, our_nodes):

@@ -1,6 +1,7 @@
 """What the server tells the front end of the pack's texts in other languages."""
 
-from make_locales import LANGUAGES, read
+from comfy_host import PACK
+from make_locales import LANGUAGES, PREFIX, outdated_help, read
 
 
 def test_the_server_serves_the_nodes_in_six_languages(server):
@@ -18,3 +19,10 @@ def test_what_is_served_fits_the_nodes_that_are_served(server, node_info):
         assert texts["display_name"] == info["display_name"]
         assert texts["inputs"].keys() == inputs, node_id
         assert {number: item["name"] for number, item in texts.get("outputs", {}).items()} == outputs, node_id
+
+
+def test_help_is_served_for_languages_without_a_page_of_their_own(server, node_info):
+    """Else run tests/make_locales.py."""
+    assert outdated_help() == []
+    for node_id in filter(lambda name: name.startswith(PREFIX), node_info):
+        assert server.get(f"/extensions/{PACK}/docs/{node_id}.md") == server.get(f"/extensions/{PACK}/docs/{node_id}/en.md")
