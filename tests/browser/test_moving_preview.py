@@ -54,6 +54,12 @@ PLAY = """([seconds, frames]) => new Promise((done) => {
     }
     look()
 })"""
+# The sampler's height in what the host keeps: of it are its steps of undo, and what a file, a tab and a reload bring back.
+KEPT_HEIGHT = """() => {
+    const {changeTracker} = app.extensionManager.workflow.activeWorkflow
+    changeTracker.captureCanvasState() // as after a click
+    return changeTracker.activeState.nodes.find(({type}) => type === 'TemporalUNetSVDSampler').size[1]
+}"""
 # By id: a click brings a node to the front, which changes their order.
 WHERE = """() => {
     const nodes = [...app.graph._nodes].sort((a, b) => a.id - b.id)
@@ -136,6 +142,15 @@ class Preview:
         """Of the sampler as it is drawn."""
         _, top, _, bottom = self.editor.node_boxes()["5"]
         return bottom - top
+
+    @property
+    def kept_height(self):
+        return self.page.evaluate(KEPT_HEIGHT)
+
+    def close(self):
+        self.page.mouse.dblclick(*self.place(0.5))
+        assert not self.is_visible
+        self.editor.drawn()
 
 
 def cells(sheet) -> list[np.ndarray]:
@@ -263,6 +278,37 @@ def test_after_the_run_a_double_click_or_escape_closes_it(played):
     assert page.evaluate(WHERE) == before
 
 
+def test_the_room_that_it_takes_is_neither_saved_nor_a_step_of_undo(editor):
+    preview = Preview(editor, decode=False)
+    kept, height = preview.kept_height, preview.node_height
+    preview.run()
+    assert preview.node_height > height + 20
+    assert preview.kept_height == kept
+    preview.close()
+    assert preview.kept_height == kept
+    assert preview.node_height == pytest.approx(height, abs=1)
+
+
+def test_a_height_that_the_user_gives_the_node_meanwhile_is_kept(played):
+    page, (_, _, right, bottom) = played.page, played.editor.node_boxes()["5"]
+    before, height = played.kept_height, played.node_height
+    page.mouse.move(right - 3, bottom - 3)
+    page.mouse.down()
+    page.mouse.move(right - 3, bottom + 57, steps=4)
+    page.mouse.up()
+    played.editor.drawn()
+    assert played.node_height == pytest.approx(height + 60, abs=5)
+    kept = played.kept_height
+    assert kept > before + 60
+    played.page.evaluate("""() => {
+        const sheet = heard['temporal_unet.preview'].findLast((event) => event.image)
+        app.api.dispatchCustomEvent('temporal_unet.preview', sheet)
+    }""")
+    played.close()
+    assert played.kept_height == kept
+    assert played.node_height == pytest.approx(height + 60, abs=5)
+
+
 def test_the_hosts_own_preview_is_not_shown_beside_ours_and_both_go_when_the_video_is_there(editor):
     preview = Preview(editor, steps=12)
     height = preview.node_height
@@ -306,7 +352,6 @@ def test_in_a_subgraph_it_is_shown_inside_and_the_hosts_outside(editor):
     editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
 
 
-@pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)  # what goes where does not depend on who draws it
 def test_only_the_browser_and_workflow_that_queued_see_it_and_a_reload_goes_on_showing_it(editor, browser, server):
     other, queued = Preview(editor, decode=False), Preview(Editor(browser, server, editor.renderer), steps=400, decode=False)
     queued.editor.load_template(queued.editor.workflow(), "preview")  # it has an id now, as one from a file

@@ -26,6 +26,7 @@ class Preview {
     this.build()
     this.begin()
     this.listen()
+    this.followHeight()
     const heights = () => (this.about ? [this.height + 2 * MARGIN, TALLEST] : [0, 0])
     addWidget(node, 'moving_preview', 'TEMPORAL_UNET_PREVIEW', this.element, heights)
   }
@@ -94,6 +95,18 @@ class Preview {
     new ResizeObserver(() => this.play()).observe(this.canvas) // it is to be seen again
   }
 
+  followHeight() {
+    const { onResize, onSerialize } = this.node
+    this.node.onResize = (size) => {
+      onResize?.call(this.node, size)
+      this.resized(size)
+    }
+    this.node.onSerialize = (saved) => { // else the host's undo, and a file, would keep the picture's room
+      onSerialize?.call(this.node, saved)
+      saved.size = this.sizeWithout(saved.size)
+    }
+  }
+
   get height() {
     return pictureHeight(this.node.size[0] - 2 * MARGIN, this.sheet ?? UNKNOWN_SHAPE) + BELOW
   }
@@ -138,17 +151,32 @@ class Preview {
     if (LiteGraph.vueNodesMode) return
     const [width, height] = this.node.size
     const needed = this.node.computeSize()[1]
-    if (height < needed) this.node.setSize([width, needed])
-    this.openHeight = this.node.size[1]
+    if (height < needed || height === this.openHeight) this.node.setSize([width, needed])
     this.node.setDirtyCanvas(true, true)
+  }
+
+  /** The node has a new size: drawn out by hand, or else as high as the picture needs it: `openHeight`. */
+  resized([, height]) {
+    if (this.about && !this.isDrawnOut(height)) this.openHeight = height
+    else Object.assign(this, { closedHeight: height, openHeight: null })
+  }
+
+  isDrawnOut(height) {
+    if (LiteGraph.vueNodesMode) return this.element.offsetHeight > parseFloat(this.element.style.minHeight) + 1
+    return height > this.node.computeSize()[1] + 1
+  }
+
+  /** The node's size without the room that was made for the picture. */
+  sizeWithout([width, height]) {
+    return [width, height === this.openHeight ? this.closedHeight : height]
   }
 
   /** Takes the picture away, and the room that was made for it. */
   close() {
-    const [width, height] = this.node.size
+    const size = this.sizeWithout(this.node.size)
     Object.assign(this, { about: null, frame: undefined })
     this.element.style.display = 'none'
-    if (height === this.openHeight) this.node.setSize([width, this.closedHeight])
+    this.node.setSize(size)
     this.node.setDirtyCanvas(true, true)
   }
 
