@@ -11,6 +11,7 @@ LOADER, CONTROL_LOADER, CONDITIONING = "TemporalUNetLoader", "TemporalUNetContro
 HOSTILE = "<img src=x onerror=harmed=1>.safetensors"
 MINIATURE = "miniature_svd.safetensors"
 BROKEN = ("half_svd.safetensors", HOSTILE)  # SVD without some temporal layers, a LoRA
+LONG = ("stable_video_diffusion_img2vid_xt_1_1.safetensors", "controlnet_depth_svd_temporal.safetensors")  # names as they are
 TIMEOUT = 20_000  # ms
 TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 
@@ -49,6 +50,8 @@ def files(server):
         save_file(half, unets / BROKEN[0], file.metadata())
     save_file({f"lora_unet_mid_proj_in.lora_{end}.weight": torch.zeros(4, 4) for end in ("up", "down")}, unets / HOSTILE)
     shutil.copy(unets / HOSTILE, controlnets / HOSTILE)
+    shutil.copy(unets / MINIATURE, unets / LONG[0])
+    shutil.copy(controlnets / "miniature_svd_controlnet_path.safetensors", controlnets / LONG[1])
     whole = (controlnets / "miniature_svd_controlnet_path.safetensors").read_bytes()
     (controlnets / "cut.safetensors").write_bytes(whole[:100_000])
 
@@ -72,6 +75,16 @@ class Panel:
     @property
     def lines(self):
         return self.page.evaluate(f"() => [...{self.element}.firstElementChild.children].map((line) => line.textContent)")
+
+    @property
+    def overflow(self):
+        """Pixels of its text that cannot be seen."""
+        text = f"{self.element}.firstElementChild"
+        return self.page.evaluate(f"() => {text}.scrollHeight - {text}.clientHeight")
+
+    @property
+    def fades(self):
+        return self.page.evaluate(f"() => getComputedStyle({self.element}.firstElementChild).maskImage !== 'none'")
 
     @property
     def colors(self):
@@ -309,6 +322,27 @@ def test_a_long_text_that_was_clicked_is_read_by_the_wheel_and_a_short_one_leave
         done = f"([scrolled, before]) => scrolled ? {text}.scrollTop > 0 : ({where})() !== before"
         page.wait_for_function(done, arg=[scrolled, before])
         assert (page.evaluate(where) == before) is scrolled
+
+
+def test_at_its_first_width_a_node_shows_all_of_a_usual_text(editor, files):
+    inputs = {**CLIP["7"]["inputs"], "width": 1024, "height": 576, "video_frames": 1000}
+    unet, control = node(LOADER, unet_name=LONG[0], weight_dtype="fp16"), node(CONTROL_LOADER, control_net_name=LONG[1])
+    editor.load_api({**CLIP, "1": unet, "2": control, "7": node(CONDITIONING, **inputs)}, "info")
+    told = Panel(editor, LOADER).wait_for("for 1000 frames of 1024x576, in windows of 8")
+    assert "computed in float32" in told.lines[1] and LONG[0] in told.lines[2]
+    for panel in (told, Panel(editor, CONTROL_LOADER).wait_for(LONG[1])):
+        editor.look_at(panel.node_type)
+        assert panel.overflow <= 0 and not panel.fades, panel.lines
+
+
+def test_a_text_that_is_too_long_fades_until_it_is_scrolled_to_its_end(editor, panel):
+    editor.look_at(LOADER)
+    panel(LOADER).choose(BROKEN[0])
+    told = panel(LOADER).wait_for("get it again")
+    assert told.overflow > 0 and told.fades
+    editor.page.evaluate(f"() => {told.element}.firstElementChild.lastElementChild.scrollIntoView(false)")
+    editor.drawn()
+    assert not told.fades
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

@@ -10,13 +10,14 @@ import { MARGIN, addWidget, allNodes, element, growNode, instancesOf } from './w
 const NODES = {
   TemporalUNetLoader: {
     combo: 'unet_name', folders: { 'checkpoints/': 'checkpoints', '': 'diffusion_models' }, route: '/temporal_unet/unet_info',
-    dtype: 'weight_dtype', clip: true, lines: 6,
+    dtype: 'weight_dtype', clip: true, lines: 9,
   },
   TemporalUNetControlNetLoader: {
-    combo: 'control_net_name', folders: { '': 'controlnet' }, route: '/temporal_unet/controlnet_info', lines: 5,
+    combo: 'control_net_name', folders: { '': 'controlnet' }, route: '/temporal_unet/controlnet_info', lines: 8,
   },
 }
-const LINE = 17 // pixels
+const LINE = 15 // pixels
+const FADE = 'linear-gradient(to top, transparent, black 30px)' // of the last lines: there are more below
 const DELAY = 50 // ms in which several changes become one question
 const ERROR_COLOR = 'color-mix(in srgb, var(--error-text) 60%, var(--input-text))' // readable on light and on dark
 
@@ -52,6 +53,8 @@ class InfoPanel {
       const scrolls = this.text.scrollHeight > this.text.clientHeight
       if (scrolls && !event.ctrlKey && !event.metaKey) event.stopPropagation() // else the canvas would take it
     })
+    this.text.addEventListener('scroll', () => this.fade())
+    new ResizeObserver(() => this.fade()).observe(this.text)
     this.element.append(this.text)
     addWidget(node, 'file_info', 'TEMPORAL_UNET_INFO', this.element, () => [height + 2 * MARGIN])
     growNode(node)
@@ -116,6 +119,12 @@ class InfoPanel {
       return row
     }))
     this.text.scrollTop = 0
+    this.fade()
+  }
+
+  fade() {
+    const { scrollTop, clientHeight, scrollHeight } = this.text
+    this.text.style.maskImage = scrollTop + clientHeight < scrollHeight - 1 ? FADE : ''
   }
 }
 
