@@ -107,6 +107,13 @@ def press(curve, *keys):
         curve.page.keyboard.press(key)
 
 
+def close_menu(page):
+    """The one of the host that a right click opens."""
+    page.wait_for_function("() => document.activeElement.closest('.p-contextmenu')")  # it hears no key before
+    page.keyboard.press("Escape")
+    page.get_by_role("menuitem").first.wait_for(state="hidden")
+
+
 @pytest.fixture(autouse=True)
 def workflow(editor):
     editor.page.evaluate("""async (prompt) => {  // not editor.load_api: there are no pictures to wait for
@@ -284,6 +291,25 @@ def test_keyboard_moves_adds_and_deletes_points_and_never_the_node(strengths):
     assert strengths.page.evaluate("() => app.graph._nodes.length") == len(WORKFLOW)
 
 
+def test_delete_after_a_preset_does_not_take_the_node(strengths):
+    strengths.page.evaluate("() => app.canvas.selectItems([app.graph.getNodeById(5)])")
+    strengths.element.get_by_label("Pulse").click()
+    press(strengths, "Delete", "Backspace")
+    assert strengths.page.evaluate("() => app.graph._nodes.length") == len(WORKFLOW)
+
+
+def test_the_plot_itself_takes_no_focus_and_that_of_a_point_is_seen_where_the_keyboard_has_set_it(strengths):
+    page = strengths.page
+    page.mouse.click(*strengths.at(0.2, 0.9), button="right")
+    assert not page.evaluate("() => document.activeElement.matches('.temporal-unet-curve *')")
+    if strengths.editor.renderer == "nodes2":
+        close_menu(page)
+    strengths.element.get_by_label("Pulse").focus()
+    press(strengths, "Tab")
+    assert strengths.handles.first.evaluate("(handle) => handle === document.activeElement")
+    assert strengths.handles.first.evaluate("(handle) => getComputedStyle(handle.firstChild).stroke") != "none"
+
+
 def test_undo_and_redo_go_edit_by_edit_and_keep_the_focus(strengths):
     strengths.page.evaluate("""() => {  // alone: the host takes for an edit that a node made anew has another size
         for (const node of [...app.graph._nodes]) if (node.id != 5) app.graph.remove(node)
@@ -387,23 +413,101 @@ def test_guidance_curve_is_shown_for_guidance_by_curve_only(editor):
     assert curve.handles.count() == 2
 
 
-def test_promoted_to_a_subgraph_the_text_is_sent_and_the_editor_inside_shows_it(editor):
-    page = editor.page
-    page.evaluate("""() => {
+@pytest.fixture
+def promoted(editor):
+    """The curve in a subgraph, whose node outside has its text as the widget `curve`."""
+    editor.load_api(WORKFLOW, "curves")  # to its end: only then does the host begin to keep the steps of undo
+    editor.page.evaluate("""() => {
         const {node} = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(5)]))
         const inner = node.subgraph._nodes.find((node) => node.type.startsWith('TemporalUNet'))
         const slot = inner.inputs.find((input) => input.name === 'frame_strengths')
         node.subgraph.addInput('curve', slot.type).connect(slot, inner)
-        const widget = node.widgets.find((widget) => widget.name === 'curve')
-        widget.value = '0:0.5, 0.25:1, 1:0'
-        widget.callback?.(widget.value)
-        window.outer = node
     }""")
-    [sent] = [node["inputs"] for node in editor.prompt().values() if node["class_type"] == APPLY]
-    assert sent["frame_strengths"] == "0:0.5, 0.25:1, 1:0"
-    page.evaluate("() => app.canvas.openSubgraph(window.outer.subgraph, window.outer)")
-    editor.drawn()
-    curve = Curve(editor, APPLY)
-    assert curve.readout == "set on the subgraph node"
+    yield Promoted(editor)
+    editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
+
+
+class Promoted:
+    OUTER = "app.rootGraph._nodes.find((node) => node.subgraph)"  # anew each time: undo makes another
+
+    def __init__(self, editor):
+        self.editor, self.page = editor, editor.page
+
+    def enter(self):
+        self.page.evaluate(f"() => app.canvas.openSubgraph({self.OUTER}.subgraph, {self.OUTER})")
+        self.editor.drawn()
+        return Curve(self.editor, APPLY)
+
+    @property
+    def text(self):
+        return self.page.evaluate(f"() => {self.OUTER}.widgets.find(({{name}}) => name === 'curve').value")
+
+    @text.setter
+    def text(self, text):
+        self.page.evaluate(f"""(text) => {{
+            app.canvas.setGraph(app.rootGraph)
+            const widget = {self.OUTER}.widgets.find(({{name}}) => name === 'curve')
+            widget.value = text
+            widget.callback?.(text)
+            app.canvas.emitBeforeChange()
+            app.canvas.emitAfterChange()
+        }}""", text)
+
+    @property
+    def sent(self):
+        [inputs] = [node["inputs"] for node in self.editor.prompt().values() if node["class_type"] == APPLY]
+        return inputs["frame_strengths"]
+
+
+def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becomes_its_text(promoted):
+    promoted.text = "0:0.5, 0.25:1, 1:0"
+    assert promoted.sent == promoted.text  # before the edits: by it the host reorders the nodes, which makes a step of undo
+    curve = promoted.enter()
     assert curve.line()[2] == pytest.approx(curve.at(0.25, 1), abs=0.6)
-    page.evaluate("() => app.canvas.setGraph(app.graph)")
+    curve.drag((1, 0), (0.75, 0.5))
+    assert promoted.text == "0:0.5, 0.25:1, 0.75:0.5"
+    assert curve.line()[-1] == pytest.approx(curve.at(1, 0.5), abs=0.6)
+    curve.element.get_by_label("Triangle").click()
+    assert promoted.text == promoted.sent == "0:0.5, 0.5:1, 1:0.5"
+    for keys, expected in (("Control+z", "0:0.5, 0.25:1, 0.75:0.5"), ("Control+z", "0:0.5, 0.25:1, 1:0")):
+        press(curve, keys)
+        curve.page.wait_for_function(f"""(text) => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState
+            && {promoted.OUTER}.widgets.find(({{name}}) => name === 'curve').value === text""", arg=expected)
+        assert promoted.enter().handles.count() == 3
+    promoted.text = "0:1"
+    assert promoted.enter().handles.count() == 1
+
+
+def test_of_several_subgraph_nodes_or_a_link_to_one_the_curve_inside_is_only_looked_at(promoted):
+    page = promoted.page
+    page.evaluate(f"() => app.graph.add(LiteGraph.createNode({promoted.OUTER}.type))")
+    promoted.text = "0:0, 0.5:1, 1:0"
+    curve = promoted.enter()
+    assert (curve.message, curve.handles.count()) == ("set on several subgraph nodes", 0)
+    page.evaluate("""(text) => {
+        app.canvas.setGraph(app.rootGraph)
+        for (const node of app.graph._nodes) if (node.subgraph) node.widgets.find(({name}) => name === 'curve').value = text
+    }""", promoted.text)
+    curve = promoted.enter()
+    assert curve.readout == "set on several subgraph nodes"
+    ring, dot = curve.handles.first.evaluate("(handle) => [...handle.children].map((circle) => getComputedStyle(circle).stroke)")
+    assert ring == "none" != dot
+    page.mouse.dblclick(*curve.at(0.25, 1))
+    assert promoted.text == "0:0, 0.5:1, 1:0"
+    page.evaluate(f"""() => {{
+        app.canvas.setGraph(app.rootGraph)
+        app.graph.remove(app.graph._nodes.findLast((node) => node.subgraph))
+        const text = LiteGraph.createNode('PrimitiveString'), outer = {promoted.OUTER}
+        app.graph.add(text)
+        text.connect(0, outer, outer.inputs.findIndex((input) => input.name === 'curve'))
+    }}""")
+    assert promoted.enter().message == "set by the linked input"
+
+
+@pytest.mark.parametrize("opened_editor", ["nodes2"], indirect=True)  # over the classic renderer's elements the host has no menu
+def test_the_hosts_menu_over_the_plot_is_the_nodes_and_offers_nothing_for_the_editor(promoted):
+    page, curve = promoted.page, promoted.enter()
+    page.mouse.click(*curve.at(0.2, 0.95), button="right")
+    page.get_by_role("menuitem", name="Convert to Subgraph").wait_for()
+    assert page.get_by_role("menuitem", name="Widget:").count() == 0
+    close_menu(page)

@@ -50,6 +50,20 @@ function inputOf(node, name) {
   return node.inputs.find((input) => input.widget?.name === name)
 }
 
+/**
+ * Where the value of a node's input is set: {node, widget}, of the node itself or of the only subgraph node that the input was
+ * promoted to. {locked: why} where a link gives it, or several such nodes do: theirs are `values`.
+ */
+function sourceOf(node, name) {
+  const link = node.graph?.getLink(inputOf(node, name)?.link)
+  if (!link) return { node, widget: node.widgets.find((widget) => widget.name === name) }
+  if (!link.originIsIoNode) return { locked: 'set by the linked input' }
+  const outer = node.graph.inputs[link.origin_slot].name
+  const sources = instancesOf(node.graph).map((instance) => sourceOf(instance, outer))
+  if (sources.length === 1) return sources[0]
+  return { locked: 'set on several subgraph nodes', values: sources.map(({ widget }) => widget?.value) }
+}
+
 class CurveEditor {
   constructor(node, curve, text) {
     Object.assign(this, { node, curve, text })
@@ -100,7 +114,7 @@ class CurveEditor {
     if (condition) chain(condition, 'callback', refresh)
     new ResizeObserver(() => this.appear()).observe(this.plot.element)
     this.element.addEventListener('pointerenter', refresh) // whatever else has set the value
-    this.element.addEventListener('keydown', (event) => this.rememberFocus(event))
+    this.element.addEventListener('keydown', (event) => this.key(event))
     this.passOn()
     const leave = (event) => {
       if (this.element.contains(event.target)) return
@@ -126,20 +140,18 @@ class CurveEditor {
     unfocused = null
   }
 
-  rememberFocus(event) {
+  key(event) {
+    if (['Delete', 'Backspace'].includes(event.key)) event.stopPropagation() // else the host would delete the node
     const undo = (event.ctrlKey || event.metaKey) && ['z', 'y'].includes(event.key.toLowerCase())
     if (undo) unfocused = { node: this.node.id, point: this.plot.indexOf(event.target), time: performance.now() }
   }
 
-  /** {points} or {error} of the text; {locked: why} and what is known of the points where a link gives the value. */
+  /** {points} or {error} of the text; {locked: why} and what is known of the points where it cannot be edited here. */
   read() {
-    const link = this.node.graph?.getLink(inputOf(this.node, this.curve.input)?.link)
-    if (!link) return readCurve(String(this.text.value), this.curve.name)
-    if (!link.originIsIoNode) return { locked: 'set by the linked input' }
-    const { name } = this.node.graph.inputs[link.origin_slot]
-    const values = instancesOf(this.node.graph).map((node) => node.widgets.find((widget) => widget.name === name)?.value)
+    const { widget, locked, values = [] } = sourceOf(this.node, this.curve.input)
+    if (widget) return readCurve(String(widget.value), this.curve.name)
     const known = new Set(values).size === 1 && values[0] !== undefined
-    return { locked: 'set on the subgraph node', ...(known && readCurve(String(values[0]), this.curve.name)) }
+    return { locked, ...(known && readCurve(String(values[0]), this.curve.name)) }
   }
 
   refresh() {
@@ -174,12 +186,14 @@ class CurveEditor {
   }
 
   write(text) {
-    const old = this.text.value
+    const { node, widget } = sourceOf(this.node, this.curve.input)
+    const old = widget.value
     if (text === old) return
-    this.text.value = text
-    this.text.callback?.(text)
-    this.node.onWidgetChanged?.(this.text.name, text, old, this.text)
-    this.node.setDirtyCanvas(true, true)
+    widget.value = text
+    widget.callback?.(text)
+    node.onWidgetChanged?.(widget.name, text, old, widget)
+    node.setDirtyCanvas(true, true)
+    if (node !== this.node) this.refresh() // for its callback knows nothing of this
   }
 
   /** A step that the host's undo goes back to. */

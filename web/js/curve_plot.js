@@ -163,8 +163,9 @@ export class CurvePlot {
     on('contextmenu', (event) => this.indexOf(event.target) >= 0 && this.remove(event, this.indexOf(event.target)))
     on('keydown', (event) => this.key(event))
     for (const type of ['pointerup', 'pointercancel']) this.svg.addEventListener(type, () => this.release())
-    for (const type of ['pointerleave', 'focusout']) this.svg.addEventListener(type, () => this.told(null))
-    this.svg.addEventListener('focusin', (event) => {
+    this.svg.addEventListener('pointerleave', () => this.told(null))
+    this.element.addEventListener('focusout', () => this.told(null)) // not on the SVG: with it, a click would give it the focus
+    this.element.addEventListener('focusin', (event) => {
       const index = this.indexOf(event.target)
       if (index >= 0) this.told(this.describe(this.points[index]))
     })

@@ -57,5 +57,12 @@ export function addWidget(node, name, type, root, heights) {
   root.addEventListener('wheel', (event) => {
     if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event) // the classic renderer's canvas lies beneath
   })
+  root.addEventListener('contextmenu', (event) => { // the node's menu, in Nodes 2.0: the widget's would offer to promote it
+    const rows = root.closest('.lg-node-widgets')
+    if (!rows) return
+    event.preventDefault()
+    event.stopPropagation()
+    rows.dispatchEvent(new MouseEvent('contextmenu', event))
+  })
   return widget
 }
