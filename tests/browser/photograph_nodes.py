@@ -32,7 +32,7 @@ SHOW = """([type, width, id]) => {
     app.graph.clear()
     const node = LiteGraph.createNode(type)
     node.id = id // a new one: the editor keeps what it showed of an id
-    node.showAdvanced = true
+    node.showAdvanced = node.widgets?.some((widget) => widget.options?.advanced)
     app.graph.add(node)
     node.pos = [100, 100]
     node.setSize([width, node.computeSize()[1]])
@@ -54,7 +54,7 @@ def photograph(editor: Editor, node_id: str, path: Path, number: int, width: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    known = sorted(folder.name for folder in DOCS.iterdir())
+    known = sorted(folder.name for folder in DOCS.iterdir() if folder.is_dir())
     parser.add_argument("nodes", nargs="*", metavar="NODE_ID", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--renderer", choices=RENDERERS, default="nodes2")
     args = parser.parse_args()
