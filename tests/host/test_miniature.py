@@ -79,7 +79,7 @@ def test_the_controlnet_leads_through_windows(studio):
     """100 frames in windows of 8: each window is shown its own part of the path."""
     of, frames = quality.held_out(2)[1], 100
     path, _ = world.drawn_path(of, world.HELD_OUT + 1, frames)
-    centres = quality.centres_of(studio.make(of, frames=frames, path=path, steps=8), of)
+    centres = quality.centres_of(studio.make(of, frames=frames, path=path, steps=5), of)
     away = np.linalg.norm(centres - path, axis=1)
     assert away.mean() <= 4 and away.max() <= 8
     first_hints_again = path[np.arange(frames) % world.FRAMES]
