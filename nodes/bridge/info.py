@@ -1,7 +1,6 @@
 """What a loaded model is, in words."""
 
 import logging
-
 from pathlib import Path
 
 import comfy.controlnet
