@@ -7,9 +7,8 @@ from comfy_api.latest import io
 
 from ..unet import ControlNeXt, SVDControlNet, find_controlnet
 from .bridge.controlnext import load_controlnext
-from .bridge.file_info import describe_controlnet_file
+from .bridge.file_info import describe_controlnet_file, no_controlnet
 from .bridge.hosts_controlnet import load_hosts_controlnet
-from .bridge.info import no_controlnet
 from .bridge.svd_control import load_svd_controlnet
 
 NODE = "Load ControlNet (SVD and all)"

@@ -83,10 +83,10 @@ class PickledSlice:
 
 
 def _tensors(found) -> dict[str, torch.Tensor]:
-    """The tensors under names in what was pickled, which may keep them as its `state_dict`."""
+    """The tensors under names in what was pickled, which may keep them as its `state_dict` or under the only name in it."""
     if not isinstance(found, dict):
         return {}
-    inner = found.get("state_dict")
+    inner = next(iter(found.values())) if len(found) == 1 else found.get("state_dict")
     state = inner if isinstance(inner, dict) else found
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 

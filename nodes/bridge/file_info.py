@@ -9,8 +9,9 @@ import comfy.model_management as management
 from ...unet import (
     Checkpoint, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
 )
+from ...unet.detect import other_kind
 from ...unet.files import main_dtype, open_any, shapes_of
-from .info import hosts_kind, memory_line, no_controlnet, own_kind, parameters_line, unet_lines
+from .info import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 from .loader import choose_config
 from .memory import needed
 from .svd_control import control_dtypes
@@ -77,6 +78,15 @@ def _hosts(file: Path, control) -> list[str]:
     dtype = main_dtype(opened, shapes)
     numbers = sum(map(math.prod, shapes.values()))
     return [*hosts_kind(kinds[0], widths[0] if widths else None), f"{parameters_line(numbers, dtype, dtype)} in the file"]
+
+
+def no_controlnet(file: Path) -> str:
+    """The error for a file that neither we nor the host can load as a ControlNet."""
+    other = other_kind(shapes_of(open_any(file)))
+    found = "holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or T2I-Adapter file."
+    if other is not None:
+        found = f"it holds {other[0]}, not a ControlNet. {other[1]}"
+    return f"Load ControlNet (SVD and all): {file.name}{':' if other else ''} {found}"
 
 
 def _size(count: int) -> str:

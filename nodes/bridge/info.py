@@ -1,13 +1,10 @@
 """What a loaded model is, in words."""
 
 import logging
-from pathlib import Path
 
 import comfy.controlnet
 
 from ...unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
-from ...unet.detect import other_kind
-from ...unet.files import open_any, shapes_of
 from .pairing import CONTEXT_WIDTHS
 
 
@@ -63,15 +60,6 @@ def hosts_kind(class_name: str, context_width: int | None) -> list[str]:
         return [class_name, "the same residuals at every step, for every image or frame by itself"]
     family = CONTEXT_WIDTHS.get(context_width, "an image model")
     return [f"{class_name} for {family}", "residuals for every image or frame, each seen by itself"]
-
-
-def no_controlnet(file: Path) -> str:
-    """The error for a file that neither we nor the host can load as a ControlNet."""
-    other = other_kind(shapes_of(open_any(file)))
-    found = "holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or T2I-Adapter file."
-    if other is not None:
-        found = f"it holds {other[0]}, not a ControlNet. {other[1]}"
-    return f"Load ControlNet (SVD and all): {file.name}{':' if other else ''} {found}"
 
 
 def _short(dtype) -> str:

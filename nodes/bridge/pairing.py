@@ -74,7 +74,7 @@ def _other_kind(control, config: dict) -> str | None:
         return _other_adapter(control.t2i_model, width, temporal, config.get("num_res_blocks", ()))
     if isinstance(control, comfy.controlnet.ControlLora) and temporal:
         return "a ControlLoRA, which completes itself from the UNet of an image model"
-    found = context_width(control)
+    found = _context_width(control)
     return None if found in (None, width) else f"for {CONTEXT_WIDTHS.get(found, f'context width {found}')}"
 
 
@@ -89,7 +89,7 @@ def _other_adapter(adapter, width, temporal, num_res_blocks):
     return None
 
 
-def context_width(control):
+def _context_width(control):
     """Width of the context that a ControlNet (or ControlLoRA) of the host attends to, None where it has none."""
     if isinstance(control, comfy.controlnet.ControlLora):
         tensors = control.control_weights.items()

@@ -16,6 +16,7 @@ NETS = {  # name -> (tensors, network, opener)
 WAYS = {  # how a file may have been pickled
     "now": torch.save,
     "before 1.6": lambda tensors, path: torch.save(tensors, path, _use_new_zipfile_serialization=False),
+    "under one name": lambda tensors, path: torch.save({"model": tensors}, path),
     "as a state dict": lambda tensors, path: torch.save({"epoch": 3, "state_dict": tensors}, path),
 }
 
