@@ -18,6 +18,8 @@ MARKERS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
     "cc_projection.weight", "cc_projection.bias",
 )
+# The tensor of the UNet by whose spread the host tells a Stable Diffusion 2 that predicts v from one that predicts noise.
+SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
 def load_model(path: str, model_options: dict | None = None, disable_dynamic: bool = False):
@@ -107,6 +109,8 @@ def _base_model(checkpoint: Checkpoint, model_config):
     if comfy.utils.DISABLE_MMAP:
         weights = {name: weight.clone() for name, weight in weights.items()}
     markers = {name: checkpoint.tensor(name) for name in MARKERS if name in checkpoint.shapes}
+    if SPREAD in checkpoint.names:  # as it is in the file, and not in fp8, of which PyTorch computes no spread
+        markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
     diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
     unet_config = model_config.unet_config
     unet_config["disable_unet_model_creation"] = True

@@ -287,5 +287,27 @@ def test_the_loader_node_reports_what_it_loaded(node, tmp_path):
     (folder / "temporal_unet_test.safetensors").unlink()
 
 
+SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+
+@pytest.mark.parametrize("spread", [0.0899, 0.12])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn])
+def test_what_sd2_predicts_is_told_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, dtype, spread):
+    """By the spread of one tensor, as the host has it: over 0.09 it is v. In fp8 0.0899 would become 0.09375."""
+    from families import PREFIX, random_weights
+    from oracle import ROWS, SMALL, host_model
+    from safetensors.torch import save_file
+
+    weights = random_weights(SMALL["sd2"], dtype=torch.float16)
+    weights[SPREAD] = torch.tensor([spread, -spread]).repeat(len(weights[SPREAD]) // 2).half()
+    weights[SPREAD] = weights[SPREAD].to(stored)
+    path = tmp_path / "sd2.safetensors"
+    save_file({PREFIX + name: tensor for name, tensor in weights.items()}, path, {"temporal_unet.head_channels": "32"})
+    ours = pack("nodes.bridge.loader").load_model(str(path), {"dtype": dtype})
+    weights[SPREAD] = weights[SPREAD].half()  # the host's own loader fails on fp8 here
+    assert ours.model.model_type == host_model(weights, ROWS["sd2"], dtype=torch.float16, head_channels=32).model.model_type
+
+
 if __name__ == "__main__":
     worker(*sys.argv[1:])
