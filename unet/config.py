@@ -32,6 +32,10 @@ class UNetConfig:
         return self.model_channels * 4
 
     @property
+    def takes_y(self) -> bool:
+        return self.adm_channels is not None or self.num_classes is not None
+
+    @property
     def num_skips(self) -> int:
         """Input blocks, each of which leaves one skip: the first convolution, residual blocks, downsamplings."""
         return 1 + sum(self.num_res_blocks) + len(self.channel_mult) - 1

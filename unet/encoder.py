@@ -1,5 +1,6 @@
 """What the UNet and its ControlNets share: the embeddings, the way down and the middle, and how blocks are built."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,8 @@ class Encoder(nn.Module):
         self.config = config
         self.dtype = dtype
         self.time_embed = build.embedding(config.model_channels)
-        self.label_emb = build.label_embedding()
+        if config.takes_y:  # else there is no such attribute, as in the original code
+            self.label_emb = build.label_embedding()
         self.input_blocks = nn.ModuleList(build.input_blocks())
         self.middle_block = build.middle_block()
 
@@ -63,7 +65,7 @@ class Encoder(nn.Module):
         num_frames = self._frames(rows, num_frames)
         emb = timestep_embedding(_rows(timesteps.reshape(-1), rows, "timesteps"), self.config.model_channels)
         emb = hooks.embedding(self.time_embed(emb.to(x.dtype)))
-        emb = emb + self._label(y, rows, emb) if self.label_emb is not None else emb
+        emb = emb + self._label(y, rows, emb) if self.config.takes_y else emb
         context = self._context(context, rows)
         time_context = _rows(time_context, rows, "time_context")
         return x, Step(emb, context, time_context, num_frames, image_only, hooks, budget)
@@ -72,11 +74,25 @@ class Encoder(nn.Module):
         if c_concat is not None:
             x = torch.cat([x, _rows(c_concat, x.shape[0], "c_concat").to(x.dtype)], dim=1)
         if x.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"The UNet takes {self.config.in_channels} input channels (latent plus c_concat), found {x.shape[1]}: "
-                f"the latent or its image condition is of another kind of model."
-            )
+            self._check_channels(x)
         return x
+
+    def _check_channels(self, x):
+        """Raises ValueError where the first convolution does not take so many channels.
+
+        It is asked itself, with one pixel: a patch may have widened its weight since it was built, in place or as it is
+        brought to the device.
+        """
+        try:
+            self.input_blocks[0][0](x[:1, :, :1, :1])
+        except RuntimeError as error:
+            expected = re.search(r"to have (\d+) channels", str(error))
+            if expected is None:
+                raise
+            raise ValueError(
+                f"The UNet takes {expected[1]} input channels (latent plus c_concat), found {x.shape[1]}: the latent or its "
+                f"image condition is of another kind of model."
+            ) from None
 
     def _frames(self, rows, num_frames):
         num_frames = rows if num_frames is None else num_frames
@@ -131,12 +147,10 @@ class Builder:
         linear = self.operations.Linear
         return nn.Sequential(linear(channels, emb, **self.factory), nn.SiLU(), linear(emb, emb, **self.factory))
 
-    def label_embedding(self) -> nn.Module | None:
+    def label_embedding(self) -> nn.Module:
         if self.config.num_classes is not None:
             return self.operations.Embedding(self.config.num_classes, self.config.emb_channels, **self.factory)
-        if self.config.adm_channels is not None:
-            return nn.Sequential(self.embedding(self.config.adm_channels))
-        return None
+        return nn.Sequential(self.embedding(self.config.adm_channels))
 
     def input_blocks(self):
         config = self.config

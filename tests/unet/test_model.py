@@ -1,11 +1,13 @@
 """The network as a whole: frames, broadcasting, sizes, errors, hooks."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import small
 import torch
 from families import FULL, inputs, relative_error
+from torch import nn
 from unet import Hooks, UNetModel
 
 TOLERANCE = 2e-5  # fp32; a batch of another size may take another kernel
@@ -94,6 +96,24 @@ def test_c_concat_joins_after_the_channels_of_x():
     result = model(x=latent, c_concat=image, **call)
     assert torch.equal(result, model(x=joined, **call))
     assert relative_error(model(x=image, c_concat=latent, **call), result) > 1e-3
+
+
+def test_a_first_convolution_that_was_widened_takes_as_many_channels_as_its_weight():
+    wide, narrow = small.build(replace(small.SD, in_channels=6)), small.build(small.SD)
+    weights = wide.state_dict()
+    narrow.input_blocks[0][0].weight = nn.Parameter(weights.pop("input_blocks.0.0.weight"), requires_grad=False)
+    narrow.load_state_dict(weights, strict=False)
+    call = inputs(wide.config, batch=2)
+    expected = wide(**call)
+    latent, more = call.pop("x").split((4, 2), dim=1)
+    assert torch.equal(narrow(latent, c_concat=more, **call), expected)
+    with pytest.raises(ValueError, match="The UNet takes 6 input channels .*, found 8"):
+        narrow(latent, c_concat=more.repeat(1, 2, 1, 1), **call)
+
+
+@pytest.mark.parametrize("config, there", [(small.SD, False), (small.SVD, True), (small.CLASSES, True)])
+def test_there_is_a_label_embedding_only_where_the_network_takes_y(config, there):
+    assert hasattr(small.build(config), "label_emb") == there
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 8), (8, 7), (5, 13)])
