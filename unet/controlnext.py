@@ -153,9 +153,12 @@ class ControlNeXt(nn.Module):
         """
         emb = timestep_embedding(timesteps.reshape(-1), self.config.time_channels).to(image.dtype)
         emb = self.time_embedding(emb).expand(image.shape[0], -1)
+        return by_rows(self._rows, budget, self.row_bytes(image), image, emb)
+
+    def row_bytes(self, image: torch.Tensor) -> int:
+        """Working memory in bytes that each of the control images [n, c, 8h, 8w] needs: input, output and two in between."""
         halved = image.shape[-2] * image.shape[-1] // 4
-        row = 4 * self.config.embedding_widths[-1] * halved * image.element_size()  # input, output and two in between
-        return by_rows(self._rows, budget, row, image, emb)
+        return 4 * self.config.embedding_widths[-1] * halved * image.element_size()
 
     def _rows(self, image, emb):
         h = self.embedding(image)

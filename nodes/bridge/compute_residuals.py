@@ -6,7 +6,8 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from .control import FrameControl, WeighsItself, frames_of
+from .control import FrameControl, WeighsItself
+from .own_control import frames_of
 
 NODE = "Compute ControlNet Residuals"
 

@@ -5,12 +5,13 @@ import torch
 
 from .frame_weights import FrameWeights, numbers_for
 from .kept_hints import KeptHints
+from .own_control import OwnControl
 from .pairing import WrongModelError, check_family
 
 FLAT = [(0.0, 1.0)]
 
 
-class WeighsItself(comfy.controlnet.ControlBase):
+class WeighsItself(OwnControl):
     """A control that takes part in another way than by residuals, and so weighs frames and regions itself.
 
     FrameControl sets `frame_weights` before each of its calls: [t, 1, h, w] fp32 on the CPU (h, w of the mask, or 1) for
@@ -20,7 +21,7 @@ class WeighsItself(comfy.controlnet.ControlBase):
     frame_weights: torch.Tensor | None = None
 
 
-class FrameControl(comfy.controlnet.ControlBase):
+class FrameControl(OwnControl):
     """A CONTROL_NET of the host whose residuals follow the frames of a clip.
 
     images [1 to frames, c, h, w]: one for all frames, or one each (of fewer the last one stays); None where the inner
@@ -36,6 +37,9 @@ class FrameControl(comfy.controlnet.ControlBase):
         self.curve = curve
         self.mask = mask
         self.extra_hooks = inner.extra_hooks
+        self.inner_ran = False
+        if isinstance(inner, OwnControl):
+            inner.chosen = True
         self._forget()
 
     def _forget(self):
@@ -50,12 +54,22 @@ class FrameControl(comfy.controlnet.ControlBase):
             self.inner.pre_run(model, percent_to_timestep_function)
         except WrongModelError as error:
             raise ValueError(f"{self.node}: {error}") from None
+        self.inner_ran = True
+
+    def release(self):
+        super().release()
+        self._forget()
+        if self.inner_ran:  # a ControlLora cannot clean up before its first run
+            self.inner_ran = False
+            self.inner.cleanup()
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         previous = None
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        frames, total = frames_of(x_noisy.shape[0] // batched_number, transformer_options)
+        frames, total = self.frames_of(x_noisy.shape[0] // batched_number, transformer_options)
+        if isinstance(self.inner, OwnControl):
+            self.inner.sub_idxs, self.inner.full_latent_length = self.sub_idxs, self.full_latent_length
         weights = self._weights(total)
         weighs_itself = isinstance(self.inner, WeighsItself)
         if weighs_itself:
@@ -81,10 +95,11 @@ class FrameControl(comfy.controlnet.ControlBase):
             return
         if self.shown is not None:
             self.hints.keep(self.inner, *self.shown[:2])
-        self.shown = shown
+        self.shown = None  # until the images are ready: preparing them may fail
         self.inner.cond_hint_original = self.images[numbers]
         if not self.hints.give(self.inner, *shown, x.device):
             self.inner.cond_hint = None
+        self.shown = shown
 
     def _weights(self, total):
         """The clip's weights, or None where every one is 1."""
@@ -100,36 +115,17 @@ class FrameControl(comfy.controlnet.ControlBase):
     def inference_memory_requirements(self, dtype):
         return super().inference_memory_requirements(dtype) + self.inner.inference_memory_requirements(dtype)
 
-    def cleanup(self):
-        super().cleanup()
-        self.inner.cleanup()
-        self._forget()
-
     def copy(self):
         copy = FrameControl(self.node, self.inner.copy(), self.images, self.curve, self.mask)
         self.copy_to(copy)
         return copy
 
     def deepclone_multigpu(self, load_device, autoregister=False):
-        clone = self.copy()
-        clone.inner = self.inner.deepclone_multigpu(load_device)
+        clone = FrameControl(self.node, self.inner.deepclone_multigpu(load_device), self.images, self.curve, self.mask)
+        self.copy_to(clone)
         if autoregister:
             self.multigpu_clones[load_device] = clone
         return clone
-
-
-def frames_of(count: int, transformer_options: dict) -> tuple[list[int], int]:
-    """(indices in the clip of the `count` frames at hand, frames of the whole clip).
-
-    In the host's context windows the frames are the window's, after an anchor frame that it may prepend.
-    """
-    window = transformer_options.get("context_window")
-    if window is None:
-        return list(range(count)), count
-    frames = list(window.index_list)
-    if len(frames) < count:
-        frames = [window.causal_anchor_index, *frames]
-    return frames, window.total_frames
 
 
 def _merge(first, second):

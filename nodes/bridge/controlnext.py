@@ -11,7 +11,7 @@ import torch
 from ...unet import ControlNeXt, open_controlnext
 from ...unet.controlnext import join
 from .control import WeighsItself
-from .memory import BUDGETS
+from .memory import BUDGETS, Retry
 from .pairing import WrongModelError, check_video
 from .svd_control import control_dtypes
 
@@ -77,9 +77,11 @@ class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
         super().__init__(control_model, **more)
         self.upscale_algorithm = "bilinear"
         self.block = None  # the UNet's input block after which the feature joins
+        self.retry = Retry()
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
+        self.retry.begin()
         unet, net = model.model_config.unet_config, self.control_model.config
         check_video(model, "ControlNeXt")
         expected = net.unet_channels(unet["model_channels"], unet["channel_mult"])
@@ -99,28 +101,25 @@ class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
         gains = tuple(self.strength * gain for gain in self.control_model.gains())
         if not any(_gain(gains, kind) for kind in transformer_options["cond_or_uncond"]):
             return previous
-        feature = self.control_model(
-            self._image(x_noisy, x_noisy.shape[0] // batched_number),
-            self.model_sampling_current.timestep(t[:1]).float(),
-            BUDGETS[0],
+        image = self._image(x_noisy, self.image_indices(x_noisy.shape[0] // batched_number, transformer_options))
+        timestep = self.model_sampling_current.timestep(t[:1]).float()
+        feature = self.retry.attempt_rows(
+            image.shape, len(image), self.control_model.row_bytes(image), image.device,
+            lambda budget: self.control_model(image, timestep, budget),
         )
         patches = transformer_options.get("patches", {})
         ours = JoinFeature(self.block, feature, gains, self.frame_weights)
         transformer_options["patches"] = {**patches, AFTER_SKIP: [*patches.get(AFTER_SKIP, ()), ours]}
         return previous
 
-    def _image(self, x_noisy, frames):
-        """The control images [1 or frames, 3, 8h, 8w] in 0 to 1; `cond_hint` keeps them while they fit."""
-        count = self.cond_hint_original.shape[0]
-        if count not in (1, frames):
-            raise ValueError(
-                f"ControlNeXt: found {count} control images for {frames} frames; expected 1 (for all frames) or {frames}. With "
-                f"context windows use the node Apply ControlNet Residuals, which gives each window its own."
-            )
+    def _image(self, x_noisy, indices):
+        """The control images of these indices [n, 3, 8h, 8w] in 0 to 1; `cond_hint` keeps them until others are asked for."""
         width, height = (size * self.compression_ratio for size in (x_noisy.shape[-1], x_noisy.shape[-2]))
-        if self.cond_hint is None or self.cond_hint.shape[2:] != (height, width):
-            image = comfy.utils.common_upscale(self.cond_hint_original, width, height, self.upscale_algorithm, "center")
+        if not self.has_hint_of(indices) or self.cond_hint.shape[2:] != (height, width):
+            image = self.cond_hint_original[indices]
+            image = comfy.utils.common_upscale(image, width, height, self.upscale_algorithm, "center")
             self.cond_hint = image.to(device=x_noisy.device, dtype=self.manual_cast_dtype or self.control_model.dtype)
+            self.hint_of = indices
         return self.cond_hint
 
     def inference_memory_requirements(self, dtype):

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import comfy.model_management as management
 import torch
@@ -45,30 +45,24 @@ def is_out_of_memory(error: Exception) -> bool:
     return management.is_oom(error) if HOST_KNOWS_BOTH else isinstance(error, management.OOM_EXCEPTION)
 
 
-class Parts:
-    """In how large parts a network runs its layers: as free memory allows, and smaller where that ran out all the same.
+class Retry:
+    """Runs a call in chunks as large as free memory allows, and in smaller ones where memory ran out all the same.
 
-    A size that ran out is not tried again for the same shape until `begin` starts another sampling run.
+    A size that ran out is not tried again for the same key until `begin` starts another sampling run.
     """
 
-    def __init__(self, config: UNetConfig, count: Callable = activation_bytes):
-        self.config = config
-        self.count = count
-        self.patched = False  # as in `needed`, of the MODEL that is being sampled
+    def __init__(self):
         self.begin()
 
     def begin(self) -> None:
-        self.reached: dict[torch.Size, int] = {}  # for shapes that ran out: which of BUDGETS is left
+        self.reached: dict[Hashable, int] = {}  # for keys that ran out: which of BUDGETS is left
 
-    def run(self, x: torch.Tensor, call: Callable, patched: bool = False):
-        """call(budget) for an input of x's shape [b*t, c, h, w]; when memory runs out, again in smaller parts, saying so once.
+    def attempt(self, key: Hashable, needs: list[int], device: torch.device, call: Callable):
+        """call(budget) with one of BUDGETS, of which each needs as many bytes as `needs` says; the warning is given once a run.
 
-        `patched` as in `needed`. Raises the error where no smaller parts would need less.
+        Raises the error where no smaller chunks would need less.
         """
-        needs = [
-            needed(self.config, x.shape[0], *x.shape[2:], x.element_size(), budget, self.count, patched) for budget in BUDGETS
-        ]
-        level = max(fitting_budget(needs, x.device), self.reached.get(x.shape, 0))
+        level = max(fitting_budget(needs, device), self.reached.get(key, 0))
         while True:
             try:
                 return call(BUDGETS[level])
@@ -80,8 +74,30 @@ class Parts:
             level = smaller
             if level > max(self.reached.values(), default=0):
                 logging.warning("Temporal UNet: out of memory; going on with layers in parts of %d MiB.", BUDGETS[level] // 2**20)
-            self.reached[x.shape] = level
+            self.reached[key] = level
             management.soft_empty_cache()
+
+    def attempt_rows(self, key: Hashable, rows: int, bytes_each: int, device: torch.device, call: Callable):
+        """`attempt` for a call that works on `rows` rows of `bytes_each`, as many at a time as the budget allows."""
+        needs = [min(rows * bytes_each, max(budget, bytes_each)) for budget in BUDGETS]
+        return self.attempt(key, needs, device, call)
+
+
+class Parts(Retry):
+    """How a network runs its layers on the frames and pixels of a video."""
+
+    def __init__(self, config: UNetConfig, count: Callable = activation_bytes):
+        super().__init__()
+        self.config = config
+        self.count = count
+        self.patched = False  # as in `needed`, of the MODEL that is being sampled
+
+    def run(self, x: torch.Tensor, call: Callable, patched: bool = False):
+        """`attempt` for an input of x's shape [b*t, c, h, w]; `patched` as in `needed`."""
+        needs = [
+            needed(self.config, x.shape[0], *x.shape[2:], x.element_size(), budget, self.count, patched) for budget in BUDGETS
+        ]
+        return self.attempt(x.shape, needs, x.device, call)
 
 
 def fitting_budget(needs: list[int], device: torch.device) -> int:

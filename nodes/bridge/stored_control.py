@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import comfy.controlnet
 import comfy.model_management as management
 import torch
 
 from ...unet import ControlResiduals, residual_shapes
-from .control import frames_of
 from .frame_weights import numbers_for
+from .own_control import OwnControl
 from .pairing import family, family_name
 
 NODE = "Apply ControlNet Residuals"
@@ -36,7 +35,7 @@ def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlRes
     return ControlResiduals(tuple(value))
 
 
-class StoredControl(comfy.controlnet.ControlBase):
+class StoredControl(OwnControl):
     """One use of `residuals`, which are only read. Their frames are those of the clip; a single one serves all.
 
     It stands inside a FrameControl, which weighs what it gives and adds that of controls before it.
@@ -47,9 +46,10 @@ class StoredControl(comfy.controlnet.ControlBase):
         self.residuals = residuals
         self.strength = strength
         self.timestep_percent_range = percent_range
-        self._forget()
+        self.release()
 
-    def _forget(self):
+    def release(self):
+        super().release()
         self.config = None  # of the UNet, in the host's terms
         self.dtype = None  # that it computes in
         self.ready = None  # (frames, videos, device) and what was made for them
@@ -79,7 +79,7 @@ class StoredControl(comfy.controlnet.ControlBase):
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         if not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
             return None
-        frames, total = frames_of(x_noisy.shape[0] // batched_number, transformer_options)
+        frames, total = self.frames_of(x_noisy.shape[0] // batched_number, transformer_options)
         numbers = numbers_for(NODE, self.residuals.frames, frames, total, "frames of residuals")
         wanted = numbers, batched_number, x_noisy.shape[2:], x_noisy.device
         if self.ready is None or self.ready[0] != wanted:
@@ -113,10 +113,6 @@ class StoredControl(comfy.controlnet.ControlBase):
         rows = 1 if self.residuals.frames == 1 else 2  # times the frames: the conditioned and the unconditioned half
         ready = rows * management.dtype_size(dtype) * sum(control.numel() for control in self.residuals.controls)
         return super().inference_memory_requirements(dtype) + ready
-
-    def cleanup(self):
-        super().cleanup()
-        self._forget()
 
     def copy(self):
         other = StoredControl(self.residuals, self.strength, self.timestep_percent_range)

@@ -16,7 +16,8 @@ from ...unet.checkpoint import NetworkFile
 from ...unet.chunks import by_rows
 from .hooks import HostHooks
 from .kept_hints import PreparesImages
-from .memory import BUDGETS, Parts, runs_one_by_one
+from .memory import Parts, runs_one_by_one
+from .own_control import OwnControl
 from .pairing import WrongModelError, check_layout, check_video
 from .windows import LONGEST
 
@@ -37,9 +38,12 @@ class SVDControlNet(unet.SVDControlNet):
         return super().forward(x, hint, timesteps, context, y, c_concat, num_frames, hooks=hooks, budget=budget)
 
     def embed_hint(self, image):
-        """As many images at a time as a layer may work in."""
+        """As many images at a time as memory has room for."""
         bytes_each = HINT_TENSORS * self.hint_width * image[0, 0].numel() * image.element_size()
-        return by_rows(super().embed_hint, BUDGETS[0], bytes_each, image)
+        return self.parts.attempt_rows(
+            ("images", image.shape), len(image), bytes_each, image.device,
+            lambda budget: by_rows(super(SVDControlNet, self).embed_hint, budget, bytes_each, image),
+        )
 
     @property
     def hint_width(self):
@@ -63,7 +67,7 @@ def control_dtypes(opened: NetworkFile) -> tuple[torch.dtype, torch.dtype | None
     return dtype, management.unet_manual_cast(dtype, management.get_torch_device())
 
 
-class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
+class SVDControl(OwnControl, PreparesImages, comfy.controlnet.ControlNet):
     """One use of an SVD ControlNet.
 
     It sees what the UNet sees (scaled latent, first frame, motion) on the conditioned and the unconditioned half alike, as
@@ -93,8 +97,9 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
             return previous
-        rows = self._rows(x_noisy, t, cond, batched_number)
         frames = x_noisy.shape[0] // batched_number
+        indices = self.image_indices(frames, transformer_options)
+        rows = self._rows(x_noisy, t, cond, self._hint(x_noisy, indices, batched_number))
         if batched_number == 1 or not runs_one_by_one(self._config, rows["x"], frames, encoder_bytes):
             residuals = self._call(rows, frames)
         else:
@@ -103,7 +108,7 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
             residuals = [torch.cat(part) for part in zip(*parts)]
         return self.control_merge({"output": residuals[:-1], "middle": residuals[-1:], "input": []}, previous, None)
 
-    def _rows(self, x_noisy, t, cond, batched_number):
+    def _rows(self, x_noisy, t, cond, hint):
         """The net's arguments, each with a row for every frame of every video."""
         dtype = self.manual_cast_dtype or self.control_model.dtype
 
@@ -112,7 +117,7 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
 
         return {
             "x": self.model_sampling_current.calculate_input(t, x_noisy).to(dtype),
-            "hint": self._hint(x_noisy, batched_number),
+            "hint": hint,
             "timesteps": self.model_sampling_current.timestep(t).float(),
             "context": ready(cond.get("crossattn_controlnet", cond["c_crossattn"])),
             "y": ready(cond["y"]),
@@ -151,10 +156,11 @@ class SVDControl(PreparesImages, comfy.controlnet.ControlNet):
         dtype = self.manual_cast_dtype or self.control_model.dtype
         return self.control_model.embed_hint((images * 2 - 1).to(device=device, dtype=dtype))
 
-    def _hint(self, x_noisy, batched_number):
-        """The embedded control images [b*t, c, h, w]; `cond_hint` keeps them for one image, or one each of the frames."""
-        if self.cond_hint is None or self.cond_hint.shape[2:] != x_noisy.shape[2:]:
-            self.cond_hint = self.prepare(self.cond_hint_original, x_noisy.shape[2:], x_noisy.device)
+    def _hint(self, x_noisy, indices, batched_number):
+        """The embedded control images of these indices [b*t, c, h, w]; `cond_hint` keeps them until others are asked for."""
+        if not self.has_hint_of(indices) or self.cond_hint.shape[2:] != x_noisy.shape[2:]:
+            self.cond_hint = self.prepare(self.cond_hint_original[indices], x_noisy.shape[2:], x_noisy.device)
+            self.hint_of = indices
         if self.cond_hint.shape[0] == 1:
             return self.cond_hint.expand(x_noisy.shape[0], -1, -1, -1)
         return self.cond_hint.repeat(batched_number, 1, 1, 1)

@@ -73,7 +73,7 @@ def test_images_are_embedded_in_parts_that_fit(pack, svd_net, residuals):
     expected, rows = residuals(), []
     hint_net = svd_net.control_model.controlnet_cond_embedding
     handle = hint_net.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
-    with patch.object(pack("nodes.bridge.svd_control"), "BUDGETS", (1,)):
+    with patch.object(pack("nodes.bridge.memory"), "BUDGETS", (1,)):
         given = residuals()
     handle.remove()
     assert rows == [1] * FRAMES and same(given, expected)
