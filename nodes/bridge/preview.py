@@ -2,10 +2,13 @@
 
 import base64
 import io
+import logging
 import math
 import time
 from dataclasses import dataclass
 
+import comfy.model_management as management
+import comfy.taesd.taesd
 import latent_preview
 import torch
 from comfy_execution.progress import get_progress_state
@@ -44,18 +47,44 @@ def prepare_callbacks(model, steps: int, fps: float = USUAL_FPS):
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     quick, better = colours_for(previewer, model.model.latent_format)
     preview = FramePreview(quick, send, better=better)
+    safely = _never_fatal(preview)
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
-        handler.on_window = WindowPreview(preview, steps)
+        show_window = WindowPreview(preview, steps)
+        handler.on_window = lambda indices, frames: safely(show_window, indices, frames)
 
     def callback(step, x0, x, total_steps):
         standard(step, x0, x, total_steps)  # first: its copy of a picture waits for the device, so ours need not
-        preview(step, x0, total_steps)
+        safely(preview, step, x0, total_steps)
 
     def finish(samples):
-        preview.finish(model.model.process_latent_in(samples.to(model.load_device)))
+        safely(lambda: preview.finish(model.model.process_latent_in(samples.to(model.load_device))))
 
     return callback, finish
+
+
+def _never_fatal(preview: "FramePreview"):
+    """A function that calls what it is given, a part of the preview, and lets no error of that end the run.
+
+    A preview is worth no run, and what it draws with may be another pack's, or run out of memory. After an error it goes on in
+    quick colours, and after one in these it stops; the log says each once.
+    """
+    quick, stopped = preview.colours, False
+
+    def safely(part, *args):
+        nonlocal stopped
+        while not stopped:
+            try:
+                return part(*args)
+            except management.InterruptProcessingException:
+                raise
+            except Exception:  # noqa: BLE001 - whatever it is, as said above
+                stopped = preview.colours is quick and preview.better is None
+                way = "without it" if stopped else "with quick colors"
+                logging.warning("Temporal UNet: the preview of the frames failed; the run goes on %s.", way, exc_info=True)
+                preview.colours, preview.better = quick, None
+
+    return safely
 
 
 def _sender(fps):
@@ -225,9 +254,13 @@ def lay_out(frames: int, width: int, height: int) -> Sheet:
 
 
 def colours_for(previewer, latent_format):
-    """Quick colours, latent to RGB, and better ones: TAESD where the host's previewer is that, else None."""
+    """Quick colours, latent to RGB, and better ones: TAESD where the previewer has it, else None.
+
+    Packs put previewers of their own in the host's place. Some extend the host's for TAESD and have none, or not under its name.
+    """
     quick = LatentColours(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
-    return quick, DecodedColours(previewer.taesd) if isinstance(previewer, latent_preview.TAESDPreviewerImpl) else None
+    taesd = getattr(previewer, "taesd", None)
+    return quick, DecodedColours(taesd) if isinstance(taesd, comfy.taesd.taesd.TAESD) else None
 
 
 class LatentColours:

@@ -7,6 +7,7 @@ import os
 import sys
 
 import comfy.latent_formats
+import comfy.model_management
 import comfy.nested_tensor
 import comfy.taesd.taesd
 import comfy.utils
@@ -370,6 +371,87 @@ def test_taesd_that_is_slow_beside_the_run_is_left_out(sampled, server, preview,
     assert {data["width"] for data in heard if "image" in data} == {8} and "image" in heard[-1]
     assert len(progress) == STEPS
     assert decoded == [(1, 4, 8, 8)] * (STEPS + 2)  # the host's pictures, and a frame that was measured, twice
+
+
+class OwnPreviewer(latent_preview.TAESDPreviewerImpl):
+    """As ComfyUI-bleh's: it extends the host's previewer for TAESD, and keeps what it has of one elsewhere."""
+
+    def __init__(self, latent_format):
+        self.plain = latent_preview.Latent2RGBPreviewer(latent_format.latent_rgb_factors)
+
+    def decode_latent_to_preview(self, x0):
+        return self.plain.decode_latent_to_preview(x0)
+
+
+class UnrelatedPreviewer(latent_preview.LatentPreviewer):
+    """As VideoHelperSuite's: it is no previewer for TAESD, and has the network of one."""
+
+    def __init__(self, latent_format):
+        self.taesd = comfy.taesd.taesd.TAESD(latent_channels=latent_format.latent_channels)
+
+    def decode_latent_to_preview(self, x0):
+        return latent_preview.preview_to_image(self.taesd.decode(x0[:1])[0].movedim(0, 2))
+
+
+@pytest.mark.parametrize("previewer, widths", [(OwnPreviewer, [8, 8, 8]), (UnrelatedPreviewer, [8, 64, 64])])
+def test_previewers_of_other_packs_are_asked_for_taesd_alone(sampled, server, preview, monkeypatch, previewer, widths, caplog):
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: previewer(latent_format))
+    monkeypatch.setattr(preview, "SHARE", 1000)
+    monkeypatch.setattr(preview, "INTERVAL", 0)
+    server.client_id = "queued"
+    sampled()
+    assert [data["width"] for _, data, _ in server.heard()] == widths
+    assert "preview" not in caplog.text
+
+
+class FailingTAESD(comfy.taesd.taesd.TAESD):
+    """Of a pack that keeps it on another device than the latents."""
+
+    def decode(self, x):
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+
+def test_better_colours_that_fail_leave_the_quick_ones(sampled, server, preview, monkeypatch, caplog):
+    class Previewer(OwnPreviewer):
+        taesd = FailingTAESD()
+
+    plain, _ = sampled()
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: Previewer(latent_format))
+    monkeypatch.setattr(preview, "INTERVAL", 0)
+    server.client_id = "queued"
+    samples, _ = sampled()
+    assert torch.equal(samples, plain)
+    heard = [data for _, data, _ in server.heard()]
+    assert [data["step"] for data in heard] == [1, 2, 3] and "image" in heard[-1]
+    assert caplog.text.count("the preview of the frames failed; the run goes on with quick colors") == 1
+    assert caplog.text.count("the preview of the frames failed") == 1
+
+
+@pytest.mark.parametrize("fault, more", [("no JPEG", ()), ("no server", ("0:1", 0.0, 1.0, 3, 1))])
+def test_no_fault_of_the_preview_ends_the_run(sampled, server, monkeypatch, caplog, fault, more):
+    """Pillow without JPEG, and a server that has stopped, which the first window meets; either is said once."""
+    options = {"frames": 5, "max_cfg": 1.0, "steps": 2, "more": more}
+    plain, before = sampled(**options)
+    server.client_id = "queued"
+    args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews  # the host's own picture would fail as well
+    if fault == "no JPEG":
+        monkeypatch.delitem(Image.SAVE, "JPEG")
+    else:
+        server.loop.close()
+    samples, progress = sampled(**options)
+    assert torch.equal(samples, plain) and len(progress) == len(before)
+    assert caplog.text.count("the preview of the frames failed; the run goes on without it") == 1
+    assert caplog.text.count("the preview of the frames failed") == 1
+
+
+def test_an_interrupt_while_the_preview_is_drawn_ends_the_run(sampled, server, preview, taesd, monkeypatch):
+    """The host's layers ask for it, so those of TAESD do."""
+    decode = comfy.taesd.taesd.TAESD.decode
+    monkeypatch.setattr(preview.DecodedColours, "__call__", lambda colours, latents, width, height: (
+        comfy.model_management.interrupt_current_processing(), decode(colours.taesd, latents))[1])
+    server.client_id = "queued"
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sampled()
 
 
 @pytest.mark.parametrize("sampler, steps", [
