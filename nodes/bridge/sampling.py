@@ -1,5 +1,8 @@
 """Sampling a video through the host: classifier-free guidance with a scale of its own for every frame."""
 
+import logging
+from types import FunctionType
+
 import comfy.model_base
 import comfy.model_management as management
 import comfy.sample
@@ -11,6 +14,8 @@ from .curve import evaluate_curve
 from .preview import USUAL_FPS, prepare_callbacks
 from .windows import OWN_LEVELS, ClipWindows
 
+FORMULA = "sampler_cfg_function"  # in model_options: how a node mixes both predictions,
+AROUND = ("sampler_pre_cfg_function", "sampler_post_cfg_function")  # what nodes do to them before, and to the result
 
 def is_video_model(model) -> bool:
     """True for a MODEL of the SVD family, ours or one that the host loaded."""
@@ -38,7 +43,8 @@ class FrameGuider(comfy.samplers.CFGGuider):
     """The host's guider with per-frame scales [frames], acting from `start` to `end` (shares of the steps).
 
     Outside that share, and where every scale is 1, the negative is not evaluated, unless a sampler or a node on the model
-    asks for it. Where all scales are equal this is the host's guider, and guidance nodes on the model act as they do there.
+    asks for it. Where all scales are equal this is the host's guider. Guidance nodes on the model act as they do there, each
+    frame with its own scale; those that bring scales of the frames are left out, with a line in the log.
     """
 
     def __init__(self, patcher, scales: torch.Tensor, start: float, end: float):
@@ -46,17 +52,22 @@ class FrameGuider(comfy.samplers.CFGGuider):
         self.scales = None if torch.all(scales == scales[0]) else scales
         self.start, self.end = start, end
         self.set_cfg(scales.max().item())
+        formula = patcher.model_options.get(FORMULA)
+        if self.scales is not None and _sets_frame_scales(formula):
+            logging.warning(
+                "SVD Temporal UNet Sampler: the node %s on the model is left out, since this sampler sets the guidance of each "
+                "frame. Take that node out, or set guidance to constant, where it acts.", formula.__qualname__.split(".")[0],
+            )
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
         if not self._guided(timestep, model_options["transformer_options"]["sample_sigmas"]):
-            plain = {key: value for key, value in model_options.items() if key != "sampler_cfg_function"}
+            plain = {key: value for key, value in model_options.items() if key != FORMULA}
             positive, negative = self.conds.get("positive"), self.conds.get("negative")
             return comfy.samplers.sampling_function(
                 self.inner_model, x, timestep, negative, positive, 1.0, model_options=plain, seed=seed
             )
         if self.scales is not None:  # the host leaves out the negative at a scale of exactly 1, which only the maximum is
-            guide = {"sampler_cfg_function": _per_frame(self.scales), "disable_cfg1_optimization": True}
-            model_options = {**model_options, **guide}
+            model_options = {**model_options, **_frame_by_frame(model_options, self.scales), "disable_cfg1_optimization": True}
         return super().predict_noise(x, timestep, model_options, seed)
 
     def _guided(self, timestep, sigmas):
@@ -67,10 +78,47 @@ class FrameGuider(comfy.samplers.CFGGuider):
         return self.start <= share and (share < self.end or self.end >= 1)
 
 
-def _per_frame(scales: torch.Tensor):
+def _sets_frame_scales(formula) -> bool:
+    """Is it of one of the host's nodes that do what this module does?"""
+    nodes = ("VideoLinearCFGGuidance.", "VideoTriangleCFGGuidance.")
+    return isinstance(formula, FunctionType) and formula.__qualname__.startswith(nodes)
+
+
+def _mix(args):
+    return args["uncond"] + args["cond_scale"] * (args["cond"] - args["uncond"])
+
+
+def _frame_by_frame(model_options, scales):
+    """The guidance functions in `model_options`, told the scale of each frame [frames] instead of one for all."""
+    formula = model_options.get(FORMULA, _mix)
+    around = {name: [_with_scales(function, scales) for function in model_options.get(name, ())] for name in AROUND}
+    return {FORMULA: _with_scales(_mix if _sets_frame_scales(formula) else formula, scales), **around}
+
+
+def _with_scales(function, scales):
+    """The function of a guidance node that is given `scales` as its "cond_scale".
+
+    It gets them as a tensor, with which nearly every formula works as it is. One that takes a number only is called for each
+    scale, and each frame is taken from the call with its own.
+    """
+
+    def call(args, scale):
+        lists = {"conds_out": list(args["conds_out"])} if "conds_out" in args else {}  # which functions write to
+        return function({**args, **lists, "cond_scale": scale})
+
     def guide(args):
-        cond, uncond = args["cond"], args["uncond"]
-        return uncond + scales.to(cond.device).reshape(-1, 1, 1, 1) * (cond - uncond)
+        try:
+            return call(args, scales.to(args["input"].device, copy=True).reshape(-1, 1, 1, 1))
+        except (RuntimeError, TypeError, ValueError):
+            pass  # what a tensor raises that is taken for a number; any other error comes again
+        out = None
+        for scale in scales.unique().tolist():
+            result = call(args, scale)
+            parts = result if isinstance(result, list) else [result]
+            out = out or [part.clone() for part in parts]
+            for whole, part in zip(out, parts):
+                whole[scales == scale] = part[scales == scale]
+        return out if isinstance(result, list) else out[0]
 
     return guide
 

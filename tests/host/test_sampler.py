@@ -282,13 +282,6 @@ def test_constant_guidance_keeps_what_other_nodes_put_on_the_model(ours, host, s
     assert relative_error(result, ours("constant")) > 1e-4
 
 
-@pytest.mark.parametrize("guidance", ["linear", "triangle", "curve"])
-def test_guidance_of_each_frame_takes_the_place_of_another_formula_and_leaves_what_adds_to_it(ours, svd, node, guidance):
-    rescaled, perturbed = (run_node(node(name), svd.ours, 0.7)[0] for name in ("RescaleCFG", "PerturbedAttentionGuidance"))
-    assert torch.equal(ours(guidance, model=rescaled), ours(guidance))
-    assert relative_error(ours(guidance, model=perturbed), ours(guidance)) > 1e-4
-
-
 # Warnings of what is far from training
 
 
