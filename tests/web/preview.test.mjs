@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 
 import {
-  caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, spansOf, timeOf,
+  caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, readEvent, spansOf, timeOf,
 } from '../../web/js/core/preview.js'
 
 test('a clip of 4 frames at 5 frames a second begins anew after 0.8 s', () => {
@@ -58,6 +58,27 @@ test('only a picture in the event itself is taken', () => {
   for (const image of [undefined, null, 7, '', 'https://example.org/a.jpg', 'data:text/html,<b>', 'javascript:0']) {
     assert.ok(!hasPicture({ image }), String(image))
   }
+})
+
+const STEP = { node_id: '7:2', prompt_id: 'p', fps: 7.5, step: 1, steps: 2, frames: 3 }
+const SHEET = { ...STEP, image: 'data:image/jpeg;base64,AAAA', shown: [0, 2], columns: 2, rows: 1, width: 128, height: 72 }
+
+test('an event of the form that the server sends is taken as it is', () => {
+  for (const event of [STEP, SHEET, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0] }, { ...STEP, window: undefined }]) {
+    assert.equal(readEvent(event), event)
+  }
+})
+
+test('an event of any other form is none', () => {
+  const odd = [null, NaN, Infinity, -1, 1.5, 1e308, '', 'x', '__proto__', [], [1], [1, '2'], [0, 3], [-1, 0], [0, 1, 2], {}, true]
+  for (const data of [undefined, ...odd]) assert.equal(readEvent(data), null)
+  const fits = { fps: [1.5, 1e308], node_id: ['', 'x', '__proto__'], prompt_id: ['', 'x', '__proto__'], shown: [[1], [0, 1, 2]] }
+  for (const key of Object.keys({ ...SHEET, window: undefined })) {
+    for (const value of odd.filter((value) => !fits[key]?.some((fit) => String(fit) === String(value)))) {
+      assert.equal(readEvent({ ...SHEET, [key]: value }), null, `${key}: ${JSON.stringify(value)}`)
+    }
+  }
+  assert.equal(readEvent({ ...SHEET, width: 1025 }), null)
 })
 
 test('the picture is as high as its shape asks, but neither tiny nor endless', () => {

@@ -2,7 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, spansOf, timeOf } from './core/preview.js'
+import { caption, cellOf, cornerOf, frameAt, frameUnder, pictureHeight, readEvent, spansOf, timeOf } from './core/preview.js'
 import { MARGIN, addWidget, allNodes, element } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'
@@ -117,7 +117,7 @@ class Preview {
     if (event.prompt_id !== this.about?.prompt_id) this.begin()
     this.about = event
     if (event.window) this.window = event.window
-    if (hasPicture(event)) this.load(event)
+    if (event.image) this.load(event)
     if (opening) this.open()
     this.write()
   }
@@ -132,7 +132,11 @@ class Preview {
     const picture = new Image()
     picture.src = event.image
     this.loading = picture
-    await picture.decode()
+    try {
+      await picture.decode()
+    } catch {
+      return // it is none
+    }
     if (!this.about || this.loading !== picture) return // a newer one is on its way
     this.sheet = { ...event, picture, drawn: -1 }
     this.fit()
@@ -243,7 +247,10 @@ function isElsewhere({ prompt_id }) {
 
 function listen() {
   api.addEventListener('execution_start', ({ detail }) => begin(detail))
-  api.addEventListener(EVENT, ({ detail }) => isElsewhere(detail) || previews.get(nodeOf(detail.node_id))?.take(detail))
+  api.addEventListener(EVENT, ({ detail }) => {
+    const event = readEvent(detail)
+    if (event && !isElsewhere(event)) previews.get(nodeOf(event.node_id))?.take(event)
+  })
   api.addEventListener(HOSTS_EVENT, keepHostsAway, { capture: true }) // before the host's own listener
   api.addEventListener('executing', ({ detail }) => {
     for (const preview of shown()) if (String(detail) !== preview.about.node_id) preview.end('done')
@@ -264,7 +271,7 @@ function listen() {
  * does the App mode, where no node is to be seen.
  */
 function keepHostsAway(event) {
-  const { displayNodeId } = event.detail
+  const displayNodeId = String(event.detail?.displayNodeId)
   if (!previews.has(nodeOf(displayNodeId)) || !app.canvas.canvas.checkVisibility()) return
   event.stopImmediatePropagation()
   const outer = displayNodeId.split(':').slice(0, -1).join(':')

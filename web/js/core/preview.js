@@ -1,7 +1,29 @@
 // The moving preview without a page: which frame at which time, where it lies on the sheet, and the words beside it. Frames and
 // cells count from 0. The names are those of the server's event (nodes/bridge/preview.py).
 
+const LARGEST_SIDE = 1024 // pixels of a frame; the server's has 128 at most
+
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
+
+const isText = (value) => typeof value === 'string'
+const isCount = (value) => Number.isSafeInteger(value) && value > 0
+const areFrames = (value, frames) => (
+  Array.isArray(value) && value.length > 0 && value.every((frame) => isCount(frame + 1) && frame < frames)
+)
+
+/** The data of an event, or null where it has not the form that nodes/bridge/preview.py describes: the server did not send it. */
+export function readEvent(data) {
+  const { node_id, prompt_id, fps, step, steps, frames, window, image } = data ?? {}
+  const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && [step, steps, frames].every(isCount)
+  const windowFits = window === undefined || (areFrames(window, frames) && window.length === 2)
+  return isWhole && windowFits && (image === undefined || isSheet(data)) ? data : null
+}
+
+function isSheet(data) {
+  const { frames, shown, columns, rows, width, height } = data
+  const fits = (side) => isCount(side) && side <= LARGEST_SIDE
+  return hasPicture(data) && areFrames(shown, frames) && [columns, rows].every(isCount) && [width, height].every(fits)
+}
 
 /** Does the event bring a picture? Only one in the data itself is taken, none from elsewhere. */
 export function hasPicture({ image }) {
