@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import {
-  addPoint, applyPreset, axisOf, evaluateCurve, formatCurve, movePoint, preset, PRESETS, readCurve, removePoint, roundTo
+  addPoint, applyPreset, axisOf, evaluateCurve, formatCurve, movePoint, preset, PRESETS, readCurve, removePoint, roundTo, thin
 } from '../../web/js/core/curve.js'
 
 const cases = JSON.parse(readFileSync(new URL('../curve_cases.json', import.meta.url), 'utf8'))
@@ -52,6 +52,47 @@ test('a message quotes little of a long text', () => {
     const { error } = readCurve(text, 'curve')
     assert.ok(error.length < 300, error)
   }
+})
+
+test('a value that is no text is no curve, and the message quotes what a workflow would save', () => {
+  const odd = [
+    [5, '5'], [null, 'null'], [true, 'true'], [['a'], '["a"]'], [['0:1', '1:2'], '["0:1"'], [{ toString: 1 }, '{"toString":1}']]
+  ]
+  for (const [value, quoted] of odd) assert.ok(readCurve(value, 'curve').error.startsWith(`curve: found '${quoted}'`))
+})
+
+test('a curve of very many points is read, has an axis and takes a preset', () => {
+  const count = 200_000 // more than a call takes arguments
+  const text = Array.from({ length: count }, (_, i) => `${i / count}:${i % 7}`).join()
+  const { points } = readCurve(text, 'curve')
+  assert.equal(points.length, count)
+  assert.equal(axisOf(points).high, 8)
+  assert.deepEqual(applyPreset('linear', points, [0, 1]), [[0, 0], [1, 6]])
+})
+
+test('no text takes long, whatever it repeats', () => {
+  const many = 30_000
+  const start = performance.now()
+  for (const [before, repeated] of [['0:1', ' '], ['0:1, ', ' '], ['0:', '1_'], ['0:', '1']]) {
+    assert.ok('error' in readCurve(`${before}${repeated.repeat(many)}x`, 'curve'))
+  }
+  assert.ok(performance.now() - start < 1000)
+  assert.ok('error' in readCurve(`0:${'1_'.repeat(4_500_000)}x`, 'curve')) // nor all of the stack
+})
+
+test('a thinned curve begins, ends and turns in each column of pixels as the whole one does', () => {
+  const points = Array.from({ length: 5000 }, (_, i) => [i / 4999, (i * 7919) % 1000])
+  const columns = 100
+  const perColumn = (points) => Array.from({ length: columns + 1 }, (_, column) => {
+    const inside = points.filter(([position]) => Math.floor(position * columns) === column)
+    const values = inside.map(([, value]) => value)
+    return [inside[0], inside.at(-1), Math.min(...values), Math.max(...values)]
+  })
+  const kept = thin(points, columns)
+  assert.ok(kept.length <= 4 * (columns + 1))
+  assert.deepEqual(perColumn(kept), perColumn(points))
+  kept.forEach(([position], i) => assert.ok(!i || position > kept[i - 1][0]))
+  assert.equal(thin(RISE, 1), RISE) // few are drawn as they are
 })
 
 test('end points are free to leave the ends', () => {

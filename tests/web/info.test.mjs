@@ -54,6 +54,23 @@ test('in a subgraph a linked value is that on the subgraph node, where all of th
   assert.equal(valueOf(inside, 'video_frames', () => [{}]), null)
 })
 
+test('of primitives that are linked in a circle no value is known', () => {
+  const nodes = {}
+  const graph = { getLink: (id) => ({ origin_id: id }), getNodeById: (id) => nodes[id] }
+  for (const [id, link] of [[1, 2], [2, 1]]) {
+    const widgets = [{ name: 'value', value: 40 }]
+    nodes[id] = { mode: 0, type: 'PrimitiveInt', graph, inputs: [{ name: 'value', link }], widgets }
+  }
+  assert.equal(valueOf(nodes[1], 'value', () => []), null)
+})
+
+test('of a link to no input of the subgraph no value is known', () => {
+  const link = { originIsIoNode: true, origin_slot: 99 }
+  const graph = { inputs: [{ name: 'frames' }], getLink: (id) => (id === 5 ? link : undefined) }
+  const inside = { ...linkedTo(null), graph }
+  assert.equal(valueOf(inside, 'video_frames', () => [{ widgets: [{ name: 'frames', value: 40 }] }]), null)
+})
+
 test('of a clip that is known in part no memory is told', () => {
   const clip = { width: 512, height: null, frames: null }
   const lines = ['SVD', 'about 2.9 GiB, weights included, for 14 frames of 512x576, in windows of 8', 'x.safetensors']
@@ -94,6 +111,9 @@ test('a name that the server does not list is told as it is', () => {
     'svd.safetensors is not in models/checkpoints. Put it there and press R, or choose another file.',
   )
   assert.ok(notListed('checkpoints/a.pt', { '': 'controlnet' }).startsWith('checkpoints/a.pt is not in models/controlnet. '))
+  for (const [name, words] of [[5, '5'], [true, 'true'], [[], '[]'], [{ toString: 1 }, '{"toString":1}']]) {
+    assert.ok(notListed(name, FOLDERS).startsWith(`${words} is not in models/diffusion_models. `))
+  }
   assert.equal(
     notListed(undefined, FOLDERS),
     'No file is there to choose. Put one in models/checkpoints or models/diffusion_models and press R.',

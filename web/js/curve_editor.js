@@ -149,14 +149,30 @@ class CurveEditor {
   /** {points} or {error} of the text; {locked: why} and what is known of the points where it cannot be edited here. */
   read() {
     const { widget, locked, values = [] } = sourceOf(this.node, this.curve.input)
-    if (widget) return readCurve(String(widget.value), this.curve.name)
+    if (widget) return this.readOnce(widget.value)
     const known = new Set(values).size === 1 && values[0] !== undefined
-    return { locked, ...(known && readCurve(String(values[0]), this.curve.name)) }
+    return { locked, ...(known && this.readOnce(values[0])) }
   }
 
+  /** The curve of a value, which is read again only when it has changed: a long text takes time, and refreshes are many. */
+  readOnce(value) {
+    if (this.last?.value !== value) this.last = { value, curve: readCurve(value, this.curve.name) }
+    return this.last.curve
+  }
+
+  /** Never throws: an error here ends the host's loading of the workflow, and every later start, which loads it again. */
   refresh() {
-    this.showOrHide()
-    const { points = [], error = '', locked } = this.read()
+    try {
+      this.showOrHide()
+      this.show(this.read())
+    } catch (fault) {
+      console.error(fault)
+      const error = `${this.curve.name}: the editor cannot draw this curve (${fault.message}). Its text is kept as it is.`
+      this.show({ error, locked: error })
+    }
+  }
+
+  show({ points = [], error = '', locked }) {
     this.element.classList.toggle('locked', Boolean(locked))
     this.element.classList.toggle('invalid', Boolean(error))
     this.element.classList.toggle('empty', !points.length)

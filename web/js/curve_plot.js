@@ -1,6 +1,6 @@
 // The plot of a curve in SVG: axes, the line, and points that are dragged, added and deleted by mouse and keyboard.
 
-import { addPoint, axisOf, movePoint, removePoint, roundTo, valueAt } from './core/curve.js'
+import { addPoint, axisOf, movePoint, removePoint, roundTo, thin, valueAt } from './core/curve.js'
 
 const MARGIN = { left: 34, right: 12, top: 9, bottom: 19 } // for the labels, in pixels
 const GAP = 6 // between a value's label and the plot
@@ -68,7 +68,7 @@ export class CurvePlot {
     const { left, right, top, bottom } = MARGIN
     Object.assign(this, { left, top, width: width - left - right, height: height - top - bottom })
     this.drawGrid()
-    const corners = this.points.map((point) => this.place(point))
+    const corners = thin(this.points, this.width).map((point) => this.place(point))
     if (corners.length) corners.unshift([left, corners[0][1]]), corners.push([left + this.width, corners.at(-1)[1]])
     const path = corners.map(([x, y], i) => `${i ? 'L' : 'M'}${x} ${y}`).join('')
     const base = this.place([0, Math.max(this.axis.low, 0)])[1]

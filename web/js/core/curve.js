@@ -1,6 +1,8 @@
 // Curves written as text, as nodes/bridge/curve.py reads them: `position:value` points, straight lines between them, flat beyond
 // the ends. A point is [position 0..1, value -10000..10000]. Nothing here knows the page or the host.
 
+import { textOf } from './text.js'
+
 export const FORM = 'expected position:value points with positions rising from 0 to 1, such as 0:1.0, 0.5:3, 1:1.0'
 export const PRESETS = ['linear', 'triangle', 'ease', 'pulse']
 
@@ -11,18 +13,25 @@ const LEAST_SPAN = 1e-300 // of values that the axis tells apart
 const ROOM = 0.15 // share of the curve's span that the axis goes beyond it
 
 // What Python calls white space, and its numbers; those it reads as infinite or NaN are numbers, but no points of a curve.
-const SPACE = '[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*'
-const ENDS = new RegExp(`^${SPACE}|${SPACE}$`, 'g')
-const DIGITS = '\\d+(?:_\\d+)*'
-const NUMBER = new RegExp(`^[+-]?(?:${DIGITS}(?:\\.(?:${DIGITS})?)?|\\.${DIGITS})(?:e[+-]?${DIGITS})?$`, 'i')
+const SPACE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/
+const UNDERSCORE = /(?<=\d)_(?=\d)/g
+const NUMBER = /^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?$/i
 const NOT_FINITE = /^[+-]?(?:nan|inf|infinity)$/i
 
-const strip = (text) => text.replace(ENDS, '')
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
+
+/** The text without the white space at its ends. No regular expression: on long space inside the text it takes quadratic time. */
+function strip(text) {
+  let [start, end] = [0, text.length]
+  while (start < end && SPACE.test(text[start])) start++
+  while (start < end && SPACE.test(text[end - 1])) end--
+  return text.slice(start, end)
+}
 
 /** The number that the text says, NaN where that is not finite, or null. */
 function toNumber(text) {
-  if (NUMBER.test(text)) return Number(text.replaceAll('_', ''))
+  const plain = text.replace(UNDERSCORE, '')
+  if (NUMBER.test(plain)) return Number(plain)
   return NOT_FINITE.test(text) ? NaN : null
 }
 
@@ -44,8 +53,12 @@ function quoted(text) {
   return quote + text.replace(/[\\'"\p{C}\p{Z}]/gu, (found) => (plain.includes(found) ? found : escape(found))) + quote
 }
 
-/** {points} of a curve, or {error}: the message that Python gives; `name` says whose input it is. */
-export function readCurve(text, name) {
+/**
+ * {points} of a curve, or {error}: the message that Python gives; `name` says whose input it is. A value that is no text, as a
+ * workflow may hold it, is quoted in the message as it is saved.
+ */
+export function readCurve(value, name) {
+  const text = textOf(value)
   const points = []
   let last = ''
   for (const part of text.split(',')) {
@@ -116,6 +129,35 @@ export function removePoint(points, index) {
   return points.length > 1 ? points.toSpliced(index, 1) : points
 }
 
+/**
+ * Points that draw the same line on a plot that is `columns` pixels wide: where there are many, the first, the lowest, the highest
+ * and the last of each column.
+ */
+export function thin(points, columns) {
+  if (points.length <= 4 * columns) return points
+  const kept = []
+  for (let start = 0, end; start < points.length; start = end) {
+    const column = Math.floor(points[start][0] * columns)
+    let [lowest, highest] = [start, start]
+    for (end = start + 1; end < points.length && Math.floor(points[end][0] * columns) === column; end++) {
+      if (points[end][1] < points[lowest][1]) lowest = end
+      if (points[end][1] > points[highest][1]) highest = end
+    }
+    const indices = new Set([start, Math.min(lowest, highest), Math.max(lowest, highest), end - 1])
+    for (const index of indices) kept.push(points[index])
+  }
+  return kept
+}
+
+/** [least, most] of the points' values and of the two given. A loop, as a call takes a limited number of arguments. */
+function extent(points, least = Infinity, most = -Infinity) {
+  for (const [, value] of points) {
+    if (value < least) least = value
+    if (value > most) most = value
+  }
+  return [least, most]
+}
+
 /** A named shape between two values. */
 export function preset(name, low, high) {
   const round = (value) => Number(value.toPrecision(4))
@@ -133,17 +175,16 @@ export function preset(name, low, high) {
  * it already is, turned over.
  */
 export function applyPreset(name, points, span) {
-  const values = (points ?? []).map(([, value]) => value)
-  const [low, high] = new Set(values).size > 1 ? [Math.min(...values), Math.max(...values)] : span
+  const [least, most] = extent(points ?? [])
+  const [low, high] = least < most ? [least, most] : span
   const shape = preset(name, low, high)
-  return points && formatCurve(shape) === formatCurve(points) ? preset(name, high, low) : shape
+  const isThere = points?.length === shape.length && formatCurve(shape) === formatCurve(points)
+  return isThere ? preset(name, high, low) : shape
 }
 
 /** The value axis: from `low` to `high` with room to draw beyond the curve; `unit` is what an edit's values are rounded to. */
 export function axisOf(points) {
-  const values = points.map(([, value]) => value)
-  const least = Math.min(0, ...values)
-  const most = Math.max(0, ...values)
+  const [least, most] = extent(points, 0, 0)
   const span = most - least > LEAST_SPAN ? most - least : 1
   const step = atLeast((span * (1 + ROOM)) / 4, [1, 2, 5])
   const low = least < 0 ? Math.floor((least - span * ROOM) / step) : 0

@@ -1,11 +1,14 @@
 // What the info panels ask the server, without a page. Of a node they know what the host calls the same: widgets, inputs, graph.
 
+import { textOf } from './text.js'
+
 export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
 
 const CLIP = { // -> the widget that gives it, and what it is called
   width: ['width', 'the width'], height: ['height', 'the height'], frames: ['video_frames', 'the number of frames'],
 }
 const CLIPS_MEMORY = /^about .* for \d+ frames of \d+x\d+/ // the line of nodes/bridge/file_info.py
+const MOST_HOPS = 50 // links that are followed to find a value: only links in a circle need more
 const CONSTANT = /primitive|constant/i // types of nodes that hand on their widget `value` as it is
 
 /** `start` and all that can be reached from it by `next(node)`, a list of nodes; the nearest first. */
@@ -19,21 +22,21 @@ export function reach(start, next) {
  * The value that a run takes for an input: its widget's, or what a linked primitive, constant or subgraph node gives. null where
  * that cannot be known, undefined where the node has no such input. `instances(graph)`: the nodes that stand for a subgraph.
  */
-export function valueOf(node, name, instances) {
+export function valueOf(node, name, instances, hops = MOST_HOPS) {
   const link = node.graph?.getLink(node.inputs?.find((input) => input.name === name)?.link)
-  if (link) return valueOfLink(node.graph, link, instances)
-  return node.widgets?.find((widget) => widget.name === name)?.value
+  if (!link) return node.widgets?.find((widget) => widget.name === name)?.value
+  return hops ? valueOfLink(node.graph, link, instances, hops - 1) : null
 }
 
-function valueOfLink(graph, link, instances) {
+function valueOfLink(graph, link, instances, hops) {
   if (link.originIsIoNode) {
-    const { name } = graph.inputs[link.origin_slot]
-    const values = new Set(instances(graph).map((node) => valueOf(node, name, instances)))
+    const name = graph.inputs[link.origin_slot]?.name
+    const values = new Set(instances(graph).map((node) => valueOf(node, name, instances, hops)))
     return values.size === 1 ? ([...values][0] ?? null) : null
   }
   const origin = graph.getNodeById(link.origin_id)
   const awake = origin?.mode === 0 // neither muted nor bypassed
-  return awake && CONSTANT.test(origin.type) ? (valueOf(origin, 'value', instances) ?? null) : null
+  return awake && CONSTANT.test(origin.type) ? (valueOf(origin, 'value', instances, hops) ?? null) : null
 }
 
 /** The clip {width, height, frames} that a node describes, null for what cannot be known; null where it describes none. */
@@ -72,7 +75,8 @@ export function withoutGuess(lines, clip) {
 /** What is to be said of a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
 export function notListed(name, folders) {
   if (!name) return `No file is there to choose. Put one in models/${Object.values(folders).join(' or models/')} and press R.`
-  const beginning = Object.keys(folders).find((beginning) => name.startsWith(beginning))
-  const file = name.slice(beginning.length)
+  const text = textOf(name)
+  const beginning = Object.keys(folders).find((beginning) => text.startsWith(beginning))
+  const file = text.slice(beginning.length)
   return `${file} is not in models/${folders[beginning]}. Put it there and press R, or choose another file.`
 }
