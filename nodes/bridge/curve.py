@@ -1,9 +1,12 @@
 """Curves written as text: `position:value` points, straight lines between them, flat beyond the ends."""
 
+import re
+
 import numpy as np
 
 FORM = "expected position:value points with positions rising from 0 to 1, such as 0:1.0, 0.5:3, 1:1.0"
 LARGEST = 10000  # of a value: beyond any use, and what it is multiplied with stays in the range of fp16
+SEPARATOR = re.compile("[,，、；]")  # full-width signs too, here and of the colon, as Chinese and Japanese keyboards write them
 QUOTED = 40  # characters of the text that a message quotes at most
 
 
@@ -14,10 +17,15 @@ def parse_curve(text: str, name: str) -> list[tuple[float, float]]:
     curve.
     """
     points, last = [], ""
-    for part in text.split(","):
-        position, colon, value = map(str.strip, part.partition(":"))
+    parts = SEPARATOR.split(text)
+    if len(parts) > 1 and not parts[-1].strip():  # after a comma at the end
+        del parts[-1]
+    for part in parts:
+        position, colon, value = map(str.strip, part.replace("：", ":").partition(":"))
         point = _number(position), _number(value)
-        if not colon:
+        if ";" in part:
+            fault = "points are separated by ',', not by ';'"
+        elif not colon:
             fault = "it has no colon"
         elif point[0] is None:
             fault = "its position is not a number"

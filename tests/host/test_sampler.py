@@ -148,7 +148,7 @@ def test_a_curve_of_its_own_equals_the_formula(ours, host, svd):
     assert relative_error(ours("curve", guidance_curve="0.5:2, 1:6"), host(model=model)) <= 1e-5
 
 
-@pytest.mark.parametrize("curve", ["", "0", "0:a", "0:1, 0:2", "1:1, 0:1", "0:1, 2:1", "0:nan", "-0.1:1", "0:1,"])
+@pytest.mark.parametrize("curve", ["", "0", "0:a", "0:1, 0:2", "1:1, 0:1", "0:1, 2:1", "0:nan", "-0.1:1", "0:1,,"])
 def test_bad_curves_are_refused(ours, curve):
     with pytest.raises(ValueError, match="guidance_curve"):
         ours("curve", guidance_curve=curve)

@@ -12,6 +12,10 @@ const QUOTED = 40 // characters of the text that a message quotes at most
 const LEAST_SPAN = 1e-300 // of values that the axis tells apart
 const ROOM = 0.15 // share of the curve's span that the axis goes beyond it
 
+// Full-width signs too, as Chinese and Japanese keyboards write them.
+const SEPARATOR = /[,，、；]/
+const COLON = /[:：]/
+
 // What Python calls white space, and its numbers; those it reads as infinite or NaN are numbers, but no points of a curve.
 const SPACE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/
 const UNDERSCORE = /(?<=\d)_(?=\d)/g
@@ -60,13 +64,16 @@ function quoted(text) {
 export function readCurve(value, name) {
   const text = textOf(value)
   const points = []
+  const parts = text.split(SEPARATOR)
+  if (parts.length > 1 && !strip(parts.at(-1))) parts.pop() // after a comma at the end
   let last = ''
-  for (const part of text.split(',')) {
-    const colon = part.indexOf(':')
+  for (const part of parts) {
+    const colon = part.search(COLON)
     const [position, value] = [strip(part.slice(0, Math.max(colon, 0))), strip(part.slice(colon + 1))]
     const point = [toNumber(position), toNumber(value)]
     let fault
-    if (colon < 0) fault = 'it has no colon'
+    if (part.includes(';')) fault = "points are separated by ',', not by ';'"
+    else if (colon < 0) fault = 'it has no colon'
     else if (point[0] === null) fault = 'its position is not a number'
     else if (!(point[0] >= 0 && point[0] <= 1)) fault = `position ${short(position)} is not from 0 to 1`
     else if (points.length && point[0] <= points.at(-1)[0]) {
