@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .detect import UNetFileError
@@ -33,12 +35,17 @@ class ControlResiduals:
 
 
 def write_residuals(path: str | Path, residuals: ControlResiduals, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the file `path` with `about` and `metadata` in its header; a half-written one never stands under the name."""
+    """Writes the file `path` with `about` and `metadata` in its header; a half-written one never stands under the name.
+
+    Raises OSError where it cannot be written.
+    """
     tensors = {f"controls.{number}": control.contiguous().cpu() for number, control in enumerate(residuals.controls)}
-    part = Path(path).with_suffix(".part")
+    part = Path(path).with_name(f"{uuid4().hex}.part")  # other processes may be writing to the same path
     try:
         save_file(tensors, part, {**residuals.about, **(metadata or {}), "controls": str(len(tensors))})
         os.replace(part, path)
+    except SafetensorError as error:  # the system's error, as text that may end with the path of a temporary file
+        raise OSError(str(error).partition(" at path ")[0]) from None
     finally:
         part.unlink(missing_ok=True)
 
