@@ -7,15 +7,18 @@ from pathlib import Path
 
 import folder_paths
 from comfy.cli_args import args
+from comfy.model_management import processing_interrupted
 from comfy_api.latest import io, ui
 
-from ..unet import ControlResiduals, UNetFileError, read_residuals, write_residuals
+from ..unet import ControlResiduals, UNetFileError, read_residuals
 from .bridge.compute_residuals import NODE as COMPUTE
 from .bridge.compute_residuals import compute_residuals, refuse_controlnext
 from .bridge.control import FrameControl
+from .bridge.files import residuals_path
 from .bridge.numbers import finite
 from .bridge.pairing import family_name
 from .bridge.pictures import control_images
+from .bridge.saving import save_residuals
 
 LOAD = "Load ControlNet Residuals"
 SAVE = "Save ControlNet Residuals"
@@ -103,11 +106,8 @@ class SaveControlNetResiduals(io.ComfyNode):
 
     @classmethod
     def execute(cls, residuals, filename_prefix="residuals/ComfyUI") -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_.safetensors"
-        write_residuals(Path(folder) / file, residuals, {"temporal_unet.version": _version(), **cls._workflow()})
+        metadata = {"temporal_unet.version": _version(), **cls._workflow()}
+        file, subfolder = save_residuals(SAVE, residuals, filename_prefix, metadata)
         return io.NodeOutput(ui={"residuals": [ui.SavedResult(file, subfolder, io.FolderType.output)]})
 
     @classmethod
@@ -139,24 +139,38 @@ class LoadControlNetResiduals(io.ComfyNode):
 
     @classmethod
     def execute(cls, residuals_name) -> io.NodeOutput:
+        path = residuals_path(LOAD, residuals_name)
         try:
-            return io.NodeOutput(read_residuals(folder_paths.get_annotated_filepath(residuals_name)))
+            return io.NodeOutput(read_residuals(path))
         except UNetFileError as error:
             raise ValueError(f"{LOAD}: {error}") from None
 
     @classmethod
     def fingerprint_inputs(cls, residuals_name):
+        """Changes with the file's content; NaN, which equals nothing, where that is not known.
+
+        The host asks before every run, for every node in it, also for those that it has not validated. An error or an
+        interrupt that left this function would be lost, or end the host's worker: it acts on an interrupt at the next node.
+        """
+        if residuals_name is None:  # named by another node
+            return float("nan")
         digest = hashlib.sha256()
-        with open(folder_paths.get_annotated_filepath(residuals_name), "rb") as file:
+        with open(residuals_path(LOAD, residuals_name), "rb") as file:
             while part := file.read(2**20):
+                if processing_interrupted():
+                    return float("nan")
                 digest.update(part)
         return digest.hexdigest()
 
     @classmethod
     def validate_inputs(cls, residuals_name):
-        if folder_paths.exists_annotated_filepath(residuals_name):
+        if residuals_name is None:  # named by another node: known when the node runs
             return True
-        return f"{LOAD}: {residuals_name} is not in the input folder. Put the file there, or choose another."
+        try:
+            residuals_path(LOAD, residuals_name)
+        except ValueError as error:
+            return str(error)
+        return True
 
 
 def _input_files() -> list[str]:

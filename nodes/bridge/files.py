@@ -1,4 +1,8 @@
-"""Model files by the names that nodes show, found through the host's lists of folders."""
+"""Files by the names that nodes show: models through the host's lists, residuals in its input, output and temp folders."""
+
+import os
+import reprlib
+from pathlib import Path
 
 import folder_paths
 import torch
@@ -35,3 +39,38 @@ def controlnet_names() -> list[str]:
 def controlnet_path(name: str) -> str:
     """The path of one of `controlnet_names`; raises FileNotFoundError where there is no such file."""
     return folder_paths.get_full_path_or_raise("controlnet", name)
+
+
+def residuals_path(node: str, name: str) -> str:
+    """The path of the file of residuals that a user names: in the input folder, or as `name [output]` or `name [temp]`.
+
+    Raises ValueError, which names `node`, where it is no regular file, or where its name or a link leads out of the folder:
+    ComfyUI 0.30 confines names so, 0.16 does not.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"{node}: residuals_name is {quoted(name)}, expected the name of a file.")
+    kind = next((kind for kind in ("output", "temp") if name.endswith(f"[{kind}]")), "input")
+    inside, _ = folder_paths.annotated_filepath(name)
+    folder = os.path.realpath(folder_paths.get_directory_by_type(kind))
+    try:
+        path = os.path.realpath(os.path.join(folder, inside))
+    except ValueError:  # it holds NUL, or half a character
+        path = None
+    if path is None:
+        found = "is not a name that a file can have"
+    elif not Path(path).is_relative_to(folder):
+        found = f"leads out of the {kind} folder"
+    elif not os.path.exists(path):
+        found = f"is not in the {kind} folder"
+    elif not os.path.isfile(path):
+        found = "is a folder, a device or a pipe, expected a file"
+    else:
+        return path
+    raise ValueError(f"{node}: {quoted(name)} {found}. Put the file itself into the {kind} folder, or choose another.")
+
+
+def quoted(name) -> str:
+    """A name for a message: in quotes, on one line, the middle of a long one left out."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 100
+    return short.repr(name)

@@ -468,7 +468,7 @@ def test_the_input_folders_files_are_offered_and_told_apart_by_content(node):
         prints.append(load.fingerprint_inputs("some.safetensors"))
     assert "some.safetensors" in load.define_schema().inputs[0].options
     assert prints[0] != prints[1] == load.fingerprint_inputs("some.safetensors")
-    assert "none.safetensors is not in the input folder" in load.validate_inputs("none.safetensors")
+    assert "'none.safetensors' is not in the input folder" in load.validate_inputs("none.safetensors")
 
 
 def test_a_bad_file_is_an_error_that_names_node_and_file(node):

@@ -1,6 +1,11 @@
 """Residuals as a user has them: computed and saved by one prompt, loaded and applied by the next."""
 
+import os
+import time
+
+import dev
 import numpy as np
+import pytest
 from prompts import image_model, node, with_control
 
 UNET = "untrained_sd15.safetensors"
@@ -40,3 +45,50 @@ def test_a_file_of_another_kind_is_one_error_that_names_it(server):
     prompt = controlled({"residuals": node("TemporalUNetLoadControlNetResiduals", residuals_name="page.safetensors")})
     message = server.fault(prompt)["exception_message"]
     assert "Load ControlNet Residuals: page.safetensors: it is a web page" in message
+
+
+def loaded(name) -> dict:
+    load = node("TemporalUNetLoadControlNetResiduals", residuals_name=name)
+    return {"residuals": load, "show": node("PreviewAny", source=["residuals", 0])}
+
+
+def said(text: str) -> dict:
+    return {"text": node("PrimitiveString", value=text), "say": node("PreviewAny", source=["text", 0])}
+
+
+@pytest.fixture
+def pipe(server):
+    """A file in the input folder that nobody ever writes to."""
+    path = server.base / "input" / "pipe.safetensors"
+    os.mkfifo(path)
+    yield path.name
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/etc/passwd", "../server.log", "pipe.safetensors", "", "a\0.safetensors"])
+def test_what_is_no_file_of_the_input_folder_is_refused_before_the_run(server, pipe, name):
+    with pytest.raises(dev.ServerError, match="residuals_name - Load ControlNet Residuals: '"):
+        server.queue(loaded(name))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe.safetensors"])
+def test_a_node_that_the_host_refused_does_not_hold_up_the_others(server, pipe, name):
+    """The host drops the output but asks all nodes of the prompt whether they have changed."""
+    entry = server.wait(server.queue(loaded(name) | said("here")), 30)
+    assert dev.failure(entry) is None and entry["outputs"]["say"]["text"] == ["here"]
+
+
+def test_an_interrupt_ends_a_look_at_a_large_file(server):
+    path = server.base / "input" / "large.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**37)  # a hole; all of it would take a minute
+    try:
+        prompt_id = server.queue(loaded(path.name))
+        while not server.get("/queue")["queue_running"]:
+            time.sleep(0.02)
+        time.sleep(0.3)  # the host forgets an interrupt that comes before a run begins
+        server.interrupt()
+        assert dev.failure(server.wait(prompt_id, 20)).startswith("interrupted at")
+    finally:
+        path.unlink()
+    server.run(said("and the next runs"))
