@@ -2,17 +2,17 @@
 
 `/temporal_unet/unet_info?name=…` (and weight_dtype, width, height, frames) and `/temporal_unet/controlnet_info?name=…` answer
 {"lines": [text, …]}, or {"error": text} with the words of the error that a run would end with. Status 404 where no such file is
-in the host's lists, 400 where a parameter is none. Only the file's header is read.
+in the host's lists, 400 where a parameter is none, 503 where the disk does not answer. Only the file's header is read.
 """
-
-import asyncio
 
 from aiohttp import web
 
 from ...unet import UNetFileError
 from .file_info import describe_controlnet_file, describe_unet_file
-from .files import WEIGHT_DTYPES, controlnet_names, controlnet_path, unet_names, unet_path
+from .file_questions import FileQuestions, NoAnswer
+from .files import WEIGHT_DTYPES, controlnet_names, controlnet_path, quoted, unet_names, unet_path
 
+QUESTIONS = FileQuestions()
 CLIP = {"width": (1024, 16384), "height": (576, 16384), "frames": (14, 4096)}  # parameter -> (default, highest)
 
 
@@ -35,8 +35,15 @@ async def controlnet_info(request: web.Request) -> web.Response:
 
 
 async def _answer(request, list_names, describe):
-    """In a thread: a file may lie on a slow disk, and the server has others to serve."""
-    return await asyncio.to_thread(_look, request.query.get("name", ""), list_names, describe)
+    name = request.query.get("name", "")
+    try:
+        return await QUESTIONS.ask(f"{list_names.__name__} {name}", lambda: _look(name, list_names, describe))
+    except NoAnswer:
+        error = (
+            f"{quoted(name)}: the disk has not answered for {QUESTIONS.patience:g} s. Check it, or the network that it is on, and "
+            f"press R to ask again."
+        )
+        return web.json_response({"error": error}, status=503)
 
 
 def _look(name, list_names, describe):
@@ -46,6 +53,9 @@ def _look(name, list_names, describe):
         return web.json_response({"lines": describe(name)})
     except UNetFileError as error:
         return web.json_response({"error": str(error)})
+    except OSError as error:
+        reason = error.strerror or "it is not a regular file, or a link that leads nowhere"  # without one where the host finds none
+        return web.json_response({"error": f"{quoted(name)} cannot be read: {reason}. Correct this, or choose another file."})
 
 
 def _number(query, name: str) -> int | None:

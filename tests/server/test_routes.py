@@ -1,7 +1,11 @@
 """What the server tells of a model file before a run: the words of a run, nothing of files that are not listed, at once."""
 
 import json
+import os
+import signal
+import socket
 import struct
+import sys
 import time
 import urllib.error
 from urllib.parse import urlencode
@@ -111,3 +115,61 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
         assert windowed == f"about {long} GiB, weights included, for 1000 frames of 1024x576, in windows of 25"
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize("route, folder", [(UNET, "diffusion_models"), (CONTROLNET, "controlnet")])
+@pytest.mark.parametrize("make", [
+    lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero"), os.mkfifo,
+], ids=["link that leads nowhere", "link to a device", "pipe"])
+def test_what_is_listed_and_no_file_is_told_in_words(server, route, folder, make):
+    path = server.base / "models" / folder / "listed.safetensors"
+    make(path)
+    try:
+        told = ask(server, route, name=path.name)["error"]
+    finally:
+        path.unlink()
+    assert told.startswith("'listed.safetensors' cannot be read: it is not a regular file, or a link that leads nowhere.")
+
+
+@pytest.fixture
+def stuck_file(server):
+    """A file that waits to be opened, as on a disk that does not answer: a lease on it, which is given back at the end."""
+    import fcntl
+
+    path = server.base / "models" / "controlnet" / "stuck.pth"
+    path.write_bytes(b"PK\x03\x04" + bytes(60))
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # with which the kernel asks for the lease
+    with path.open("r+b") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield path
+    signal.signal(signal.SIGIO, before)
+    path.unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has leases")
+def test_a_disk_that_does_not_answer_stops_nothing_else(server, stuck_file):
+    """asyncio's own threads, of which there are a few more than cores, serve the page's files too."""
+    get = f"GET {CONTROLNET}?name={stuck_file.name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    askers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
+    try:
+        for asker in askers:
+            asker.sendall(get)
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert b"<html" in server.get("/") and server.get("/extensions/temporal-unet/js/preview.js")
+        assert server.get("/view?filename=photo.png&type=input")
+        assert ask(server, UNET, name="untrained_svd.safetensors")["lines"]
+        server.run(svd(frames=2, steps=1))
+        assert time.monotonic() - begun < 20  # 2 s; the lease holds for 45 s
+        assert not any(answered(asker) for asker in askers[:3])
+    finally:
+        for asker in askers:
+            asker.close()
+
+
+def answered(asker: socket.socket) -> bool:
+    asker.setblocking(False)
+    try:
+        return bool(asker.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
