@@ -56,7 +56,7 @@ test('a message quotes little of a long text', () => {
 
 test('a value that is no text is no curve, and the message quotes what a workflow would save', () => {
   const odd = [
-    [5, '5'], [null, 'null'], [true, 'true'], [['a'], '["a"]'], [['0:1', '1:2'], '["0:1"'], [{ toString: 1 }, '{"toString":1}']]
+    [5, '5'], [null, 'null'], [true, 'true'], [['a'], '["a"]'], [['0:1', '1:2'], '["0:1"'], [{ toString: 1 }, '{"toString":1}']
   ]
   for (const [value, quoted] of odd) assert.ok(readCurve(value, 'curve').error.startsWith(`curve: found '${quoted}'`))
 })
