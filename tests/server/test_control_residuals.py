@@ -74,8 +74,9 @@ def test_what_is_no_file_of_the_input_folder_is_refused_before_the_run(server, p
 @pytest.mark.parametrize("name", ["/dev/zero", "pipe.safetensors"])
 def test_a_node_that_the_host_refused_does_not_hold_up_the_others(server, pipe, name):
     """The host drops the output but asks all nodes of the prompt whether they have changed."""
-    entry = server.wait(server.queue(loaded(name) | said("here")), 30)
-    assert dev.failure(entry) is None and entry["outputs"]["say"]["text"] == ["here"]
+    text = f"next to {name}"
+    entry = server.wait(server.queue(loaded(name) | said(text)), 30)
+    assert dev.failure(entry) is None and entry["outputs"]["say"]["text"] == [text]
 
 
 def test_an_interrupt_ends_a_look_at_a_large_file(server):
