@@ -1,5 +1,6 @@
-"""Reading a UNet or ControlNet out of a file: lazily, without a second copy in memory, every key accounted for."""
+"""Reading a UNet or ControlNet out of a file: tensor by tensor, every key accounted for."""
 
+import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from .controlnet import (
     ControlNetConfig, SVDControlNet, head_width_beside, is_svd_controlnet, original_names, read_controlnet_config,
 )
 from .controlnext import ControlNeXt, ControlNeXtConfig, controlnext_names, is_controlnext, read_controlnext_config
-from .detect import UNetFileError, detect
-from .files import main_dtype, open_any, open_file, shapes_of
+from .detect import detect
+from .errors import UNetFileError, shorten
+from .files import check_dtypes, is_mapped, main_dtype, open_any, open_file, shapes_and_dtypes_of, shapes_of
 from .model import UNetModel
+from .on_disk import FileStamp, changed_in_place, open_regular
 
 
 @dataclass(kw_only=True)
@@ -24,7 +27,9 @@ class NetworkFile:
     """An open file with a network in it. Tensors are read, or only mapped, when they are asked for."""
 
     path: Path
+    stamp: FileStamp  # of the file when it was opened
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file
+    dtypes: Mapping[str, str]  # the same, as safetensors names them
     names: Mapping[str, str]  # the network's own key names to those in the file
     metadata: Mapping[str, str]
     unexpected: list[str] = field(default_factory=list)  # tensors under the network's prefix that it does not use
@@ -35,22 +40,34 @@ class NetworkFile:
         return sum(torch.Size(self.shapes[self.names[name]]).numel() for name in self.names)
 
     def tensor(self, on_disk: str) -> torch.Tensor:
-        """A tensor by its name in the file, mapped from it (no copy)."""
+        """A tensor by its name in the file, mapped from it (no copy).
+
+        What is mapped changes with the file, and reading it ends the process where the file was cut (SIGBUS).
+        """
         return self.file.get_tensor(on_disk)
+
+    def changed_in_place(self) -> bool:
+        """Was the file written to or cut since it was opened? Not where another has taken its name: see `changed_in_place`."""
+        return changed_in_place(self.path, self.stamp)
 
     def dtype(self) -> torch.dtype:
         """The dtype that most of the network's numbers have in the file."""
         return main_dtype(self.file, {on_disk: self.shapes[on_disk] for on_disk in self.names.values()})
 
-    def state_dict(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """The network's tensors under its own key names, as `dtype` (None = as in the file).
+    def state_dict(self, dtype: torch.dtype | None = None, mapped: bool = False) -> dict[str, torch.Tensor]:
+        """The network's tensors under its own key names, as `dtype` (None = as in the file), read one by one.
 
-        Tensors that are in that dtype already stay mapped from the file. Mix factors and the like are kept in fp32.
+        Each is in memory of its own, and stays as it is whatever becomes of the file. With `mapped`, tensors that are in that
+        dtype already stay mapped from the file, which takes no memory: they change with it (see `changed_in_place`). Mix
+        factors and the like are kept in fp32. Raises UNetFileError where the file was changed since it was opened.
         """
+        if self.changed_in_place():
+            raise UNetFileError(f"{self.path.name}: it was changed after it was opened. Load it again once it is written.")
+        copy = not mapped and is_mapped(self.file)
         state = {}
         for name, on_disk in self.names.items():
             wanted = torch.float32 if name.endswith((".mix_factor", "strength.scale")) else dtype
-            state[name] = self.tensor(on_disk).to(wanted)
+            state[name] = self.tensor(on_disk).to(wanted, copy=copy)
         return state
 
 
@@ -80,16 +97,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a file and tells which UNet is in it, reading its header only.
 
     Raises UNetFileError, which names the file, where it is no safetensors file, holds no UNet of the family, or where
-    keys of the UNet are missing or have another shape.
+    keys of the UNet are missing, have another shape, or a dtype that weights do not have.
     """
-    path, file, shapes, metadata = _header(path, open_file)
-    with _named(path):
-        config, family, names = detect(shapes, metadata)
-        names, unexpected = _account(names, shapes, expected_shapes(config), "UNet")
-    return Checkpoint(
-        path=path, config=config, family=family, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected,
-        file=file,
-    )
+    opened = _open(path, open_file)
+    with _named(opened.path):
+        config, family, names = detect(opened.shapes, opened.metadata)
+        names, unexpected = _account(opened, names, expected_shapes(config), "UNet")
+    return Checkpoint(**vars(opened), config=config, family=family, names=names, unexpected=unexpected)
 
 
 def open_controlnet(path: str | Path) -> ControlNetFile:
@@ -97,31 +111,27 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
 
     It may be pickled, as many ControlNets are published.
     """
-    path, file, shapes, metadata = _header(path)
-    with _named(path):
-        if not is_svd_controlnet(shapes):
+    opened = _open(path)
+    with _named(opened.path):
+        if not is_svd_controlnet(opened.shapes):
             raise UNetFileError("it holds no SVD ControlNet (expected controlnet_mid_block.* and down_blocks.*).")
-        names = original_names(shapes)
-        told = {**head_width_beside(path), **metadata}
-        config = read_controlnet_config({name: shapes[on_disk] for name, on_disk in names.items()}, told)
-        names, unexpected = _account(names, shapes, expected_shapes(config, SVDControlNet), "ControlNet")
-    return ControlNetFile(
-        path=path, config=config, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected, file=file
-    )
+        names = original_names(opened.shapes)
+        metadata = {**head_width_beside(opened.path), **opened.metadata}
+        config = read_controlnet_config({name: opened.shapes[on_disk] for name, on_disk in names.items()}, metadata)
+        names, unexpected = _account(opened, names, expected_shapes(config, SVDControlNet), "ControlNet")
+    return ControlNetFile(**vars(opened), config=config, names=names, unexpected=unexpected)
 
 
 def open_controlnext(path: str | Path) -> ControlNeXtFile:
     """Opens a file with a ControlNeXt-SVD as its authors publish it, which may be pickled; raises as `open_checkpoint`."""
-    path, file, shapes, metadata = _header(path)
-    with _named(path):
-        if not is_controlnext(shapes):
+    opened = _open(path)
+    with _named(opened.path):
+        if not is_controlnext(opened.shapes):
             raise UNetFileError("it holds no ControlNeXt (expected embedding.*, down_res.*, down_sample.* and mid_convs.*).")
-        names = controlnext_names(shapes)
-        config = read_controlnext_config({name: shapes[on_disk] for name, on_disk in names.items()})
-        names, unexpected = _account(names, shapes, expected_shapes(config, ControlNeXt), "ControlNeXt")
-    return ControlNeXtFile(
-        path=path, config=config, shapes=shapes, names=names, metadata=metadata, unexpected=unexpected, file=file
-    )
+        names = controlnext_names(opened.shapes)
+        config = read_controlnext_config({name: opened.shapes[on_disk] for name, on_disk in names.items()})
+        names, unexpected = _account(opened, names, expected_shapes(config, ControlNeXt), "ControlNeXt")
+    return ControlNeXtFile(**vars(opened), config=config, names=names, unexpected=unexpected)
 
 
 def find_controlnet(path: str | Path) -> type[nn.Module] | None:
@@ -135,11 +145,25 @@ def find_controlnet(path: str | Path) -> type[nn.Module] | None:
     return ControlNeXt if is_controlnext(shapes) else None
 
 
-def _header(path: str | Path, opener=open_any):
-    """(path, the open file, shape of every tensor in it, its metadata)."""
+@dataclass(kw_only=True)
+class _Opened:
+    """What a `NetworkFile` has of any file."""
+
+    path: Path
+    stamp: FileStamp
+    file: object
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+
+def _open(path: str | Path, opener=open_any) -> _Opened:
     path = Path(path)
+    with open_regular(path) as file:
+        stamp = FileStamp.of(os.fstat(file.fileno()))
     file = opener(path)
-    return path, file, shapes_of(file), file.metadata() or {}
+    shapes, dtypes = shapes_and_dtypes_of(file)
+    return _Opened(path=path, stamp=stamp, file=file, shapes=shapes, dtypes=dtypes, metadata=file.metadata() or {})
 
 
 @contextmanager
@@ -151,16 +175,18 @@ def _named(path: Path):
         raise UNetFileError(f"{path.name}: {error}") from None
 
 
-def _account(names, shapes, expected, kind: str):
-    """(names of what the network needs, what it does not use); raises where anything is missing, misshaped or scaled."""
-    check_keys({name: shapes[on_disk] for name, on_disk in names.items()}, expected, kind)
+def _account(opened: _Opened, names, expected, kind: str):
+    """(names of what the network needs, what it does not use); raises where anything is missing, misshaped or no plain float."""
     unexpected = sorted(names.keys() - expected.keys())
     _check_unscaled(unexpected)
-    return {name: names[name] for name in expected}, unexpected
+    used = {name: on_disk for name, on_disk in names.items() if name in expected}
+    check_dtypes(opened.dtypes, used.values())
+    check_keys({name: opened.shapes[on_disk] for name, on_disk in used.items()}, expected, kind)
+    return {name: used[name] for name in expected}, unexpected
 
 
 def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = None, device="cpu") -> UNetModel:
-    """The UNet in a safetensors file, ready to run; `dtype` None keeps the file's."""
+    """The UNet in a safetensors file, in memory and ready to run; `dtype` None keeps the file's."""
     checkpoint = open_checkpoint(path)
     model = UNetModel(checkpoint.config, operations=operations, dtype=dtype or checkpoint.dtype(), device="meta")
     model.load_state_dict(checkpoint.state_dict(model.dtype), assign=True)
@@ -168,8 +194,11 @@ def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = No
 
 
 def expected_shapes(config: UNetConfig | ControlNetConfig | ControlNeXtConfig, network=UNetModel) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of this network."""
-    model = network(config, operations=BARE, device="meta")
+    """Name and shape of every tensor of this network; raises UNetFileError where none can have these widths."""
+    try:
+        model = network(config, operations=BARE, device="meta")
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise UNetFileError(f"no network has the widths of its tensors ({shorten(error)}): the file is damaged.") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -188,7 +217,7 @@ def check_keys(
     """Raises UNetFileError where keys are missing or misshaped: counts them and names the first three of each."""
     missing = [name for name in expected if name not in found]
     misshaped = [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
+        f"{name} is {shorten(list(found[name]))} instead of {list(shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -210,6 +239,6 @@ def _check_unscaled(unexpected: list[str]) -> None:
     scales = [name for name in unexpected if any(mark in name for mark in marks)]
     if scales:
         raise UNetFileError(
-            f"its weights are quantised with scales of their own ({len(scales)} such tensors, {scales[0]}, …); expected "
-            f"plain fp32, fp16, bf16 or fp8. Load it with the host's Load Diffusion Model node."
+            f"its weights are quantised with scales of their own ({len(scales)} such tensors, {shorten(scales[0])}, …); "
+            f"expected plain fp32, fp16, bf16 or fp8. Load it with the host's Load Diffusion Model node."
         )

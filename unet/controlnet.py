@@ -6,6 +6,7 @@ files are in the layout of hers.
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import UNetConfig
-from .detect import HEAD_CHANNELS, UNetFileError, own_head_width, read_encoder
+from .detect import HEAD_CHANNELS, matrix_shape, own_head_width, read_encoder
 from .encoder import Builder, Encoder
+from .errors import UNetFileError, shorten
 from .hooks import Hooks
+from .on_disk import open_regular
 from .transformer import SpatialVideoTransformer
 
 Shapes = Mapping[str, tuple[int, ...]]
+MOST_WIDTHS = 20  # of the hint net; each but the first halves the image
+MOST_CONFIG = 2**20  # bytes of `config.json`; diffusers' own has 1,500
 
 
 @dataclass(frozen=True)
@@ -159,30 +164,34 @@ def is_svd_controlnet(shapes: Shapes) -> bool:
 
 def original_names(names) -> dict[str, str]:
     """Maps the original's key names, which our networks have, to those of diffusers' layout."""
-    starts = _block_starts(names)
-    return {_original(name, starts): name for name in names}
+    places = _input_blocks(names)
+    return {_original(name, places): name for name in names}
 
 
-def _block_starts(names) -> list[int]:
-    """The number of the first input block of each down block, and one more: a residual block is one, a downsampling too."""
-    starts = [1]
-    while level_names := [name for name in names if name.startswith(f"down_blocks.{len(starts) - 1}.")]:
-        blocks = len({name.split(".")[3] for name in level_names if name.split(".")[2] == "resnets"})
-        starts.append(starts[-1] + blocks + any(name.split(".")[2] == "downsamplers" for name in level_names))
-    return starts
+def _input_blocks(names) -> dict[str, range]:
+    """The indices of the input blocks of each down block, by its index: a residual block is one, a downsampling too."""
+    layers: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if found := re.match(r"down_blocks\.(\d+)\.(resnets\.[^.]*|downsamplers)?", name):
+            layers[found[1]].add(found[2])
+    places: dict[str, range] = {}
+    start = 1
+    while (level := str(len(places))) in layers:
+        places[level] = range(start, start + len(layers[level] - {None}))
+        start = places[level].stop
+    return places
 
 
-def _original(name: str, starts: list[int]) -> str:
+def _original(name: str, places: dict[str, range]) -> str:
     found = re.match(r"down_blocks\.(\d+)\.", name)
-    if found and int(found[1]) >= len(starts) - 1:  # a level before it is missing: the damage is told by what lacks
+    if found and found[1] not in places:  # a level before it is missing: what lacks shows the damage
         return name
-    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", name):
-        block = f"input_blocks.{starts[int(found[1])] + int(found[3])}"
+    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
+        block = f"input_blocks.{places[found[1]].start + int(found[3])}"
         return f"{block}.0.{_res(found[4])}" if found[2] == "resnets" else f"{block}.1.{_rename(found[4], ATTENTION)}"
     if found := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.*)", name):
-        level = int(found[1])
-        return f"input_blocks.{starts[level + 1] - 1}.0.op.{found[2]}"
-    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name):
+        return f"input_blocks.{places[found[1]].stop - 1}.0.op.{found[2]}"
+    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
         if found[1] == "attentions":
             return f"middle_block.1.{_rename(found[3], ATTENTION)}"
         return f"middle_block.{2 * int(found[2])}.{_res(found[3])}"
@@ -214,36 +223,39 @@ def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = 
             f"whole ControlNet. Get it again from its source."
         )
     hint = "controlnet_cond_embedding."
-    if f"{hint}conv_in.weight" not in shapes:
-        raise UNetFileError(f"the tensor {hint}conv_in.weight is missing: the file is damaged or not a whole ControlNet.")
-    widths, channels = shapes[f"{hint}conv_in.weight"][:2]
-    widths = [widths]
-    while f"{hint}blocks.{2 * len(widths) - 1}.weight" in shapes:
-        widths.append(shapes[f"{hint}blocks.{2 * len(widths) - 1}.weight"][0])
+    width, channels = matrix_shape(shapes, f"{hint}conv_in.weight")[:2]
+    widths = [width]
+    while (name := f"{hint}blocks.{2 * len(widths) - 1}.weight") in shapes:
+        widths.append(matrix_shape(shapes, name)[0])
+    if len(widths) > MOST_WIDTHS:
+        raise UNetFileError(f"its hint net has {len(widths)} sizes, expected 4: the file is damaged or of another kind.")
     return ControlNetConfig(encoder, channels, tuple(widths))
 
 
 def head_width_beside(path: Path) -> dict[str, str]:
-    """As a file's metadata would tell it, the width of attention heads that diffusers' `config.json` beside `path` tells.
+    """As a file's metadata would say it, the width of attention heads that diffusers' `config.json` next to `path` gives.
 
     Empty where there is none, or one of another network. Raises UNetFileError where levels have heads of unlike widths.
     """
-    beside = path.with_name("config.json")
-    if not beside.is_file():
-        return {}
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-        known = config["_class_name"].startswith("ControlNetSDV")
-        heads, widths = config["num_attention_heads"], config["block_out_channels"]
-        heads = [heads] * len(widths) if isinstance(heads, int) else heads
-        found = {width // count for width, count in zip(widths, heads, strict=True)}
-    except (ValueError, TypeError, LookupError, ZeroDivisionError):  # of something else
+        with open_regular(path.with_name("config.json")) as file:
+            config = json.loads(file.read(MOST_CONFIG))
+    except (OSError, ValueError, RecursionError):  # none, or of something else
         return {}
-    if not known:
+    match config:
+        case {"_class_name": str(kind), "num_attention_heads": int(count), "block_out_channels": [*widths]}:
+            heads = [count] * len(widths)
+        case {"_class_name": str(kind), "num_attention_heads": [*heads], "block_out_channels": [*widths]}:
+            pass
+        case _:
+            return {}
+    numbers = all(isinstance(number, int) and number > 0 for number in (*heads, *widths))
+    if not kind.startswith("ControlNetSDV") or not widths or len(heads) != len(widths) or not numbers:
         return {}
+    found = {width // count for width, count in zip(widths, heads)}
     if len(found) > 1:
         raise UNetFileError(
-            f"config.json beside it counts {heads} heads for channels {widths}: heads of widths {sorted(found)}, expected one "
-            f"width in all levels (64 in SVD's own). Such a net cannot be loaded here."
+            f"config.json beside it counts {shorten(heads)} heads for channels {shorten(widths)}: heads of widths "
+            f"{shorten(sorted(found))}, expected one width in all levels (64 in SVD's own). Such a net cannot be loaded here."
         )
     return {HEAD_CHANNELS: str(*found)}

@@ -1,20 +1,18 @@
 """Which UNet is in a file? Told from the names and shapes of its tensors alone."""
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from .config import FAMILIES, Family, UNetConfig
+from .errors import UNetFileError, shorten
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 HEAD_CHANNELS = "temporal_unet.head_channels"  # file metadata: head width of a miniature, which no shape tells
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-class UNetFileError(ValueError):
-    """A file cannot be used as a UNet. The message says what was found, what was expected and what to do."""
-
+MOST_BLOCKS = 500  # residual and transformer blocks of one network; SDXL, the deepest of the family, has fewer than 100
 
 LORA = r"\blora_(up|down|A|B)\b|^lora_unet_"
 
@@ -57,7 +55,7 @@ def find_prefix(names: Collection[str]) -> str:
     for pattern, kind, advice in OTHER_KINDS:
         if any(re.search(pattern, name) for name in names):
             raise UNetFileError(f"it holds {kind}, not a UNet. {advice}")
-    some = f" such as {', '.join(list(names)[:3])}" if names else ""
+    some = f" such as {', '.join(map(shorten, list(names)[:3]))}" if names else ""
     raise UNetFileError(
         f"it holds no UNet of this family (found {len(names)} tensors{some}; expected input_blocks.* and "
         f"output_blocks.*). Supported: {supported()}."
@@ -80,6 +78,9 @@ def other_kind(names: Collection[str]) -> tuple[str, str] | None:
     return next(((kind, advice) for mark, kind, advice in kinds if any(re.search(mark, name) for name in names)), None)
 
 
+NUMBERED = r"(input_blocks|output_blocks)\.(\d{1,6})\.(\d{1,6})\."
+
+
 def canonical_names(names: Collection[str]) -> dict[str, str]:
     """Maps contiguous block numbers to those on disk, which have gaps in the tiny models (1, 3, 4, 6, 7).
 
@@ -87,7 +88,7 @@ def canonical_names(names: Collection[str]) -> dict[str, str]:
     """
     layers: dict[tuple[str, int], set[int]] = {}
     for name in names:
-        if found := re.match(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.", name):
+        if found := re.match(NUMBERED, name):
             layers.setdefault((found[1], int(found[2])), set()).add(int(found[3]))
     if all(0 in block for block in layers.values()):
         return {name: name for name in names}
@@ -109,33 +110,35 @@ def _contiguous(layers):
 
 
 def _renumber(name, places):
-    found = re.match(r"(input_blocks|output_blocks)\.(\d+)\.(\d+)\.(.*)", name)
+    found = re.match(NUMBERED, name)
     if not found:
         return name
     number, alone = places[found[1], int(found[2])]
-    return f"{found[1]}.{number}.{found[3] if alone is None else alone}.{found[4]}"
+    return f"{found[1]}.{number}.{found[3] if alone is None else alone}.{name[found.end():]}"
 
 
 def read_config(shapes: Shapes) -> UNetConfig:
     """The config of the UNet whose own key names and shapes these are; heads are left at their default."""
     encoder = read_encoder(shapes)
+    depths = _depths(shapes)
     blocks = sum(encoder.num_res_blocks) + len(encoder.num_res_blocks)
-    return replace(
+    return _checked(replace(
         encoder,
-        out_channels=_shape(shapes, "out.2.weight")[0],
-        depth_out=tuple(_depth(shapes, f"output_blocks.{i}.1.") for i in range(blocks)),
-    )
+        out_channels=matrix_shape(shapes, "out.2.weight")[0],
+        depth_out=tuple(depths[f"output_blocks.{i}.1"] for i in range(blocks)),
+    ))
 
 
 def read_encoder(shapes: Shapes) -> UNetConfig:
     """The same of the way down and the middle alone, as a ControlNet has them; out_channels is 0, depth_out empty."""
-    model_channels, in_channels = _shape(shapes, "input_blocks.0.0.weight")[:2]
-    mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels)
+    model_channels, in_channels = matrix_shape(shapes, "input_blocks.0.0.weight")[:2]
+    depths = _depths(shapes)
+    mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels, depths)
     attn2 = next((n for n in shapes if n.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
     proj_in = next((n for n in shapes if n.endswith(".proj_in.weight")), None)
     if _has(shapes, "middle_block.") and not _has(shapes, "middle_block.0."):
         raise UNetFileError("middle_block.0 is missing: the file is damaged or not a whole UNet.")
-    return UNetConfig(
+    return _checked(UNetConfig(
         in_channels=in_channels,
         out_channels=0,
         model_channels=model_channels,
@@ -143,14 +146,22 @@ def read_encoder(shapes: Shapes) -> UNetConfig:
         num_res_blocks=res_blocks,
         depth_in=depth_in,
         depth_out=(),
-        depth_middle=_depth(shapes, "middle_block.1.") if _has(shapes, "middle_block.0.") else None,
-        context_dim=_shape(shapes, attn2)[1] if attn2 else None,
+        depth_middle=depths["middle_block.1"] if _has(shapes, "middle_block.0.") else None,
+        context_dim=matrix_shape(shapes, attn2)[1] if attn2 else None,
         linear_projection=proj_in is not None and len(shapes[proj_in]) == 2,
         self_attention=self_attention,
         temporal=any(".time_stack." in name for name in shapes),
-        adm_channels=_shape(shapes, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in shapes else None,
-        num_classes=_shape(shapes, "label_emb.weight")[0] if "label_emb.weight" in shapes else None,
-    )
+        adm_channels=matrix_shape(shapes, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in shapes else None,
+        num_classes=matrix_shape(shapes, "label_emb.weight")[0] if "label_emb.weight" in shapes else None,
+    ))
+
+
+def _checked(config: UNetConfig) -> UNetConfig:
+    """The config, where a network of the family can have so many blocks: one is built of it to compare with."""
+    blocks = sum((*config.num_res_blocks, *config.depth_in, *config.depth_out, config.depth_middle or 0))
+    if blocks > MOST_BLOCKS:
+        raise UNetFileError(f"it has {blocks:,} blocks, expected {MOST_BLOCKS} at most: the file is damaged or no such UNet.")
+    return config
 
 
 def own_head_width(config: UNetConfig, metadata: Mapping[str, str] | None) -> UNetConfig:
@@ -161,29 +172,31 @@ def own_head_width(config: UNetConfig, metadata: Mapping[str, str] | None) -> UN
     return config
 
 
-def _read_levels(shapes, model_channels):
+def _read_levels(shapes, model_channels, depths):
     """(channel_mult, num_res_blocks, depth_in, self_attention), walking the input blocks from the first."""
+    blocks = {found[1] for name in shapes if (found := re.match(r"input_blocks\.(\d+)\.", name))}
+    downsampling = {found[1] for name in shapes if (found := re.match(r"input_blocks\.(\d+)\.0\.op\.", name))}
     mults, res_blocks, depth_in, self_attention = [], [], [], []
     in_level = 0
     index = 1
-    while _has(shapes, f"input_blocks.{index}."):
+    while str(index) in blocks:
         block = f"input_blocks.{index}."
-        if _has(shapes, block + "0.op."):
+        if str(index) in downsampling:
             in_level = 0
         else:
             in_level += 1
             if in_level == 1:
-                mults.append(_shape(shapes, block + "0.out_layers.3.weight")[0] // model_channels)
+                mults.append(matrix_shape(shapes, block + "0.out_layers.3.weight")[0] // model_channels)
                 res_blocks.append(0)
                 self_attention.append(True)
             res_blocks[-1] += 1
-            depth_in.append(_depth(shapes, block + "1."))
+            depth_in.append(depths[block + "1"])
             if depth_in[-1]:
-                to_q = _shape(shapes, block + "1.transformer_blocks.0.attn1.to_q.weight")
-                to_k = _shape(shapes, block + "1.transformer_blocks.0.attn1.to_k.weight")
+                to_q = matrix_shape(shapes, block + "1.transformer_blocks.0.attn1.to_q.weight")
+                to_k = matrix_shape(shapes, block + "1.transformer_blocks.0.attn1.to_k.weight")
                 self_attention[-1] = to_k[1] == to_q[1]
         index += 1
-    if not mults or _has(shapes, f"input_blocks.{index + 1}."):
+    if not mults or str(index + 1) in blocks:
         raise UNetFileError(f"input_blocks.{index} is missing: the file is damaged or not a whole UNet.")
     return tuple(mults), tuple(res_blocks), tuple(depth_in), tuple(self_attention)
 
@@ -206,8 +219,8 @@ def supported() -> str:
 
 
 def _head_channels(text):
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise UNetFileError(f"its metadata {HEAD_CHANNELS} is {text!r}, expected a whole number from 1 up.")
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise UNetFileError(f"its metadata {HEAD_CHANNELS} is '{shorten(text)}', expected a whole number from 1 up.")
     return int(text)
 
 
@@ -228,15 +241,27 @@ def _has(shapes, prefix):
     return any(name.startswith(prefix) for name in shapes)
 
 
-def _shape(shapes, name):
+def matrix_shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """The shape of a tensor of at least two dimensions; raises UNetFileError where it is missing or has another."""
     if name not in shapes:
         raise UNetFileError(f"the tensor {name} is missing: the file is damaged or not a whole UNet.")
-    if len(shapes[name]) < 2:
-        raise UNetFileError(f"the tensor {name} has shape {list(shapes[name])}, expected a matrix: the file is damaged.")
+    if len(shapes[name]) < 2 or 0 in shapes[name]:
+        raise UNetFileError(
+            f"the tensor {name} has shape {shorten(list(shapes[name]))}, expected a matrix: the file is damaged."
+        )
     return shapes[name]
 
 
-def _depth(shapes, layer):
-    """Number of transformer blocks in this layer."""
-    pattern = re.compile(re.escape(layer) + r"transformer_blocks\.(\d+)\.")
-    return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)
+def _depths(shapes) -> Mapping[str, int]:
+    """The number of transformer blocks in each layer, such as `input_blocks.4.1`; 0 in one that has none."""
+    indices: dict[str, set[str]] = defaultdict(set)
+    for name in shapes:
+        if found := re.match(r"((?:input_blocks\.\d+|output_blocks\.\d+|middle_block)\.1)\.transformer_blocks\.(\d+)\.", name):
+            indices[found[1]].add(found[2])
+    depths = defaultdict(int)
+    for layer, present in indices.items():
+        depths[layer] = len(present)
+        missing = next((index for index in range(len(present)) if str(index) not in present), None)
+        if missing is not None:
+            raise UNetFileError(f"{layer}.transformer_blocks.{missing} is missing: the file is damaged or not a whole UNet.")
+    return depths

@@ -1,28 +1,33 @@
 """Opening files of weights, safetensors or pickled, and saying in words why one cannot be read."""
 
-import json
 import math
-import pickle
-import struct
-import zipfile
-from collections.abc import Mapping
-from functools import cached_property
+import os
+import re
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .detect import UNetFileError
+from .errors import UNetFileError, shorten
+from .on_disk import DTYPES, no_model, open_regular
+from .pickles import BEFORE_1_6, ZIPPED, PickledFile
+from .pickles import DAMAGED as DAMAGED, unpickled as unpickled  # for hosts that load what is no network of ours
 
 SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is taken for a pickled one
-DTYPES = {  # as safetensors names them
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}
+MOST_HEADER = 100_000_000  # bytes; safetensors reads no longer header
+MOST_LISTED = 2 * 2**20  # bytes of a header without its strings; SDXL's whole header has 0.3 MB
+OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
+LATER_DTYPE = re.compile(  # a tensor of a dtype that not every version of safetensors reads
+    rb'"([^"]{1,200})"\s*:\s*{[^{}]*"dtype"\s*:\s*"(F4|F6_\w+|F8_E8M0|F8_\w+FNUZ|C64)"'
+)
+MOST_STRINGS = 100_000  # in a longer header: names, keys and dtypes of tensors, texts of metadata
 
 
 def open_any(path: Path):
-    """The open file, told by its ending: a safetensors file, or a PickledFile; raises UNetFileError as `open_file`."""
+    """The open file, known by its ending: a safetensors file, or a PickledFile; raises UNetFileError as `open_file`."""
     return open_file(path) if path.suffix.lower() in SAFETENSORS else PickledFile(path)
 
 
@@ -40,148 +45,80 @@ def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
     return max(counts, key=counts.get)
 
 
-class PickledFile:
-    """A file that `torch.save` wrote, used as an open safetensors file; of what is in it only tensors under names count.
-
-    No code in it is run. Raises UNetFileError where it cannot be read.
-    """
-
-    def __init__(self, path: Path):
-        _check_pickled(path)
-        self.path = path
-        self.outlines = _tensors(unpickled(path, "meta"))
-
-    @cached_property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Mapped from the file; read where it is older than PyTorch 1.6."""
-        return _tensors(unpickled(self.path, "cpu"))
-
-    def keys(self):
-        return self.outlines.keys()
-
-    def metadata(self) -> None:
-        return None
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
-
-    def get_slice(self, name: str) -> "PickledSlice":
-        return PickledSlice(self.outlines[name])
+def is_mapped(file) -> bool:
+    """Do an open file's tensors stay in it until they are used? Else they are in memory since the first was asked for."""
+    return not isinstance(file, PickledFile) or file.mapped
 
 
-class PickledSlice:
-    """What a file's header would tell of a tensor."""
-
-    def __init__(self, outline: torch.Tensor):
-        self.outline = outline
-
-    def get_shape(self) -> list[int]:
-        return list(self.outline.shape)
-
-    def get_dtype(self) -> str:
-        return next((name for name, dtype in DTYPES.items() if dtype == self.outline.dtype), str(self.outline.dtype))
+def shapes_and_dtypes_of(file) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of every tensor in an open file, and its dtype as safetensors names it; reads its header only."""
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+    return shapes, {name: tensor.get_dtype() for name, tensor in slices.items()}
 
 
-def _tensors(found) -> dict[str, torch.Tensor]:
-    """The tensors under names in what was pickled, which may keep them as its `state_dict` or under the only name in it."""
-    if not isinstance(found, dict):
-        return {}
-    inner = next(iter(found.values())) if len(found) == 1 else found.get("state_dict")
-    state = inner if isinstance(inner, dict) else found
-    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+def check_dtypes(dtypes: Mapping[str, str], names: Iterable[str]) -> None:
+    """Raises UNetFileError where one of these tensors has a dtype that weights do not have."""
+    for name in names:
+        if dtypes[name] not in DTYPES:
+            raise UNetFileError(_wrong_dtype(name, dtypes[name]))
 
 
-DAMAGED = (  # what reading a damaged pickle ends with: its bytes are instructions, and any of them may fail
-    pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, AttributeError, ValueError, struct.error,
-    AssertionError,
-)
-
-
-def unpickled(path: Path, device: str):
-    """What a pickled file holds, with its tensors on `device` (mapped where it can be); raises UNetFileError where unreadable."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
-    except DAMAGED as error:
-        code = "Unsupported global" in str(error) or "Unsupported class" in str(error)
-        reason = "it is damaged, or holds Python objects beside tensors" if code else "it is damaged or cut off"
-        raise unreadable_pickle(path, reason) from None
+def _wrong_dtype(name: str, dtype: str) -> str:
+    return (
+        f"{shorten(name)} is {dtype.removeprefix('torch.')}, expected floating-point numbers: fp32, fp16, bf16, fp64, or fp8 "
+        f"(e4m3fn, e5m2). Get the file in one of these dtypes."
+    )
 
 
 def open_file(path: Path, again: str = "Download it again"):
     """The open safetensors file; raises UNetFileError, which names it, where it is missing, damaged or of another kind.
 
-    `again`: how such a file is to be had anew, for the message.
+    `again`: how to get such a file again, for the message.
     """
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise UNetFileError(f"{path.name}: {what}; expected a .safetensors file with a UNet.")
+    with open_regular(path) as file:
+        _check_header_size(path, file)
     try:
         return safe_open(path, framework="pt", device="cpu")
-    except SafetensorError as error:
-        raise UNetFileError(f"{path.name}: {_explain(path, error, again)}") from None
+    except (SafetensorError, OSError) as error:
+        with open_regular(path) as file:
+            raise UNetFileError(f"{path.name}: {_explain(path, file, shorten(error, 300), again)}") from None
 
 
-def _explain(path: Path, error: SafetensorError, again: str) -> str:
+def _check_header_size(path: Path, file: BinaryIO) -> None:
+    """Raises UNetFileError where the header lists so much that reading it would take very much memory."""
+    length = int.from_bytes(file.read(8), "little")
+    if MOST_LISTED < length <= min(MOST_HEADER, _size(file) - 8) and _listed(file.read(length)) > MOST_LISTED:
+        raise UNetFileError(
+            f"{path.name}: its header of {length / 2**20:.0f} MiB lists more than any model of the family has: expected about "
+            f"20,000 tensors at most. Choose another file."
+        )
+
+
+def _listed(header: bytes) -> int:
+    """The bytes of a header that are not in its strings; from the 100,000th string on, all of them."""
+    text = header.replace(b"\\\\", b"").replace(b'\\"', b"")  # no quotes but those around strings
+    strings = islice(re.finditer(rb'"[^"]*"', text), MOST_STRINGS)
+    return len(text) - sum(found.end() - found.start() for found in strings)
+
+
+def _explain(path: Path, file: BinaryIO, error: str, again: str) -> str:
     """Why a file is no safetensors file, in words that say what to do."""
-    size, head = path.stat().st_size, _head(path)
-    if head[8:9] == b"{" and _is_cut(path, size):
-        return f"it is cut off ({size:,} bytes found; {error}). {again}."
-    found = _no_model(path, head, again)
-    if found is None and head.startswith(PICKLED):
+    head, size = file.read(32), _size(file)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{":
+        file.seek(8)
+        header = file.read(length) if length <= min(MOST_HEADER, size - 8) else b""
+        if 8 + length + max((int(found[1]) for found in OFFSETS.finditer(header)), default=0) > size:
+            return f"it is cut off ({size:,} bytes found; {error}). {again}."
+        tensor = LATER_DTYPE.search(header)
+        if tensor and re.search("unknown variant|InvalidHeaderDeserialization|subbytes", error):
+            return _wrong_dtype(*(part.decode(errors="replace") for part in tensor.groups()))
+    found = no_model(path, head, again)
+    if found is None and head.startswith((ZIPPED, BEFORE_1_6)):
         found = "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."
     return found or f"it is not a safetensors file ({error}). {again}, or choose another file."
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(32)
-
-
-PICKLED = (b"PK\x03", b"\x80")  # how a pickled PyTorch file begins, since PyTorch 1.6 and before
-NO_MODEL = (
-    ((b"<!doc", b"<html", b"<?xml"),
-     "it is a web page, not a model: the download went wrong. Download the {suffix} file itself."),
-    (b"version https://git-lfs", "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."),
-    (b"gguf", "it is a GGUF file; expected safetensors."),
-)
-
-
-def _no_model(path: Path, head: bytes, again: str = "Download it again") -> str | None:
-    """Why a file that begins so is no model, whatever its ending, in words that say what to do; None where it may be one."""
-    if not head:
-        return f"it is empty. {again}."
-    begin = head.lstrip().lower()
-    return next((reason.format(suffix=path.suffix) for mark, reason in NO_MODEL if begin.startswith(mark)), None)
-
-
-def _check_pickled(path: Path) -> None:
-    """Raises UNetFileError where this cannot be a whole pickled PyTorch file, as its first bytes and its size tell."""
-    head = _head(path)
-    reason = _no_model(path, head)
-    if reason is not None:
-        raise UNetFileError(f"{path.name}: {reason}")
-    if not head.startswith(PICKLED):
-        raise unreadable_pickle(path, "it begins as another kind of file")
-    if head.startswith(PICKLED[0]) and not zipfile.is_zipfile(path):
-        raise unreadable_pickle(path, "it is cut off")
-
-
-def unreadable_pickle(path: Path, reason: str) -> UNetFileError:
-    """The error for a pickled PyTorch file that cannot be read; `reason` in a few words."""
-    return UNetFileError(
-        f"{path.name} cannot be read as a PyTorch file ({reason}). Download it again, or take the .safetensors version."
-    )
-
-
-def _is_cut(path: Path, size: int) -> bool:
-    """Does the file end before its header, or the data that the header lists, is over?"""
-    with path.open("rb") as file:
-        (header_size,) = struct.unpack("<Q", file.read(8))
-        if 8 + header_size > size:
-            return True
-        try:
-            header = json.loads(file.read(header_size))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        except (ValueError, TypeError, KeyError):
-            return False
-    return 8 + header_size + max(ends, default=0) > size
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size

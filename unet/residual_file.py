@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .detect import UNetFileError
-from .files import open_file
+from .errors import UNetFileError, shorten
+from .files import check_dtypes, open_file
 
-NAME = re.compile(r"controls\.(\d+)")
+NAME = re.compile(r"controls\.\d+")
 EXPECTED = "expected controls.0, controls.1, … as Save ControlNet Residuals writes them"
 
 
@@ -53,11 +53,10 @@ def write_residuals(path: str | Path, residuals: ControlResiduals, metadata: Map
 def read_residuals(path: str | Path) -> ControlResiduals:
     """The residuals in a file: all its tensors `controls.i`, of any float dtype; others are left alone.
 
-    Raises UNetFileError, which names the file, where it is missing, damaged, or holds no usable residuals.
+    They are in memory of their own, and stay as they are whatever becomes of the file. Raises UNetFileError, which names the
+    file, where it is missing, damaged, or holds no usable residuals.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UNetFileError(f"{path.name}: no such file; expected a .safetensors file with ControlNet residuals.")
     file = open_file(path, "Save or download it again")
     try:
         controls = _controls(file)
@@ -67,16 +66,9 @@ def read_residuals(path: str | Path) -> ControlResiduals:
 
 
 def _controls(file) -> tuple[torch.Tensor, ...]:
-    names = sorted((name for name in file.keys() if NAME.fullmatch(name)), key=lambda name: int(NAME.fullmatch(name)[1]))
-    if not names:
-        some = ", ".join(list(file.keys())[:3]) or "nothing"
-        raise UNetFileError(f"it holds no ControlNet residuals (found {some}); {EXPECTED}.")
-    for number, name in enumerate(names):
-        if name != f"controls.{number}":
-            raise UNetFileError(
-                f"controls.{number} is missing (found {name} next); {EXPECTED}. The file is damaged: make it again."
-            )
-    controls = tuple(_usable(name, file.get_tensor(name)) for name in names)
+    names = _names(file.keys())
+    check_dtypes({name: file.get_slice(name).get_dtype() for name in names}, names)
+    controls = tuple(_usable(name, file.get_slice(name).get_shape(), file) for name in names)
     for name, control in zip(names, controls):
         if control.shape[0] != controls[0].shape[0]:
             raise UNetFileError(
@@ -85,14 +77,30 @@ def _controls(file) -> tuple[torch.Tensor, ...]:
     return controls
 
 
-def _usable(name: str, control: torch.Tensor) -> torch.Tensor:
-    if control.ndim != 4 or 0 in control.shape or not control.is_floating_point():
+def _names(found: list[str]) -> list[str]:
+    """The names of the residuals among these, in order."""
+    numbered = {name for name in found if NAME.fullmatch(name)}
+    if not numbered:
+        some = ", ".join(map(shorten, found[:3])) or "nothing"
+        raise UNetFileError(f"it holds no ControlNet residuals (found {some}); {EXPECTED}.")
+    names = [f"controls.{index}" for index in range(len(numbered))]
+    for name in names:
+        if name not in numbered:
+            following = min(numbered.difference(names), key=lambda name: (len(name), name))
+            raise UNetFileError(
+                f"{name} is missing (found {shorten(following)} next); {EXPECTED}. The file is damaged: make it again."
+            )
+    return names
+
+
+def _usable(name: str, shape: list[int], file) -> torch.Tensor:
+    if len(shape) != 4 or 0 in shape:
         raise UNetFileError(
-            f"{name} is {str(control.dtype).removeprefix('torch.')} of shape {list(control.shape)}, expected floating-point "
-            f"numbers of shape [frames, channels, height, width]."
+            f"{name} is of shape {shorten(shape)}, expected [frames, channels, height, width]. Make the file again."
         )
-    if control.element_size() not in (2, 4):  # fp8 and fp64, which few operations take
-        control = control.float()
+    control = file.get_tensor(name)
+    # fp8 and fp64 become fp32: few operations take them
+    control = control.to(control.dtype if control.element_size() in (2, 4) else torch.float32, copy=True)
     if not torch.isfinite(control).all():
         raise UNetFileError(f"{name} holds NaN or infinite values, expected finite numbers. Make the residuals again.")
     return control

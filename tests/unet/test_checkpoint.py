@@ -117,34 +117,41 @@ def test_a_file_is_converted_to_the_dtype_asked_for(path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads the mappings of the process from /proc")
-def test_tensors_stay_mapped_from_the_file(path):
+def test_tensors_stay_mapped_from_the_file_where_that_is_asked_for(path):
     write_unet(path, CONFIG, metadata=METADATA)
-    model = load_unet(path)
+    checkpoint = open_checkpoint(path)
+    weights = checkpoint.state_dict(torch.float32, mapped=True)
     mapped = [tuple(int(end, 16) for end in line.split()[0].split("-"))
               for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
-    outside = [name for name, value in model.state_dict().items()
-               if not any(start <= value.data_ptr() < end for start, end in mapped)]
-    assert outside == []
+    def is_mapped(value):
+        return any(start <= value.data_ptr() < end for start, end in mapped)
+
+    assert [name for name, value in weights.items() if not is_mapped(value)] == []
+    assert [name for name, value in checkpoint.state_dict(torch.float32).items() if is_mapped(value)] == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of the process from /proc")
-def test_loading_makes_no_second_copy_in_memory(path):
+def test_loading_makes_one_copy_in_memory_and_mapping_none(path):
     empty = UNetModel(TINY["svd"], device="meta").state_dict()
     write(path, {name: torch.zeros(tensor.shape) for name, tensor in empty.items()}, metadata=None)
     assert path.stat().st_size > 200e6
     script = """
 import re, sys
 from pathlib import Path
-from unet import load_unet
+import torch
+from unet import load_unet, open_checkpoint
 anonymous = lambda: int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 before = anonymous()
+weights = open_checkpoint(sys.argv[1]).state_dict(torch.float32, mapped=True)
+assert sum(weight.sum() for weight in weights.values()) == 0  # reads every page
+print(anonymous() - before)
 model = load_unet(sys.argv[1])
-assert sum(parameter.sum() for parameter in model.parameters()) == 0  # reads every page
 print(anonymous() - before)
 """
     command = [sys.executable, "-c", script, str(path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 60, f"{run.stdout.strip()} MB more for a file of {path.stat().st_size / 1e6:.0f} MB"
+    mapped, loaded = map(float, run.stdout.split())
+    assert mapped < 60 and loaded < path.stat().st_size / 1e6 + 60, f"{run.stdout} MB for {path.stat().st_size / 1e6:.0f} MB"
 
 
 def test_a_missing_file_is_an_error_that_names_it(path):

@@ -1,6 +1,7 @@
 """Our SVD ControlNet against diffusers' blocks put together by ControlNetSDVModel's formulas, from one file."""
 
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -124,6 +125,29 @@ def test_the_head_width_is_read_from_the_config_beside_the_file(file, config, wi
     text = config if isinstance(config, str) else json.dumps({**BESIDE, **config} if isinstance(config, dict) else config)
     file.with_name("config.json").write_text(text)
     assert open_controlnet(file).config.encoder.head_channels == width
+
+
+def beside(**config) -> bytes:
+    return json.dumps({**BESIDE, "num_attention_heads": [2, 4, 8, 8], **config}).encode()
+
+
+ODD = {  # what stands next to the file as config.json
+    "class of a number": beside(_class_name=5), "no class": beside(_class_name=None), "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep inside": b'{"_class_name":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "no text": b"\xff\xfe\0", "nothing": b"",
+    "no heads": beside(num_attention_heads=[], block_out_channels=[]), "negative": beside(num_attention_heads=[-2, -4, -8, -8]),
+    "parts": beside(num_attention_heads=[1.5] * 4), "texts": beside(block_out_channels=["64"] * 4), "large": beside(x=" " * 2**21),
+    "no numbers": b'{"_class_name":"ControlNetSDVModel","num_attention_heads":1,"block_out_channels":[NaN]}',
+    "huge": b'{"_class_name":"ControlNetSDVModel","num_attention_heads":[1.5],"block_out_channels":[1' + b"0" * 400 + b"]}",
+    "a pipe": os.mkfifo, "a folder": os.mkdir, "a link to itself": lambda path: path.symlink_to("config.json"),
+    "no end": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_config_of_something_else_is_no_matter(file, name):
+    path, content = file.with_name("config.json"), ODD[name]
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
+    assert open_controlnet(file).config.encoder.head_channels == 64
 
 
 def test_heads_of_unlike_widths_are_refused(file):

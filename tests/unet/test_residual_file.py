@@ -57,8 +57,8 @@ BAD = {
     "nothing": (lambda t: {}, ["holds no ControlNet residuals", "found nothing"]),
     "NaN": (lambda t: named([t[0], t[1] * float("nan"), t[2]]), ["controls.1 holds NaN", "expected finite"]),
     "infinite": (lambda t: named([t[0], t[1], t[2] / 0]), ["controls.2 holds NaN or infinite"]),
-    "integers": (lambda t: named([t[0].long(), *t[1:]]), ["controls.0 is int64", "expected floating-point"]),
-    "three dimensions": (lambda t: named([t[0], t[1][0], t[2]]), ["controls.1 is float32 of shape [16, 2, 2]", "[frames, "]),
+    "integers": (lambda t: named([t[0].long(), *t[1:]]), ["controls.0 is I64", "expected floating-point"]),
+    "three dimensions": (lambda t: named([t[0], t[1][0], t[2]]), ["controls.1 is of shape [16, 2, 2]", "[frames, "]),
     "other frames": (lambda t: named([t[0], t[1], t[2][:1]]), ["controls.2 holds 1 frames, expected 2"]),
     "no frames": (lambda t: named([c[:0] for c in t]), ["controls.0", "shape [0, 8, 4, 4]"]),
 }
