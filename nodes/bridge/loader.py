@@ -1,5 +1,7 @@
 """A UNet file to a MODEL of the host: its class for the family around our network, under its device management."""
 
+from pathlib import Path
+
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
@@ -7,12 +9,14 @@ import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 
-from ...unet import Checkpoint, UNetConfig, open_checkpoint
+from ...unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
 from .memory import tell_memory
 from .unet import UNetModel
 from .windows import FRAMES_KEY, trained_length
 
+FILE_KEY = "temporal_unet.file"  # of the wrapper that looks at the file before a run
 # Tensors beside the UNet by which the host tells how a model was trained (v-prediction, EDM), and those of Zero123.
 MARKERS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
@@ -35,11 +39,13 @@ def load_model(path: str, model_options: dict | None = None, disable_dynamic: bo
 def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, disable_dynamic: bool = False):
     """The same for a file that is open already. The patcher can be made anew from the path (multi-GPU, compiling)."""
     model_options = model_options or {}
-    model = _base_model(checkpoint, choose_config(checkpoint, model_options))
+    device = management.get_torch_device()
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(
-        model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
-    )
+    mapped = host_maps(patcher_class, device)
+    model = _base_model(checkpoint, choose_config(checkpoint, model_options), mapped)
+    patcher = patcher_class(model, load_device=device, offload_device=management.unet_offload_device())
+    if mapped:
+        _watch_file(patcher, checkpoint.path, checkpoint.stamp)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
     if checkpoint.config.temporal:
         tell_memory(patcher, checkpoint.config)
@@ -47,6 +53,31 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     if trained is not None:
         patcher.set_attachments(FRAMES_KEY, trained)
     return patcher
+
+
+def host_maps(patcher_class: type, device: torch.device) -> bool:
+    """Does the host itself leave weights mapped from their file? With dynamic offloading, which it does not do on a CPU.
+
+    Otherwise it copies them, and so do we: a file that is cut or written over later then does no harm.
+    """
+    dynamic = issubclass(patcher_class, comfy.model_patcher.ModelPatcherDynamic) and not management.is_device_cpu(device)
+    return dynamic and not comfy.utils.DISABLE_MMAP
+
+
+def _watch_file(patcher, path: Path, stamp: FileStamp):
+    """Refuses to sample once the file that the weights are mapped from was written to: they are others then, or gone.
+
+    It looks before the host loads the weights to the device, which reads them.
+    """
+    def check(executor, *args, **kwargs):
+        if changed_in_place(path, stamp):
+            raise ValueError(
+                f"Load UNet: {path.name} was written to after it was loaded, and its weights are read from it as they are needed. "
+                f"Wait until it is whole, then load it again: Edit, Unload Models and Execution Cache."
+            )
+        return executor(*args, **kwargs)
+
+    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, FILE_KEY, check)
 
 
 def host_config(config: UNetConfig) -> dict:
@@ -103,12 +134,10 @@ class _Zero123(comfy.model_base.Stable_Zero123):
         return self.model_config.unet_config["dtype"]
 
 
-def _base_model(checkpoint: Checkpoint, model_config):
-    """The host's BaseModel of the family with our network in it."""
-    weights = checkpoint.state_dict(model_config.unet_config["dtype"])
-    if comfy.utils.DISABLE_MMAP:
-        weights = {name: weight.clone() for name, weight in weights.items()}
-    markers = {name: checkpoint.tensor(name) for name in MARKERS if name in checkpoint.shapes}
+def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
+    """The host's BaseModel of the family with our network in it; `mapped`: weights stay mapped from the file where they can."""
+    weights = checkpoint.state_dict(model_config.unet_config["dtype"], mapped)
+    markers = {name: checkpoint.tensor(name).clone() for name in MARKERS if name in checkpoint.shapes}
     if SPREAD in checkpoint.names:  # as it is in the file, and not in fp8, of which PyTorch computes no spread
         markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
     diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
@@ -128,7 +157,7 @@ def _base_model(checkpoint: Checkpoint, model_config):
 
 
 def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetModel:
-    """Our network, built without memory: it takes the file's tensors as they are, so loading needs no second copy."""
+    """Our network, built without memory: it takes these tensors as they are, so loading needs no second copy."""
     dtype = model_config.unet_config["dtype"]
     operations = comfy.ops.pick_operations(
         dtype, model_config.manual_cast_dtype, fp8_optimizations=model_config.optimizations["fp8"],

@@ -170,9 +170,8 @@ def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtyp
     print("host", {k: round(v, 1) if isinstance(v, float) else v for k, v in host.items()})
     assert ours["dtype"] == host["dtype"]
     assert error <= 1e-4
-    # Where the dtype is kept ours is ahead by far. Converting is the same work in both, with play from fresh pages.
-    bound = host["CPU seconds"] if dtype == "float16" else 1.5 * host["CPU seconds"] + 1
-    assert ours["CPU seconds"] <= bound
+    # Both copy or convert every tensor once: the same work, with play from fresh pages, more where more pages are filled.
+    assert ours["CPU seconds"] <= 1.25 * host["CPU seconds"] + (0.5 if dtype == "float16" else 1)
     assert ours["peak anon"] <= host["peak anon"] + 64
     # Not beside the host's: the mapped file counts here as far as the system keeps it, which is less where memory is short.
     assert ours["peak"] <= ours["peak anon"] + path.stat().st_size / 2**20 + 64
@@ -261,7 +260,7 @@ def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage
 
 
 def test_a_loaded_model_outlives_its_file(pack, tmp_path):
-    """The weights are mapped from the file: replacing or deleting it by name must not change a loaded model."""
+    """Replacing or deleting the file by name must not change a loaded model."""
     from oracle import SMALL, prompts, sample
 
     path = tmp_path / "gone.safetensors"
@@ -271,6 +270,64 @@ def test_a_loaded_model_outlives_its_file(pack, tmp_path):
     path.unlink()
     small_checkpoint(path, beside_mib=4)
     assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
+
+
+@pytest.mark.parametrize("damage", ["written over", "cut"])
+def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
+    """A download that begins again over a loaded file cuts it first; where the host copies weights, nothing is read any more."""
+    from oracle import SMALL, prompts, sample
+
+    path = tmp_path / "changed.safetensors"
+    small_checkpoint(path, beside_mib=8)
+    model = pack("nodes.bridge.loader").load_model(str(path), {"dtype": torch.float32})  # as in the file: nothing is converted
+    before = sample(model, *prompts(SMALL["svd"]), steps=1)
+    change(path, damage)
+    assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
+
+
+def change(path, damage):
+    """Writes over the file's numbers in place, or cuts it short."""
+    with path.open("r+b") as file:
+        size = 8 + int.from_bytes(file.read(8), "little")
+        if damage == "cut":
+            return file.truncate(size + 1000)
+        file.seek(size)
+        file.write(bytes(path.stat().st_size - size))
+
+
+def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
+    path = tmp_path / "copied.safetensors"
+    small_checkpoint(path, beside_mib=8)
+    model = pack("nodes.bridge.loader").load_model(str(path), {"dtype": torch.float32})
+    assert mappings(path) == 0 and model.model.diffusion_model.input_blocks[0][0].weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("damage", ["written over", "cut"])
+def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read(pack, tmp_path, monkeypatch, damage):
+    """Dynamic offloading needs a card: here the loader is told that the host maps, as it is told there by the patcher's class."""
+    import comfy.model_patcher
+    from families import relative_error
+    from oracle import SMALL, prompts, sample
+
+    loader = pack("nodes.bridge.loader")
+    dynamic, plain = comfy.model_patcher.ModelPatcherDynamic, comfy.model_patcher.ModelPatcher
+    assert loader.host_maps(dynamic, torch.device("cuda", 0))
+    assert not loader.host_maps(dynamic, torch.device("cpu")) and not loader.host_maps(plain, torch.device("cuda", 0))
+    path = tmp_path / "mapped.safetensors"
+    small_checkpoint(path, beside_mib=8)
+    expected = sample(loader.load_model(str(path), {"dtype": torch.float32}), *prompts(SMALL["svd"]), steps=1)
+    monkeypatch.setattr(loader, "host_maps", lambda *_: True)
+    model = loader.load_model(str(path), {"dtype": torch.float32})
+    assert mappings(path) > 0
+    assert relative_error(sample(model, *prompts(SMALL["svd"]), steps=1), expected) <= 1e-5  # mapped memory is not aligned
+    keep = path.read_bytes()
+    path.unlink()
+    path.write_bytes(keep)
+    sample(model, *prompts(SMALL["svd"]), steps=1)  # another file under the name: the old one is still mapped
+    model = loader.load_model(str(path), {"dtype": torch.float32})
+    change(path, damage)
+    with pytest.raises(ValueError, match="mapped.safetensors was written to after it was loaded"):
+        sample(model, *prompts(SMALL["svd"]), steps=1)
 
 
 def test_the_loader_node_reports_what_it_loaded(node, tmp_path):
