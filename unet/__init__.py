@@ -8,19 +8,19 @@ small, `memory.py` tells it; `hooks.py` and `residuals.py` are where a host and 
 ControlNet's residuals.
 """
 
-from .checkpoint import (
+from .weights.checkpoint import (
     Checkpoint, ControlNetFile, ControlNeXtFile, find_controlnet, load_unet, open_checkpoint, open_controlnet, open_controlnext,
 )
 from .config import FAMILIES, Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
 from .controlnext import ControlNeXt, ControlNeXtConfig
-from .detect import detect
-from .errors import UNetFileError
+from .weights.detect import detect
+from .weights.errors import UNetFileError
 from .hooks import Hooks
 from .memory import activation_bytes, encoder_bytes, residual_bytes
 from .model import UNetModel
-from .on_disk import FileStamp, changed_in_place
-from .residual_file import ControlResiduals, read_residuals, write_residuals
+from .weights.on_disk import FileStamp, changed_in_place
+from .weights.residual_file import ControlResiduals, read_residuals, write_residuals
 from .residuals import Residuals, residual_shapes
 
 __all__ = [

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import UNetConfig
-from .detect import HEAD_CHANNELS, matrix_shape, own_head_width, read_encoder
+from .weights.detect import HEAD_CHANNELS, matrix_shape, own_head_width, read_encoder
 from .encoder import Builder, Encoder
-from .errors import UNetFileError, shorten
+from .weights.errors import UNetFileError, shorten
 from .hooks import Hooks
-from .on_disk import open_regular
+from .weights.on_disk import open_regular
 from .transformer import SpatialVideoTransformer
 
 Shapes = Mapping[str, tuple[int, ...]]

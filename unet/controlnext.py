@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .chunks import by_rows
-from .errors import UNetFileError
+from .weights.errors import UNetFileError
 from .layers import timestep_embedding
 
 Shapes = Mapping[str, tuple[int, ...]]

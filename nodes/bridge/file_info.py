@@ -9,8 +9,8 @@ import comfy.model_management as management
 from ...unet import (
     Checkpoint, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
 )
-from ...unet.detect import other_kind
-from ...unet.files import main_dtype, open_any, shapes_of
+from ...unet.weights.detect import other_kind
+from ...unet.weights.files import main_dtype, open_any, shapes_of
 from .info import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 from .loader import choose_config
 from .memory import needed

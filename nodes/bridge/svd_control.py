@@ -12,7 +12,7 @@ import torch
 
 from ... import unet
 from ...unet import encoder_bytes, open_controlnet, residual_bytes
-from ...unet.checkpoint import NetworkFile
+from ...unet.weights.checkpoint import NetworkFile
 from ...unet.chunks import by_rows
 from .hooks import HostHooks
 from .kept_hints import PreparesImages

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from test_controlnet import public_tensors
 from unet import ControlNeXt, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext
-from unet.files import open_any, shapes_of
+from unet.weights.files import open_any, shapes_of
 
 NETS = {  # name -> (tensors, network, opener)
     "SVD ControlNet": (public_tensors, SVDControlNet, open_controlnet),

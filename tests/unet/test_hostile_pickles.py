@@ -11,8 +11,8 @@ from collections import Counter, OrderedDict
 import pytest
 import torch
 from unet import UNetFileError, find_controlnet
-from unet.files import open_any, shapes_of
-from unet.pickle_check import MOST_STEPS, Refused, check_before_1_6
+from unet.weights.files import open_any, shapes_of
+from unet.weights.pickle_check import MOST_STEPS, Refused, check_before_1_6
 
 BEGIN = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
 

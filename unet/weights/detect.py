@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from .config import FAMILIES, Family, UNetConfig
+from ..config import FAMILIES, Family, UNetConfig
 from .errors import UNetFileError, shorten
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
