@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..unet import open_checkpoint
 from .bridge.files import WEIGHT_DTYPES, unet_names, unet_path
 from .bridge.info import describe
-from .bridge.loader import load_checkpoint
+from .bridge.model.unet_loader import load_checkpoint
 
 
 class LoadUNet(io.ComfyNode):

@@ -9,7 +9,7 @@ class Hooks:
 
     One object serves one forward call. The network tells it where it is (`enter_*`) and passes every value that a host
     may replace through it. This class returns each value as it came and computes attention with PyTorch's own kernel; a
-    host subclasses it (see `nodes/bridge/hooks.py` for ComfyUI's patches).
+    host subclasses it (see `nodes/bridge/model/host_hooks.py` for ComfyUI's patches).
     """
 
     # Does anything look into this block's attention? Then that is not run in parts: it may count on the whole batch.

@@ -11,7 +11,7 @@ import torch
 from ...unet import ControlNeXt, open_controlnext
 from ...unet.controlnext import join
 from .control import WeighsItself
-from .memory import BUDGETS, Retry
+from .model.memory_budget import BUDGETS, Retry
 from .pairing import WrongModelError, check_video
 from .svd_control import control_dtypes
 

@@ -14,9 +14,9 @@ from ... import unet
 from ...unet import encoder_bytes, open_controlnet, residual_bytes
 from ...unet.weights.checkpoint import NetworkFile
 from ...unet.chunks import by_rows
-from .hooks import HostHooks
+from .model.host_hooks import HostHooks
 from .kept_hints import PreparesImages
-from .memory import Parts, runs_one_by_one
+from .model.memory_budget import Parts, runs_one_by_one
 from .own_control import OwnControl
 from .pairing import WrongModelError, check_layout, check_video
 from .windows import LONGEST

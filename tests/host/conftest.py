@@ -17,7 +17,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def pack():
-    """Imports a module of the pack by its dotted name inside it: `pack("nodes.bridge.loader")`."""
+    """Imports a module of the pack by its dotted name inside it: `pack("nodes.bridge.model.unet_loader")`."""
     return lambda name: importlib.import_module(f"{_pack_name}.{name}")
 
 

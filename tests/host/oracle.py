@@ -72,7 +72,7 @@ class Pair:
         self.path = folder / f"{name}-{seed}.safetensors"
         metadata = None if self.config.num_heads else {"temporal_unet.head_channels": str(self.config.head_channels)}
         self.weights = write_unet(self.path, self.config, seed=seed, metadata=metadata)
-        self.ours = pack("nodes.bridge.loader").load_model(str(self.path), {} if dtype is None else {"dtype": dtype})
+        self.ours = pack("nodes.bridge.model.unet_loader").load_model(str(self.path), {} if dtype is None else {"dtype": dtype})
         self.host = host_model(
             self.weights, ROWS[name], dtype=dtype or torch.float32,
             head_channels=None if self.config.num_heads else self.config.head_channels,

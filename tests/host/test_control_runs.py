@@ -113,7 +113,7 @@ def test_images_that_do_not_fit_are_embedded_in_smaller_chunks(pack, pairs, node
     model = pairs("svd").ours
     controlled = ours(prompts(pairs("svd").config), svd_net, hints(CLIP))
     expected = sample(model, *controlled, frames=CLIP)
-    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (4 * MIB, MIB // 2, MIB // 8))
+    monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (4 * MIB, MIB // 2, MIB // 8))
     rows = []
 
     def fail(module, args):

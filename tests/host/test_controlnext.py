@@ -143,7 +143,7 @@ def test_frame_strengths_and_mask_weigh_the_feature(pair, nets, ours, version):
 def test_where_our_unet_runs_the_halves_one_by_one(pair, pack, nets, ours, version):
     conds = ours(prompts(pair.config), nets(version), hints(3), frame_strengths="0:0.5, 1:1.5")
     together = run(pair.ours, conds)
-    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 0):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         assert relative_error(run(pair.ours, conds), together) <= 1e-5
 
 

@@ -215,7 +215,7 @@ def test_what_is_saved_is_what_the_host_saves_and_loads(pairs, node, tmp_path, n
 def test_the_model_save_node_and_our_loader_again(pairs, plain, node, pack):
     node("ModelSave")().save(pairs("sd1").ours, "temporal_unet_test/sd1")
     path = sorted(Path(folder_paths.get_output_directory(), "temporal_unet_test").glob("sd1*.safetensors"))[-1]
-    again = pack("nodes.bridge.loader").load_model(str(path))
+    again = pack("nodes.bridge.model.unet_loader").load_model(str(path))
     assert torch.equal(sample(again, *prompts(SMALL["sd1"])), plain("sd1"))
     path.unlink()
 
@@ -407,7 +407,7 @@ def test_weight_dtypes(pairs, plain, name, dtype):
 def test_the_fast_fp8_option(pairs, pack):
     pair = pairs("sd1", dtype=torch.float8_e4m3fn)
     options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}
-    fast = pack("nodes.bridge.loader").load_model(str(pair.path), options)
+    fast = pack("nodes.bridge.model.unet_loader").load_model(str(pair.path), options)
     assert relative_error(sample(fast, *prompts(SMALL["sd1"])), sample(pair.host, *prompts(SMALL["sd1"]))) <= 0.05
 
 

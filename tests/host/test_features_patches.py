@@ -340,7 +340,7 @@ def test_the_lora_key_map_is_the_hosts(pack, tmp_path, name):
     meta = UNetModel(TINY[name], device="meta").state_dict()
     weights = {key: torch.zeros(tensor.shape, dtype=torch.float16) for key, tensor in meta.items()}
     save_file({**{PREFIX + key: value for key, value in weights.items()}, **beside}, tmp_path / "u.safetensors")
-    ours = pack("nodes.bridge.loader").load_model(str(tmp_path / "u.safetensors"), {"dtype": torch.float16})
+    ours = pack("nodes.bridge.model.unet_loader").load_model(str(tmp_path / "u.safetensors"), {"dtype": torch.float16})
     host = host_model(weights, ROWS[name], beside, dtype=torch.float16)
     assert comfy.lora.model_lora_keys_unet(ours.model, {}) == comfy.lora.model_lora_keys_unet(host.model, {})
     assert type(ours.model).__mro__[-3:] == type(host.model).__mro__[-3:]

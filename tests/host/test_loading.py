@@ -197,7 +197,7 @@ def test_only_the_unet_is_read_out_of_a_full_checkpoint(pack, tmp_path):
     weights = small_checkpoint(tmp_path / "full.safetensors")
     gc.collect()
     anon, mapped = status("RssAnon"), status("RssFile")
-    model = pack("nodes.bridge.loader").load_model(str(tmp_path / "full.safetensors"))
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(tmp_path / "full.safetensors"))
     for parameter in model.model.diffusion_model.parameters():
         parameter.sum()
     unet = sum(w.numel() * w.element_size() for w in weights.values()) / 2**20
@@ -219,7 +219,7 @@ def test_memory_is_flat_over_ten_loads(pack, tmp_path):
     small_checkpoint(path, beside_mib=8)
 
     def cycle():
-        model = pack("nodes.bridge.loader").load_model(str(path))
+        model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
         sample(model, *prompts(SMALL["svd"]), steps=1, frames=1, cfg=1.0)
         del model
         comfy.model_management.unload_all_models()
@@ -254,7 +254,7 @@ def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage
     anon = status("RssAnon")
     for _ in range(3):
         with pytest.raises(ValueError, match="bad.safetensors"):
-            pack("nodes.bridge.loader").load_model(str(path))
+            pack("nodes.bridge.model.unet_loader").load_model(str(path))
     gc.collect()
     assert status("RssAnon") - anon < 16 and mappings(path) == 0
 
@@ -265,7 +265,7 @@ def test_a_loaded_model_outlives_its_file(pack, tmp_path):
 
     path = tmp_path / "gone.safetensors"
     small_checkpoint(path, beside_mib=8)
-    model = pack("nodes.bridge.loader").load_model(str(path))
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
     before = sample(model, *prompts(SMALL["svd"]), steps=1)
     path.unlink()
     small_checkpoint(path, beside_mib=4)
@@ -279,7 +279,7 @@ def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
 
     path = tmp_path / "changed.safetensors"
     small_checkpoint(path, beside_mib=8)
-    model = pack("nodes.bridge.loader").load_model(str(path), {"dtype": torch.float32})  # as in the file: nothing is converted
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": torch.float32})  # as in the file: nothing is converted
     before = sample(model, *prompts(SMALL["svd"]), steps=1)
     change(path, damage)
     assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
@@ -298,7 +298,7 @@ def change(path, damage):
 def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
     path = tmp_path / "copied.safetensors"
     small_checkpoint(path, beside_mib=8)
-    model = pack("nodes.bridge.loader").load_model(str(path), {"dtype": torch.float32})
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": torch.float32})
     assert mappings(path) == 0 and model.model.diffusion_model.input_blocks[0][0].weight.abs().sum() > 0
 
 
@@ -309,7 +309,7 @@ def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read
     from families import relative_error
     from oracle import SMALL, prompts, sample
 
-    loader = pack("nodes.bridge.loader")
+    loader = pack("nodes.bridge.model.unet_loader")
     dynamic, plain = comfy.model_patcher.ModelPatcherDynamic, comfy.model_patcher.ModelPatcher
     assert loader.host_maps(dynamic, torch.device("cuda", 0))
     assert not loader.host_maps(dynamic, torch.device("cpu")) and not loader.host_maps(plain, torch.device("cuda", 0))
@@ -361,7 +361,7 @@ def test_what_sd2_predicts_is_told_from_the_file_whatever_the_weight_dtype(pack,
     weights[SPREAD] = weights[SPREAD].to(stored)
     path = tmp_path / "sd2.safetensors"
     save_file({PREFIX + name: tensor for name, tensor in weights.items()}, path, {"temporal_unet.head_channels": "32"})
-    ours = pack("nodes.bridge.loader").load_model(str(path), {"dtype": dtype})
+    ours = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": dtype})
     weights[SPREAD] = weights[SPREAD].half()  # the host's own loader fails on fp8 here
     assert ours.model.model_type == host_model(weights, ROWS["sd2"], dtype=torch.float16, head_channels=32).model.model_type
 

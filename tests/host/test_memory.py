@@ -24,7 +24,7 @@ def run(svd):
 @pytest.fixture
 def large(pack):
     """Small clips count as large ones."""
-    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 0):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         yield
 
 
@@ -83,7 +83,7 @@ def test_control_residuals_follow_their_branch(svd, pack, large):
         return net(x, torch.full((2 * FRAMES,), 0.3), context, y, control={"output": list(skips)}, transformer_options=options)
 
     apart = call()
-    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 2**60):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 2**60):
         assert relative_error(apart, call()) <= 1e-5
 
 
@@ -97,7 +97,7 @@ SIZE = (16, 16)
 @pytest.fixture
 def small_parts(pack, monkeypatch):
     """Budgets that make a difference to the miniature, as the real ones do to SVD."""
-    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (4 * MIB, 2 * MIB, MIB))
+    monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (4 * MIB, 2 * MIB, MIB))
 
 
 @pytest.fixture
@@ -201,14 +201,14 @@ def test_an_accelerators_error_is_what_the_host_takes_it_for(run, run_out, small
 
 
 def test_little_free_memory_chooses_smaller_parts(pack, monkeypatch):
-    memory = pack("nodes.bridge.memory")
+    memory = pack("nodes.bridge.model.memory_budget")
     for free, level in ((300, 0), (299, 1), (200, 1), (100, 2), (0, 2)):
         monkeypatch.setattr(memory.management, "get_free_memory", lambda device, free=free: free)
         assert memory.fitting_budget([300, 200, 100], "cpu") == level
 
 
 def test_little_free_memory_chooses_no_smaller_parts_than_help(pack, monkeypatch):
-    memory = pack("nodes.bridge.memory")
+    memory = pack("nodes.bridge.model.memory_budget")
     monkeypatch.setattr(memory.management, "get_free_memory", lambda device: 0)
     assert memory.fitting_budget([300, 200, 200], "cpu") == 1
 
@@ -239,7 +239,7 @@ def with_patch(model):
 
 @pytest.fixture
 def single_rows(pack, monkeypatch):
-    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (1,))
+    monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,))
 
 
 def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen):
@@ -259,5 +259,5 @@ def test_a_replaced_attention_is_given_the_whole_batch_in_its_block_alone(svd, r
 
 def test_parts_beside_patched_attention_change_no_result(svd, run, pack, monkeypatch):
     whole = run(with_patch(svd.ours))
-    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (1,))
+    monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,))
     assert relative_error(run(with_patch(svd.ours)), whole) <= 1e-5

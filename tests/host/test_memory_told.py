@@ -25,7 +25,7 @@ def svd(pack, tmp_path_factory):
 @pytest.fixture
 def needed(svd, pack):
     """Bytes that one call of the miniature on so many frames needs."""
-    return lambda frames, **options: pack("nodes.bridge.memory").needed(svd.config, frames, 8, 8, 4, **options)
+    return lambda frames, **options: pack("nodes.bridge.model.memory_budget").needed(svd.config, frames, 8, 8, 4, **options)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def hosts_windows(svd, pack, node):
 def test_a_run_is_told_the_need_of_one_video(svd, pack, node, told, needed, clip, count):
     """Branches of a large clip run one by one."""
     model, frames = clip(svd, pack, node)
-    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 0):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         run(svd, model, count)
     loading, steps = told
     assert loading == [(needed(frames), needed(frames))]
@@ -102,7 +102,7 @@ def patched(model):
 
 
 def test_a_run_with_patched_attention_is_told_more_and_the_next_without_it_is_not(svd, pack, told, needed):
-    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 0):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         for model in (patched(svd.ours), svd.ours):
             run(svd, model, 2)
     more, plain = needed(FRAMES, patched=True), needed(FRAMES)
@@ -111,7 +111,7 @@ def test_a_run_with_patched_attention_is_told_more_and_the_next_without_it_is_no
 
 @pytest.mark.parametrize("branches", [1, 2, 3])
 def test_the_memory_told_to_the_host_is_that_of_one_branch(svd, pack, branches):
-    budget = pack("nodes.bridge.memory").BUDGETS[0]
+    budget = pack("nodes.bridge.model.memory_budget").BUDGETS[0]
     shapes = {"c_crossattn": [torch.Size([25, 1, 1024])] * branches}
     told = svd.ours.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
     need = activation_bytes(svd.config, 25, 72, 128, 4, budget)
@@ -151,13 +151,13 @@ PATCHES = {attention_patch: True, hyper_tile: True, replacement_everywhere: True
 @pytest.fixture(scope="module")
 def real(pack):
     """SVD in its real size, without weights."""
-    return pack("nodes.bridge.unet").UNetModel(FULL["svd"], dtype=torch.float16, device="meta")
+    return pack("nodes.bridge.model.host_unet").UNetModel(FULL["svd"], dtype=torch.float16, device="meta")
 
 
 @pytest.fixture
 def counted(real, pack, monkeypatch):
     """Peak bytes of one call of it on the meta device, where attention costs its output alone as a GPU's kernels do."""
-    monkeypatch.setattr(pack("nodes.bridge.hooks").HostHooks, "attention", lambda self, q, k, v, heads: torch.empty_like(q))
+    monkeypatch.setattr(pack("nodes.bridge.model.host_hooks").HostHooks, "attention", lambda self, q, k, v, heads: torch.empty_like(q))
     monkeypatch.setattr(management, "get_free_memory", lambda *_: 100 * GIB)
     half = {"dtype": torch.float16, "device": "meta"}
 
@@ -177,8 +177,8 @@ def counted(real, pack, monkeypatch):
 @pytest.mark.parametrize("change", PATCHES)
 def test_what_is_told_of_patches_is_near_what_is_counted(svd, pack, node, counted, change, frames):
     options = change(svd.ours, node).model_options["transformer_options"]
-    told = pack("nodes.bridge.memory").needed(FULL["svd"], frames, 72, 128, 2, patched=PATCHES[change])
-    assert pack("nodes.bridge.hooks").patched_at_large(options) == PATCHES[change]
+    told = pack("nodes.bridge.model.memory_budget").needed(FULL["svd"], frames, 72, 128, 2, patched=PATCHES[change])
+    assert pack("nodes.bridge.model.host_hooks").patched_at_large(options) == PATCHES[change]
     assert 1.1 <= told / counted(frames, options) <= 1.4
 
 
@@ -201,7 +201,7 @@ def test_out_of_memory_with_patched_attention_is_not_tried_again_where_that_save
 
     x = torch.empty(25, 8, 72, 128, dtype=torch.float16, device="meta")
     with pytest.raises(torch.OutOfMemoryError):
-        pack("nodes.bridge.memory").Parts(FULL["svd"]).run(x, call, patched=True)
+        pack("nodes.bridge.model.memory_budget").Parts(FULL["svd"]).run(x, call, patched=True)
     assert len(tried) == 1
 
 
@@ -210,7 +210,7 @@ def test_out_of_memory_with_patched_attention_is_not_tried_again_where_that_save
 
 def test_a_model_that_is_dropped_is_free_at_once(svd, pack):
     """The host tells of a leak where it has to wait for the garbage collector."""
-    model = pack("nodes.bridge.loader").load_model(str(svd.path))
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(svd.path))
     sample(model, *prompts(svd.config), frames=2)
     gc.collect()
     gc.disable()

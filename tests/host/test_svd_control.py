@@ -40,7 +40,7 @@ def rows_of(net):
 def test_large_videos_run_one_by_one_with_the_same_residuals(pack, svd_net, residuals, images):
     expected = residuals(images)
     rows, handle = rows_of(svd_net.control_model)
-    with patch.object(pack("nodes.bridge.memory"), "ONE_BY_ONE", 0):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         apart = residuals(images)
     handle.remove()
     assert rows == [FRAMES, FRAMES] and same(apart, expected)
@@ -54,7 +54,7 @@ def test_small_videos_run_together(svd_net, residuals):
 
 
 def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_residuals(pack, svd_net, residuals, monkeypatch, caplog):
-    monkeypatch.setattr(pack("nodes.bridge.memory"), "BUDGETS", (MIB, MIB // 4))
+    monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (MIB, MIB // 4))
     expected, left = residuals(), [1]
 
     def fails(module, args):
@@ -73,7 +73,7 @@ def test_images_are_embedded_in_parts_that_fit(pack, svd_net, residuals):
     expected, rows = residuals(), []
     hint_net = svd_net.control_model.controlnet_cond_embedding
     handle = hint_net.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
-    with patch.object(pack("nodes.bridge.memory"), "BUDGETS", (1,)):
+    with patch.object(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,)):
         given = residuals()
     handle.remove()
     assert rows == [1] * FRAMES and same(given, expected)

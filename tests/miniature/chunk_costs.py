@@ -25,7 +25,7 @@ from unet.transformer import SpatialVideoTransformer  # noqa: E402
 
 WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
 MIB = 2**20
-BUDGETS = {"whole": None, "512 MiB": 512 * MIB, "128 MiB": 128 * MIB, "32 MiB": 32 * MIB}  # as in nodes/bridge/memory.py
+BUDGETS = {"whole": None, "512 MiB": 512 * MIB, "128 MiB": 128 * MIB, "32 MiB": 32 * MIB}  # as in nodes/bridge/model/memory_budget.py
 
 
 def miniature(device):

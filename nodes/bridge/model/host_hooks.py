@@ -3,8 +3,8 @@
 import comfy.ldm.modules.attention as host_attention
 import torch
 
-from ...unet import Hooks
-from ...unet.transformer import SpatialTransformer
+from ....unet import Hooks
+from ....unet.transformer import SpatialTransformer
 
 
 def patched_at_large(options: dict) -> bool:

@@ -8,8 +8,8 @@ import comfy.model_management as management
 import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...unet import UNetConfig, activation_bytes
-from .hooks import patched_at_large
+from ....unet import UNetConfig, activation_bytes
+from .host_hooks import patched_at_large
 
 BUDGETS = (512 * 2**20, 128 * 2**20, 32 * 2**20)  # bytes that a layer may work in, tried in this order
 ONE_BY_ONE = 256 * 2**20  # from this need on, the videos of a batch run one after the other

@@ -3,10 +3,10 @@
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
-from ... import unet
-from ...unet import Residuals
-from .hooks import HostHooks, patched_at_large
-from .memory import Parts, runs_one_by_one
+from .... import unet
+from ....unet import Residuals
+from .host_hooks import HostHooks, patched_at_large
+from .memory_budget import Parts, runs_one_by_one
 
 PLACES = ("input", "middle", "output")
 
