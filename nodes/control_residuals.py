@@ -11,12 +11,12 @@ from comfy.model_management import processing_interrupted
 from comfy_api.latest import io, ui
 
 from ..unet import ControlResiduals, UNetFileError, read_residuals
-from .bridge.compute_residuals import NODE as COMPUTE
-from .bridge.compute_residuals import compute_residuals, refuse_controlnext
-from .bridge.control import FrameControl
+from .bridge.control.compute_residuals import NODE as COMPUTE
+from .bridge.control.compute_residuals import compute_residuals, refuse_controlnext
+from .bridge.control.frame_control import FrameControl
 from .bridge.files import residuals_path
 from .bridge.numbers import finite
-from .bridge.pairing import family_name
+from .bridge.control.pairing import family_name
 from .bridge.pictures import control_images
 from .bridge.saving import save_residuals
 

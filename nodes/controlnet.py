@@ -2,11 +2,11 @@
 
 from comfy_api.latest import io
 
-from .bridge.control import FLAT, FrameControl
+from .bridge.control.frame_control import FLAT, FrameControl
 from .bridge.curve import parse_curve
 from .bridge.numbers import finite, in_order
 from .bridge.pictures import control_images, control_masks
-from .bridge.stored_control import StoredControl, as_residuals
+from .bridge.control.stored_control import StoredControl, as_residuals
 from .control_residuals import Residuals
 
 NODE = "Apply ControlNet Residuals"

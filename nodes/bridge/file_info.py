@@ -14,7 +14,7 @@ from ...unet.weights.files import main_dtype, open_any, shapes_of
 from .info import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 from .model.unet_loader import choose_config
 from .model.memory_budget import needed
-from .svd_control import control_dtypes
+from .control.svd_control import control_dtypes
 from .windows import trained_length, window_length
 
 

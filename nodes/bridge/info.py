@@ -5,7 +5,7 @@ import logging
 import comfy.controlnet
 
 from ...unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
-from .pairing import CONTEXT_WIDTHS
+from .control.pairing import CONTEXT_WIDTHS
 
 
 def describe(checkpoint: Checkpoint, model) -> str:

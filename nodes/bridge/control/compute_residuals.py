@@ -6,7 +6,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from .control import FrameControl, WeighsItself
+from .frame_control import FrameControl, WeighsItself
 from .own_control import frames_of
 
 NODE = "Compute ControlNet Residuals"

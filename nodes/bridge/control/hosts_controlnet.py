@@ -5,7 +5,7 @@ from pathlib import Path
 
 import comfy.controlnet
 
-from ...unet.weights.files import DAMAGED, SAFETENSORS, unpickled
+from ....unet.weights.files import DAMAGED, SAFETENSORS, unpickled
 
 LACKING = (LookupError, TypeError, AttributeError)  # what the host's loader ends with where it does not find what it needs
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import comfy.model_management as management
 import torch
 
-from ...unet import ControlResiduals, residual_shapes
+from ....unet import ControlResiduals, residual_shapes
 from .frame_weights import numbers_for
 from .own_control import OwnControl
 from .pairing import family, family_name

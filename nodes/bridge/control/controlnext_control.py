@@ -8,10 +8,10 @@ import comfy.ops
 import comfy.utils
 import torch
 
-from ...unet import ControlNeXt, open_controlnext
-from ...unet.controlnext import join
-from .control import WeighsItself
-from .model.memory_budget import BUDGETS, Retry
+from ....unet import ControlNeXt, open_controlnext
+from ....unet.controlnext import join
+from .frame_control import WeighsItself
+from ..model.memory_budget import BUDGETS, Retry
 from .pairing import WrongModelError, check_video
 from .svd_control import control_dtypes
 
