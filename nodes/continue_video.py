@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from .bridge.colours import matched
+from .bridge.sampling.colors import matched
 from .svd_conditioning import NOT_CONNECTED, prepare
 
 CONTINUE, JOIN = "Continue Video", "Join Video"

@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from .bridge.curve import parse_curve
 from .bridge.numbers import finite, in_order
-from .bridge.sampling import FrameGuider, frame_scales, is_video_model, sample
-from .bridge.windows import automatic_length, with_windows
+from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
+from .bridge.sampling.windows import automatic_length, with_windows
 
 NODE = "SVD Temporal UNet Sampler"
 SVD_WIDTH = 320  # channels by which the real SVD is told from a miniature

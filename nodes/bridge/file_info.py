@@ -15,7 +15,7 @@ from .info import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 from .model.unet_loader import choose_config
 from .model.memory_budget import needed
 from .control.svd_control import control_dtypes
-from .windows import trained_length, window_length
+from .sampling.windows import trained_length, window_length
 
 
 def describe_unet_file(path: str, model_options: dict, width: int, height: int, frames: int) -> list[str]:

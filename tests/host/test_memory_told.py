@@ -68,7 +68,7 @@ def whole(svd, pack, node):
 
 
 def our_windows(svd, pack, node):
-    return pack("nodes.bridge.windows").with_windows(svd.ours, WINDOW, 1, False, False, False), WINDOW
+    return pack("nodes.bridge.sampling.windows").with_windows(svd.ours, WINDOW, 1, False, False, False), WINDOW
 
 
 def hosts_windows(svd, pack, node):

@@ -31,7 +31,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def preview(pack):
-    return pack("nodes.bridge.preview")
+    return pack("nodes.bridge.sampling.preview")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ TOTAL, LENGTH, OVERLAP = 11, 5, 2
 
 @pytest.fixture(scope="module")
 def windows(pack):
-    return pack("nodes.bridge.windows")
+    return pack("nodes.bridge.sampling.windows")
 
 
 @pytest.fixture(scope="module")

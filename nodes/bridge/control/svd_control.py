@@ -19,7 +19,7 @@ from .kept_hints import PreparesImages
 from ..model.memory_budget import Parts, runs_one_by_one
 from .own_control import OwnControl
 from .pairing import WrongModelError, check_layout, check_video
-from ..windows import LONGEST
+from ..sampling.windows import LONGEST
 
 
 HINT_TENSORS = 3  # as large as the control image at the hint net's first width, at once

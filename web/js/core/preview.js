@@ -1,5 +1,5 @@
 // The moving preview without a page: which frame at which time, where it lies on the sheet, and the words beside it. Frames and
-// cells count from 0. The names are those of the server's event (nodes/bridge/preview.py).
+// cells count from 0. The names are those of the server's event (nodes/bridge/sampling/preview.py).
 
 const LARGEST_SIDE = 1024 // pixels of a frame; the server's has 128 at most
 
@@ -11,7 +11,7 @@ const areFrames = (value, frames) => (
   Array.isArray(value) && value.length > 0 && value.every((frame) => isCount(frame + 1) && frame < frames)
 )
 
-/** The data of an event, or null where it has not the form that nodes/bridge/preview.py describes: the server did not send it. */
+/** The data of an event, or null where it has not the form that nodes/bridge/sampling/preview.py describes: the server did not send it. */
 export function readEvent(data) {
   const { node_id, prompt_id, fps, step, steps, frames, window, image } = data ?? {}
   const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && [step, steps, frames].every(isCount)

@@ -6,7 +6,7 @@ import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
 
-from .colours import matched_latent
+from .colors import matched_latent
 
 LONGEST = 25  # frames: clips up to this length stay whole where the trained length is not known (SVD-XT's)
 # Samplers that choose their noise levels themselves, three a step ("DPM-Solver", Lu et al. 2022, arXiv 2206.00927).
