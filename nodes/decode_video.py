@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from .bridge.decode import decode_clip
+from .bridge.vae.decode import decode_clip
 
 NODE = "Decode Video"
 

@@ -134,7 +134,7 @@ def test_chunks_fade_where_they_overlap(svd_vae, ours, host):
 
 @pytest.mark.parametrize("frames, length, overlap", [(9, 6, 3), (33, 32, 8), (100, 32, 8), (5, 1, 0), (7, 3, 2), (40, 14, 1)])
 def test_chunks_cover_the_clip_and_share_what_was_asked(pack, frames, length, overlap):
-    starts = pack("nodes.bridge.decode").chunk_starts(frames, length, overlap)
+    starts = pack("nodes.bridge.vae.decode").chunk_starts(frames, length, overlap)
     assert starts[0] == 0 and starts[-1] == frames - length
     assert all(0 < later - start <= length - overlap for start, later in zip(starts, starts[1:]))
     assert frames > (len(starts) - 1) * (length - overlap) + overlap, "one chunk less would do"

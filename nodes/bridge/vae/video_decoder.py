@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 
-from ...unet.group_norm import moments, pooled
+from ....unet.group_norm import moments, pooled
 
 STAGES = 15  # fourteen blocks and the way out, of which `decode_frames` reports each
 

@@ -7,7 +7,7 @@ import comfy.model_management as management
 import comfy.utils
 import torch
 
-from .model.memory_budget import is_out_of_memory
+from ..model.memory_budget import is_out_of_memory
 from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
 
 
