@@ -4,7 +4,7 @@ import sys
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bridge.routes import add_routes
+from .bridge.info.routes import add_routes
 from .continue_video import ContinueVideo, JoinVideo
 from .control_residuals import ComputeControlNetResiduals, LoadControlNetResiduals, SaveControlNetResiduals
 from .controlnet import ApplyControlNetResiduals

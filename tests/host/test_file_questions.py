@@ -49,12 +49,12 @@ def disk():
 @pytest.fixture
 def questions(pack):
     """`questions(patience)` in 4 threads, made where they are asked."""
-    return lambda patience: pack("nodes.bridge.file_questions").FileQuestions(4, patience)
+    return lambda patience: pack("nodes.bridge.info.describe.file_questions").FileQuestions(4, patience)
 
 
 @pytest.fixture
 def no_answer(pack):
-    return pack("nodes.bridge.file_questions").NoAnswer
+    return pack("nodes.bridge.info.describe.file_questions").NoAnswer
 
 
 def test_many_questions_about_one_stuck_file_take_one_thread(questions, disk):
@@ -127,7 +127,7 @@ def test_a_process_ends_while_a_disk_does_not_answer():
 
 @pytest.mark.parametrize("route", ["unet_info", "controlnet_info"])
 def test_the_browser_is_told_that_the_disk_does_not_answer(pack, questions, disk, monkeypatch, route):
-    routes = pack("nodes.bridge.routes")
+    routes = pack("nodes.bridge.info.describe.routes")
     monkeypatch.setattr(routes, "QUESTIONS", questions(0.1))
     monkeypatch.setattr(routes, "_look", lambda *_: disk.read())
     answer = asyncio.run(getattr(routes, route)(make_mocked_request("GET", f"/{route}?name=far.safetensors")))

@@ -7,7 +7,7 @@ export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
 const CLIP = { // -> the widget that gives it, and what it is called
   width: ['width', 'the width'], height: ['height', 'the height'], frames: ['video_frames', 'the number of frames'],
 }
-const CLIPS_MEMORY = /^about .* for \d+ frames of \d+x\d+/ // the line of nodes/bridge/file_info.py
+const CLIPS_MEMORY = /^about .* for \d+ frames of \d+x\d+/ // the line of nodes/bridge/info/file_info.py
 const MOST_HOPS = 50 // links that are followed to find a value: only links in a circle need more
 const CONSTANT = /primitive|constant/i // types of nodes that hand on their widget `value` as it is
 

@@ -4,8 +4,8 @@ import logging
 
 import comfy.controlnet
 
-from ...unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
-from .control.pairing import CONTEXT_WIDTHS
+from ....unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
+from ..control.pairing import CONTEXT_WIDTHS
 
 
 def describe(checkpoint: Checkpoint, model) -> str:

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import folder_paths
 
-from ...unet import ControlResiduals, write_residuals
-from .files import quoted
+from ....unet import ControlResiduals, write_residuals
+from .model_files import quoted
 
 
 def save_residuals(node: str, residuals: ControlResiduals, prefix: str, metadata: Mapping[str, str]) -> tuple[str, str]:

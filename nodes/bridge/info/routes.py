@@ -7,10 +7,10 @@ in the host's lists, 400 where a parameter is none, 503 where the disk does not 
 
 from aiohttp import web
 
-from ...unet import UNetFileError
+from ....unet import UNetFileError
 from .file_info import describe_controlnet_file, describe_unet_file
 from .file_questions import FileQuestions, NoAnswer
-from .files import WEIGHT_DTYPES, controlnet_names, controlnet_path, quoted, unet_names, unet_path
+from .model_files import WEIGHT_DTYPES, controlnet_names, controlnet_path, quoted, unet_names, unet_path
 
 QUESTIONS = FileQuestions()
 CLIP = {"width": (1024, 16384), "height": (576, 16384), "frames": (14, 4096)}  # parameter -> (default, highest)
