@@ -15,9 +15,9 @@ from .bridge.control.compute_residuals import NODE as COMPUTE
 from .bridge.control.compute_residuals import compute_residuals, refuse_controlnext
 from .bridge.control.frame_control import FrameControl
 from .bridge.info.model_files import residuals_path
-from .bridge.numbers import finite
+from .bridge.inputs.ranges import finite
 from .bridge.control.pairing import family_name
-from .bridge.pictures import control_images
+from .bridge.inputs.images import control_images
 from .bridge.info.saving import save_residuals
 
 LOAD = "Load ControlNet Residuals"

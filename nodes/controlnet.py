@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 
 from .bridge.control.frame_control import FLAT, FrameControl
-from .bridge.curve import parse_curve
-from .bridge.numbers import finite, in_order
-from .bridge.pictures import control_images, control_masks
+from .bridge.inputs.curve import parse_curve
+from .bridge.inputs.ranges import finite, in_order
+from .bridge.inputs.images import control_images, control_masks
 from .bridge.control.stored_control import StoredControl, as_residuals
 from .control_residuals import Residuals
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
 
-from .bridge.numbers import finite
+from .bridge.inputs.ranges import finite
 
 NODE = "SVD Image to Video"
 CONTEXT_WIDTH = 1024  # of SVD's image embedding (OpenCLIP ViT-H)

@@ -6,8 +6,8 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from .bridge.curve import parse_curve
-from .bridge.numbers import finite, in_order
+from .bridge.inputs.curve import parse_curve
+from .bridge.inputs.ranges import finite, in_order
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.sampling.windows import automatic_length, with_windows
 

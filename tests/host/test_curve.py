@@ -11,7 +11,7 @@ CASES = json.loads((Path(__file__).resolve().parents[1] / "curve_cases.json").re
 
 @pytest.fixture(scope="module")
 def curve(pack):
-    return pack("nodes.bridge.curve")
+    return pack("nodes.bridge.inputs.curve")
 
 
 @pytest.mark.parametrize("case", CASES["good"], ids=lambda case: case["text"])

@@ -3,7 +3,7 @@
 import comfy.utils
 import torch
 
-from ..curve import evaluate_curve
+from ..inputs.curve import evaluate_curve
 
 
 def numbers_for(node: str, count: int, frames: list[int], total: int, what: str) -> list[int]:

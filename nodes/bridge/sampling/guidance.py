@@ -10,7 +10,7 @@ import comfy.samplers
 import comfy.utils
 import torch
 
-from ..curve import evaluate_curve
+from ..inputs.curve import evaluate_curve
 from .preview import USUAL_FPS, prepare_callbacks
 from .windows import OWN_LEVELS, ClipWindows
 

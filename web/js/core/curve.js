@@ -1,4 +1,4 @@
-// Curves written as text, as nodes/bridge/curve.py reads them: `position:value` points, straight lines between them, flat beyond
+// Curves written as text, as nodes/bridge/inputs/curve.py reads them: `position:value` points, straight lines between them, flat beyond
 // the ends. A point is [position 0..1, value -10000..10000]. Nothing here knows the page or the host.
 
 import { textOf } from './text.js'
