@@ -7,11 +7,11 @@ from comfy_api.latest import ComfyExtension, io
 from .bridge.info.routes import add_routes
 from .continue_video import ContinueVideo, JoinVideo
 from .control_residuals import ComputeControlNetResiduals, LoadControlNetResiduals, SaveControlNetResiduals
-from .controlnet import ApplyControlNetResiduals
-from .controlnet_loader import LoadControlNet
+from .apply_controlnet import ApplyControlNetResiduals
+from .load_controlnet import LoadControlNet
 from .decode_video import DecodeVideo
-from .loader import LoadUNet
-from .svd_conditioning import SVDConditioning
+from .load_unet import LoadUNet
+from .svd_image_to_video import SVDConditioning
 from .svd_sampler import SVDSampler
 
 

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.sampling.colors import matched
-from .svd_conditioning import NOT_CONNECTED, prepare
+from .svd_image_to_video import NOT_CONNECTED, prepare
 
 CONTINUE, JOIN = "Continue Video", "Join Video"
 

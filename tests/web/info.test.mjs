@@ -89,19 +89,19 @@ test('the clip is that of the node that feeds the sampler of this model', () => 
     ],
     { clip: clipWidgets(512, 320, 25), clip2: clipWidgets(64, 64, 3) },
   )
-  assert.deepEqual(clipFor(nodes.loader, targets, origins), { width: 512, height: 320, frames: 25 })
+  assert.deepEqual(clipFor(nodes.load_unet, targets, origins), { width: 512, height: 320, frames: 25 })
   assert.deepEqual(clipFor(nodes.loader2, targets, origins), { width: 64, height: 64, frames: 3 })
 })
 
 test('without such a node it is the clip that SVD was trained on', () => {
   const { nodes, targets, origins } = graph([['loader', 'sampler'], ['latent', 'sampler']], {})
-  assert.deepEqual(clipFor(nodes.loader, targets, origins), USUAL_CLIP)
+  assert.deepEqual(clipFor(nodes.load_unet, targets, origins), USUAL_CLIP)
   assert.deepEqual(USUAL_CLIP, { width: 1024, height: 576, frames: 14 })
 })
 
 test('a graph that runs in a circle comes to an end', () => {
   const { nodes, targets, origins } = graph([['loader', 'a'], ['a', 'b'], ['b', 'a']], {})
-  assert.deepEqual(clipFor(nodes.loader, targets, origins), USUAL_CLIP)
+  assert.deepEqual(clipFor(nodes.load_unet, targets, origins), USUAL_CLIP)
 })
 
 test('a name that the server does not list is told as it is', () => {
