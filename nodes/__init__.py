@@ -4,13 +4,16 @@ import sys
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bridge.info.routes import add_routes
-from .continue_video import ContinueVideo, JoinVideo
-from .control_residuals import ComputeControlNetResiduals, LoadControlNetResiduals, SaveControlNetResiduals
 from .apply_controlnet import ApplyControlNetResiduals
-from .load_controlnet import LoadControlNet
+from .bridge.info.routes import add_routes
+from .compute_controlnet_residuals import ComputeControlNetResiduals
+from .continue_video import ContinueVideo
 from .decode_video import DecodeVideo
+from .join_video import JoinVideo
+from .load_controlnet import LoadControlNet
+from .load_controlnet_residuals import LoadControlNetResiduals
 from .load_unet import LoadUNet
+from .save_controlnet_residuals import SaveControlNetResiduals
 from .svd_image_to_video import SVDConditioning
 from .svd_sampler import SVDSampler
 

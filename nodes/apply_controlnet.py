@@ -3,11 +3,11 @@
 from comfy_api.latest import io
 
 from .bridge.control.frame_control import FLAT, FrameControl
-from .bridge.inputs.curve import parse_curve
-from .bridge.inputs.ranges import finite, in_order
-from .bridge.inputs.images import control_images, control_masks
 from .bridge.control.stored_control import StoredControl, as_residuals
-from .control_residuals import Residuals
+from .bridge.inputs.curve import parse_curve
+from .bridge.inputs.images import control_images, control_masks
+from .bridge.inputs.ranges import finite, in_order
+from .socket_types import Residuals
 
 NODE = "Apply ControlNet Residuals"
 

@@ -1,12 +1,11 @@
-"""Continue Video and Join Video: a clip that goes on from where another ended."""
+"""Continue Video: prepares a clip that goes on from where another ended."""
 
-import torch
 from comfy_api.latest import io
 
+from .bridge.inputs.image_to_video import NOT_CONNECTED, prepare
 from .bridge.sampling.colors import matched
-from .svd_image_to_video import NOT_CONNECTED, prepare
 
-CONTINUE, JOIN = "Continue Video", "Join Video"
+NODE = "Continue Video"
 
 
 class ContinueVideo(io.ComfyNode):
@@ -14,7 +13,7 @@ class ContinueVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TemporalUNetContinueVideo",
-            display_name=CONTINUE,
+            display_name=NODE,
             category="Temporal UNet",
             description="Prepares the next clip of a video: it starts from the last frame. Sample it with triangle guidance, "
             "then join it on with Join Video.",
@@ -63,43 +62,6 @@ class ContinueVideo(io.ComfyNode):
         height, width = (size // 8 * 8 for size in video.shape[1:3])
         picture = matched(video[-1:], video[-1], video[0]) if keep_colors else video[-1:]
         return io.NodeOutput(*prepare(
-            CONTINUE, picture, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
+            NODE, picture, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
             clip_vision,
         ))
-
-
-class JoinVideo(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TemporalUNetJoinVideo",
-            display_name=JOIN,
-            category="Temporal UNet",
-            description="Puts the clip of Continue Video after the video that it goes on from.",
-            search_aliases=["concatenate video", "append video"],
-            inputs=[
-                io.Image.Input("video", tooltip="The video that the clip goes on from, all frames."),
-                io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),
-                io.Boolean.Input(
-                    "match_colors", default=False, advanced=True, optional=True,
-                    tooltip="Shifts colours and contrast of the next clip so that its first frame looks like the video's "
-                    "last: for clips whose colours jump at the joint.",
-                ),
-            ],
-            outputs=[io.Image.Output(display_name="video")],
-        )
-
-    @classmethod
-    def execute(cls, video, continuation, match_colors=False) -> io.NodeOutput:
-        if video.shape[1:] != continuation.shape[1:]:
-            raise ValueError(
-                f"{JOIN}: the video's frames are {_size(video)}, those of the continuation {_size(continuation)}. "
-                f"Connect the clip that Continue Video made from this video."
-            )
-        if match_colors:
-            continuation = matched(continuation, continuation[0], video[-1])
-        return io.NodeOutput(torch.cat([video, continuation[1:].to(video)]))
-
-
-def _size(images):
-    return f"{images.shape[2]}x{images.shape[1]} with {images.shape[3]} channels"

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 
 from ..unet import ControlNeXt, SVDControlNet, find_controlnet
 from .bridge.control.controlnext_control import load_controlnext
-from .bridge.info.file_info import describe_controlnet_file, no_controlnet
 from .bridge.control.hosts_controlnet import load_hosts_controlnet
 from .bridge.control.svd_control import load_svd_controlnet
+from .bridge.info.file_info import describe_controlnet_file, no_controlnet
 
 NODE = "Load ControlNet (SVD and all)"
 

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..unet import open_checkpoint
-from .bridge.info.model_files import WEIGHT_DTYPES, unet_names, unet_path
 from .bridge.info.describe import describe
+from .bridge.info.model_files import WEIGHT_DTYPES, unet_names, unet_path
 from .bridge.model.unet_loader import load_checkpoint
 
 

@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.ranges import finite, in_order
+from .bridge.model.trained_length import automatic_length
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
-from .bridge.sampling.windows import automatic_length, with_windows
+from .bridge.sampling.windows import with_windows
 
 NODE = "SVD Temporal UNet Sampler"
 SVD_WIDTH = 320  # channels by which the real SVD is told from a miniature

@@ -8,20 +8,27 @@ small, `memory.py` tells it; `hooks.py` and `residuals.py` are where a host and 
 ControlNet's residuals.
 """
 
-from .weights.checkpoint import (
-    Checkpoint, ControlNetFile, ControlNeXtFile, find_controlnet, load_unet, open_checkpoint, open_controlnet, open_controlnext,
-)
 from .config import FAMILIES, Family, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
 from .controlnext import ControlNeXt, ControlNeXtConfig
-from .weights.detect import detect
-from .weights.errors import UNetFileError
 from .hooks import Hooks
 from .memory import activation_bytes, encoder_bytes, residual_bytes
 from .model import UNetModel
+from .residuals import Residuals, residual_shapes
+from .weights.checkpoint import (
+    Checkpoint,
+    ControlNetFile,
+    ControlNeXtFile,
+    find_controlnet,
+    load_unet,
+    open_checkpoint,
+    open_controlnet,
+    open_controlnext,
+)
+from .weights.detect import detect
+from .weights.errors import UNetFileError
 from .weights.on_disk import FileStamp, changed_in_place
 from .weights.residual_file import ControlResiduals, read_residuals, write_residuals
-from .residuals import Residuals, residual_shapes
 
 __all__ = [
     "FAMILIES", "Checkpoint", "ControlNeXt", "ControlNeXtConfig", "ControlNeXtFile", "ControlNetConfig", "ControlNetFile",

@@ -8,7 +8,6 @@ from .chunks import by_rows, spans
 from .hooks import Hooks
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
-
 WORK = 18  # working memory of a transformer block in copies of its input, most of it in the feed-forward
 
 

@@ -77,7 +77,7 @@ def residuals_of(control, pair, x, options=({"cond_or_uncond": [0, 1]},)):
 @pytest.fixture(scope="module")
 def svd_net(pack):
     """An SVD ControlNet with random weights for the miniature "svd"."""
-    bridge = pack("nodes.bridge.control.frame_control.svd_control")
+    bridge = pack("nodes.bridge.control.svd_control")
     config = pack("unet").ControlNetConfig(SMALL["svd"], 3, (4, 6, 8, 10))
     net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
     return bridge.SVDControl(fill(net, 13), load_device=CPU)

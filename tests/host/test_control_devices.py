@@ -39,7 +39,7 @@ def controlnext(pack, tmp_path_factory):
         if (version, dtype) not in made:
             path = folder / f"{version}-{dtype}.safetensors"
             save_file({name: value.to(dtype) for name, value in controlnexts.tensors(version, WIDTHS[version]).items()}, path)
-            made[version, dtype] = pack("nodes.bridge.control.frame_control.controlnext_control").load_controlnext(str(path))
+            made[version, dtype] = pack("nodes.bridge.control.controlnext_control").load_controlnext(str(path))
             in_memory(made[version, dtype].control_model)
         return made[version, dtype]
 
@@ -49,7 +49,7 @@ def controlnext(pack, tmp_path_factory):
 @pytest.fixture(scope="module")
 def half_svd_net(pack):
     """SVD's, stored in fp16 and computed in fp32."""
-    bridge = pack("nodes.bridge.control.frame_control.svd_control")
+    bridge = pack("nodes.bridge.control.svd_control")
     config = pack("unet").ControlNetConfig(SMALL["svd"], 3, (4, 6, 8, 10))
     net = bridge.SVDControlNet(config, operations=comfy.ops.manual_cast, dtype=torch.float16)
     return bridge.SVDControl(fill(net, 13).half(), load_device=CPU, manual_cast_dtype=torch.float32)

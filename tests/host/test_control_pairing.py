@@ -51,7 +51,7 @@ def test_an_svd_net_is_refused_by_a_model_that_takes_another_motion(ours, svd_ne
 
 
 def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, ours):
-    bridge = pack("nodes.bridge.control.frame_control.svd_control")
+    bridge = pack("nodes.bridge.control.svd_control")
     encoder = replace(SMALL["svd"], adm_channels=None, temporal=False)
     config = pack("unet").ControlNetConfig(encoder, 3, (4, 6, 8, 10))
     net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)

@@ -393,7 +393,7 @@ def test_what_cannot_be_computed_is_said(pairs, nets, node, compute):
 def controlnext(pack, tmp_path_factory):
     path = tmp_path_factory.mktemp("controlnext") / "v2.safetensors"
     save_file(controlnexts.tensors(2, WIDTHS[2]), path)
-    return pack("nodes.bridge.control.frame_control.controlnext_control").load_controlnext(str(path))
+    return pack("nodes.bridge.control.controlnext_control").load_controlnext(str(path))
 
 
 ORDERS = {"alone": ["controlnext"], "first": ["controlnext", "net"], "last": ["net", "controlnext"]}

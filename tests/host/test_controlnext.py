@@ -284,7 +284,7 @@ def test_an_image_model_is_refused(nets, ours, name):
 
 def test_a_unet_of_another_width_is_refused(pair, pack, ours, folder):
     save_file(controlnexts.tensors(2), folder / "real.safetensors")
-    net = pack("nodes.bridge.control.frame_control.controlnext_control").load_controlnext(str(folder / "real.safetensors"))
+    net = pack("nodes.bridge.control.controlnext_control").load_controlnext(str(folder / "real.safetensors"))
     with pytest.raises(ValueError, match="^Apply ControlNet Residuals: .* a feature of 320 channels, the model takes 32"):
         run(pair.ours, ours(prompts(pair.config), net, hints(1)))
 
@@ -296,7 +296,7 @@ def test_half_precision_stays_in_the_file_and_acts(pair, pack, ours, folder):
     """On a CPU the host computes in fp32 what a file holds in fp16."""
     tensors = {name: value.half() for name, value in controlnexts.tensors(2, WIDTHS[2]).items()}
     save_file(tensors, folder / "half.safetensors")
-    net = pack("nodes.bridge.control.frame_control.controlnext_control").load_controlnext(str(folder / "half.safetensors"))
+    net = pack("nodes.bridge.control.controlnext_control").load_controlnext(str(folder / "half.safetensors"))
     conds, images = prompts(pair.config), hints(3)
     with Published(pair.ours, (2, images, gains_of(2))) as by_hand:
         expected = run(by_hand, conds)

@@ -77,7 +77,7 @@ def worker(loader: str, path: str, dtype: str, out: str):
     from oracle import prompts, sample
 
     options = {} if dtype == "default" else {"dtype": getattr(torch, dtype)}
-    load = comfy.sd.load_diffusion_model if loader == "host" else importlib.import_module(f"{pack}.nodes.bridge.loader").load_model
+    load = comfy.sd.load_diffusion_model if loader == "host" else importlib.import_module(f"{pack}.nodes.bridge.model.unet_loader").load_model
     gc.collect()
     before, with_code, watch = status("RssAnon"), status("VmHWM"), PeakAnon()
     watch.start()

@@ -126,7 +126,7 @@ OTHERS = {  # how a ControlNet is built otherwise than its UNet -> what the mess
 def test_a_net_of_another_svd_is_refused_before_any_network_runs(pack, pairs, node, model, name):
     """Also through the host's own node."""
     changes, found, expected = OTHERS[name]
-    bridge, pair, calls = pack("nodes.bridge.control.frame_control.svd_control"), pairs("svd"), []
+    bridge, pair, calls = pack("nodes.bridge.control.svd_control"), pairs("svd"), []
     config = pack("unet").ControlNetConfig(replace(SMALL["svd"], **changes), 3, (4, 6, 8, 10))
     net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
     control = bridge.SVDControl(fill(net, 13), load_device=CPU)

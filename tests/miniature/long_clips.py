@@ -44,7 +44,7 @@ def appearance(video: np.ndarray, of: world.World) -> np.ndarray:
 
 def joints(studio, frames: int, overlap: int, steps: int) -> np.ndarray:
     """The frames before a window's first or after a window's last in the last step, where a joint would be seen."""
-    windows = sys.modules[type(studio.model.model.diffusion_model).__module__.replace("bridge.unet", "bridge.windows")]
+    windows = sys.modules[type(studio.model.model.diffusion_model).__module__.replace("bridge.model.host_unet", "bridge.sampling.windows")]
     length = windows.automatic_length(studio.model, frames)
     starts = windows.window_starts(frames, length, overlap, steps - 1, closed_loop=False)
     ends = [start + length for start in starts if start + length < frames]

@@ -22,7 +22,7 @@ import vae  # noqa: E402
 import world  # noqa: E402
 from training import WEIGHTS, Run, arguments, write_weights  # noqa: E402
 from unet import ControlNetConfig, SVDControlNet, UNetModel, load_unet  # noqa: E402
-from unet.controlnet import original_names  # noqa: E402
+from unet.weights.controlnet_file import original_names  # noqa: E402
 
 CONFIG = ControlNetConfig(
     encoder=replace(

@@ -15,7 +15,7 @@ from test_diffusers import diffusers, to_diffusers
 from unet import (
     ControlNetConfig, SVDControlNet, UNetFileError, UNetModel, find_controlnet, open_checkpoint, open_controlnet,
 )
-from unet.controlnet import original_names, read_controlnet_config
+from unet.weights.controlnet_file import original_names, read_controlnet_config
 
 CONFIG = TINY["svd"]
 WIDTHS = (4, 6, 8, 10)  # of the hint net

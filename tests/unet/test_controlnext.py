@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from unet import (
     ControlNeXt, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
 )
-from unet.controlnext import controlnext_names, join, read_controlnext_config
+from unet.controlnext import join
+from unet.weights.controlnext_file import controlnext_names, read_controlnext_config
 from unet.encoder import Builder, Encoder
 from unet.layers import Downsample
 

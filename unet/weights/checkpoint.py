@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ..config import Family, UNetConfig
-from ..controlnet import (
-    ControlNetConfig, SVDControlNet, head_width_beside, is_svd_controlnet, original_names, read_controlnet_config,
-)
-from ..controlnext import ControlNeXt, ControlNeXtConfig, controlnext_names, is_controlnext, read_controlnext_config
+from ..controlnet import ControlNetConfig, SVDControlNet
+from ..controlnext import ControlNeXt, ControlNeXtConfig
+from ..model import UNetModel
+from .controlnet_file import head_width_beside, is_svd_controlnet, original_names, read_controlnet_config
+from .controlnext_file import controlnext_names, is_controlnext, read_controlnext_config
 from .detect import detect
 from .errors import UNetFileError, shorten
 from .files import check_dtypes, is_mapped, main_dtype, open_any, open_file, shapes_and_dtypes_of, shapes_of
-from ..model import UNetModel
 from .on_disk import FileStamp, changed_in_place, open_regular
 
 

@@ -10,8 +10,8 @@ import torch
 
 from ....unet import ControlNeXt, open_controlnext
 from ....unet.controlnext import join
-from .frame_control import WeighsItself
 from ..model.memory_budget import BUDGETS, Retry
+from .frame_control import WeighsItself
 from .pairing import WrongModelError, check_video
 from .svd_control import control_dtypes
 

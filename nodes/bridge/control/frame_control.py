@@ -1,6 +1,5 @@
 """The host's ControlNets on video and batches: hints and strengths follow the frames, also inside context windows."""
 
-import comfy.controlnet
 import torch
 
 from .frame_weights import FrameWeights, numbers_for

@@ -12,15 +12,14 @@ import torch
 
 from .... import unet
 from ....unet import encoder_bytes, open_controlnet, residual_bytes
-from ....unet.weights.checkpoint import NetworkFile
 from ....unet.chunks import by_rows
+from ....unet.weights.checkpoint import NetworkFile
 from ..model.host_hooks import HostHooks
-from .kept_hints import PreparesImages
 from ..model.memory_budget import Parts, runs_one_by_one
+from ..model.trained_length import LONGEST
+from .kept_hints import PreparesImages
 from .own_control import OwnControl
 from .pairing import WrongModelError, check_layout, check_video
-from ..sampling.windows import LONGEST
-
 
 HINT_TENSORS = 3  # as large as the control image at the hint net's first width, at once
 

@@ -1,0 +1,5 @@
+"""What files and models are, for the editor's panels and for people.
+
+`describe.py`: a loaded model in words. `file_info.py`: a file, before it is loaded. `routes.py`: what the browser asks, answered by
+`file_questions.py` in threads of its own. `model_files.py`: names to paths. `saving.py`: residuals to the output folder.
+"""

@@ -7,15 +7,21 @@ from pathlib import Path
 import comfy.model_management as management
 
 from ....unet import (
-    Checkpoint, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
+    Checkpoint,
+    SVDControlNet,
+    UNetFileError,
+    find_controlnet,
+    open_checkpoint,
+    open_controlnet,
+    open_controlnext,
 )
 from ....unet.weights.detect import other_kind
 from ....unet.weights.files import main_dtype, open_any, shapes_of
-from .describe import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
-from ..model.unet_loader import choose_config
-from ..model.memory_budget import needed
 from ..control.svd_control import control_dtypes
-from ..sampling.windows import trained_length, window_length
+from ..model.memory_budget import needed
+from ..model.trained_length import trained_length, window_length
+from ..model.unet_loader import choose_config
+from .describe import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 
 
 def describe_unet_file(path: str, model_options: dict, width: int, height: int, frames: int) -> list[str]:

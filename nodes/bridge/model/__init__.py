@@ -1,0 +1,6 @@
+"""A UNet file to a MODEL of the host.
+
+`unet_loader.py`: the host's class of the family around our network. `host_unet.py`: our network under the host's calling
+convention. `host_hooks.py`: patches of other nodes and packs. `memory_budget.py`: the memory that a clip needs, told to the host
+and kept to. `trained_length.py`: the clip length that a model was trained on.
+"""

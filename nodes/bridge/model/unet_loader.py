@@ -12,9 +12,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
-from .memory_budget import tell_memory
 from .host_unet import UNetModel
-from ..sampling.windows import FRAMES_KEY, trained_length
+from .memory_budget import tell_memory
+from .trained_length import FRAMES_KEY, trained_length
 
 FILE_KEY = "temporal_unet.file"  # of the wrapper that looks at the file before a run
 # Tensors beside the UNet by which the host tells how a model was trained (v-prediction, EDM), and those of Zero123.

@@ -1,33 +1,13 @@
 """Clips longer than a model was trained on: windows that hand the picture on to one another and are fused smoothly."""
 
-import re
-
 import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
 
 from .colors import matched_latent
 
-LONGEST = 25  # frames: clips up to this length stay whole where the trained length is not known (SVD-XT's)
 # Samplers that choose their noise levels themselves, three a step ("DPM-Solver", Lu et al. 2022, arXiv 2206.00927).
 OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
-FRAMES_KEY = "temporal_unet.num_frames"  # a patcher's attachment, and file metadata: the length a model was trained on
-
-
-def trained_length(metadata: dict[str, str]) -> int | None:
-    """The clip length that a model was trained on, where its file tells: 1 to 9999 frames, all else counts as not told."""
-    told = metadata.get(FRAMES_KEY, "")
-    return int(told) if re.fullmatch("[1-9][0-9]{0,3}", told) else None
-
-
-def window_length(trained: int | None, frames: int) -> int:
-    """The window for a clip of `frames` frames: what the model was trained on, else as much of the clip as is usual."""
-    return min(frames, trained or LONGEST)
-
-
-def automatic_length(model, frames: int) -> int:
-    """`window_length` for a MODEL."""
-    return window_length(model.get_attachment(FRAMES_KEY), frames)
 
 
 def window_starts(total: int, length: int, overlap: int, step: int, closed_loop: bool) -> list[int]:

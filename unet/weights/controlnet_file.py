@@ -1,0 +1,147 @@
+"""Reading the ControlNet of Stable Video Diffusion out of a file in the layout of diffusers' ControlNetSDVModel."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..controlnet import ControlNetConfig
+from .detect import HEAD_CHANNELS, matrix_shape, own_head_width, read_encoder
+from .errors import UNetFileError, shorten
+from .on_disk import open_regular
+
+Shapes = Mapping[str, tuple[int, ...]]
+MOST_WIDTHS = 20  # of the hint net; each but the first halves the image
+MOST_CONFIG = 2**20  # bytes of `config.json`; diffusers' own has 1,500
+
+# diffusers' names inside a block, and those of the original, in the order in which they are tried.
+INSIDE = (
+    (r"spatial_res_block\.", ""), (r"temporal_res_block\.", "time_stack."),
+    (r"norm1\.", "in_layers.0."), (r"conv1\.", "in_layers.2."), (r"time_emb_proj\.", "emb_layers.1."),
+    (r"norm2\.", "out_layers.0."), (r"conv2\.", "out_layers.3."), (r"conv_shortcut\.", "skip_connection."),
+)
+ATTENTION = (
+    (r"temporal_transformer_blocks\.", "time_stack."),
+    (r"time_pos_embed\.linear_1\.", "time_pos_embed.0."), (r"time_pos_embed\.linear_2\.", "time_pos_embed.2."),
+)
+OUTSIDE = (
+    (r"conv_in\.", "input_blocks.0.0."),
+    (r"time_embedding\.linear_1\.", "time_embed.0."), (r"time_embedding\.linear_2\.", "time_embed.2."),
+    (r"add_embedding\.linear_1\.", "label_emb.0.0."), (r"add_embedding\.linear_2\.", "label_emb.0.2."),
+)
+
+
+def is_svd_controlnet(shapes: Shapes) -> bool:
+    """Do these tensors make an SVD ControlNet in the public layout?
+
+    One without layers over time is told from those of image models by the image latent that it takes beside the noise, or by
+    SVD's vector condition; what it attends to is as wide as SVD's.
+    """
+    if not any(name.startswith("controlnet_mid_block.") for name in shapes):
+        return False
+    if any(".temporal_res_block." in name for name in shapes):
+        return True
+    contexts = {shape[1:] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")}
+    takes_image = shapes.get("conv_in.weight", ())[1:2] == (8,)
+    takes_motion = shapes.get("add_embedding.linear_1.weight", ())[1:2] == (768,)
+    return contexts <= {(1024,)} and (takes_image or takes_motion)
+
+
+def original_names(names) -> dict[str, str]:
+    """Maps the original's key names, which our networks have, to those of diffusers' layout."""
+    places = _input_blocks(names)
+    return {_original(name, places): name for name in names}
+
+
+def _input_blocks(names) -> dict[str, range]:
+    """The indices of the input blocks of each down block, by its index: a residual block is one, a downsampling too."""
+    layers: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if found := re.match(r"down_blocks\.(\d+)\.(resnets\.[^.]*|downsamplers)?", name):
+            layers[found[1]].add(found[2])
+    places: dict[str, range] = {}
+    start = 1
+    while (level := str(len(places))) in layers:
+        places[level] = range(start, start + len(layers[level] - {None}))
+        start = places[level].stop
+    return places
+
+
+def _original(name: str, places: dict[str, range]) -> str:
+    found = re.match(r"down_blocks\.(\d+)\.", name)
+    if found and found[1] not in places:  # a level before it is missing: what lacks shows the damage
+        return name
+    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
+        block = f"input_blocks.{places[found[1]].start + int(found[3])}"
+        return f"{block}.0.{_res(found[4])}" if found[2] == "resnets" else f"{block}.1.{_rename(found[4], ATTENTION)}"
+    if found := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.*)", name):
+        return f"input_blocks.{places[found[1]].stop - 1}.0.op.{found[2]}"
+    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
+        if found[1] == "attentions":
+            return f"middle_block.1.{_rename(found[3], ATTENTION)}"
+        return f"middle_block.{2 * int(found[2])}.{_res(found[3])}"
+    return _rename(name, OUTSIDE)
+
+
+def _res(name: str) -> str:
+    """Both parts of a name such as `temporal_res_block.conv1.weight`."""
+    for pattern, new in INSIDE:
+        name = re.sub("^(time_stack\\.)?" + pattern, lambda found, new=new: (found[1] or "") + new, name)
+    return name
+
+
+def _rename(name: str, rules) -> str:
+    for pattern, new in rules:
+        name = re.sub("^" + pattern, new, name)
+    return name
+
+
+def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> ControlNetConfig:
+    """The config of the ControlNet whose original key names and shapes these are."""
+    encoder = own_head_width(read_encoder(shapes), metadata)
+    if encoder.depth_middle is None:
+        raise UNetFileError("mid_block is missing: the file is damaged or not a whole ControlNet.")
+    taps = len({name.split(".")[1] for name in shapes if name.startswith("controlnet_down_blocks.")})
+    if taps != encoder.num_skips:
+        raise UNetFileError(
+            f"it has {taps} controlnet_down_blocks, but down_blocks for {encoder.num_skips}: the file is damaged or not a "
+            f"whole ControlNet. Get it again from its source."
+        )
+    hint = "controlnet_cond_embedding."
+    width, channels = matrix_shape(shapes, f"{hint}conv_in.weight")[:2]
+    widths = [width]
+    while (name := f"{hint}blocks.{2 * len(widths) - 1}.weight") in shapes:
+        widths.append(matrix_shape(shapes, name)[0])
+    if len(widths) > MOST_WIDTHS:
+        raise UNetFileError(f"its hint net has {len(widths)} sizes, expected 4: the file is damaged or of another kind.")
+    return ControlNetConfig(encoder, channels, tuple(widths))
+
+
+def head_width_beside(path: Path) -> dict[str, str]:
+    """As a file's metadata would say it, the width of attention heads that diffusers' `config.json` next to `path` gives.
+
+    Empty where there is none, or one of another network. Raises UNetFileError where levels have heads of unlike widths.
+    """
+    try:
+        with open_regular(path.with_name("config.json")) as file:
+            config = json.loads(file.read(MOST_CONFIG))
+    except (OSError, ValueError, RecursionError):  # none, or of something else
+        return {}
+    match config:
+        case {"_class_name": str(kind), "num_attention_heads": int(count), "block_out_channels": [*widths]}:
+            heads = [count] * len(widths)
+        case {"_class_name": str(kind), "num_attention_heads": [*heads], "block_out_channels": [*widths]}:
+            pass
+        case _:
+            return {}
+    numbers = all(isinstance(number, int) and number > 0 for number in (*heads, *widths))
+    if not kind.startswith("ControlNetSDV") or not widths or len(heads) != len(widths) or not numbers:
+        return {}
+    found = {width // count for width, count in zip(widths, heads)}
+    if len(found) > 1:
+        raise UNetFileError(
+            f"config.json beside it counts {shorten(heads)} heads for channels {shorten(widths)}: heads of widths "
+            f"{shorten(sorted(found))}, expected one width in all levels (64 in SVD's own). Such a net cannot be loaded here."
+        )
+    return {HEAD_CHANNELS: str(*found)}
