@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Set up, run, test and try the pack with a real ComfyUI: `python dev.py run`, `python dev.py test`, `python dev.py --help`.
 
-This file holds the commands; `tests/comfy_host.py` makes environments and hosts, `tests/comfy_server.py` runs one, and
-`tests/renew_locks.py` renews the lock files that environments are made from.
+This file holds the commands; `tools/environments.py` makes environments and hosts, `tools/server.py` runs one, and
+`tools/renew_locks.py` renews the lock files that environments are made from.
 Only the standard library is used.
 """
 from __future__ import annotations
@@ -23,14 +23,24 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from comfy_host import (  # noqa: E402
-    ARCHIVES, NEWEST, PACK, WINDOWS, DevError, Host, built, cache, key, locked, pinned_host, say,
-    test_environment, users_host,
+from tools.environments import (
+    ARCHIVES,
+    NEWEST,
+    PACK,
+    WINDOWS,
+    DevError,
+    Host,
+    built,
+    cache,
+    key,
+    locked,
+    pinned_host,
+    say,
+    test_environment,
+    users_host,
 )
-from comfy_server import Server, ServerError, failure, link_file  # noqa: E402
-from renew_locks import renew  # noqa: E402
+from tools.renew_locks import renew
+from tools.server import Server, ServerError, failure, link_file
 
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
 OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
@@ -97,7 +107,7 @@ def made_models(host: Host, name: str, script: Path, *sources: Path) -> Path:
 
 def untrained_models(host: Host) -> Path:
     """Small files of random weights in every layout, for the tests and for trying."""
-    return made_models(host, "untrained", ROOT / "tests" / "untrained.py", ROOT / "tests" / "families.py")
+    return made_models(host, "untrained", ROOT / "tools" / "untrained.py", ROOT / "tests" / "families.py")
 
 
 def demo_models(host: Host) -> Path:
@@ -340,7 +350,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     bench.add_argument("what", choices=["quality", "long", "chunks", "control"],
                        help="videos of the miniature against the truth; long ones: joints, loops, chains, memory; time of small parts; time of a "
                             "controlled step")
-    command("lock", command_lock, "Renew the lock files in tests/locks; arguments after -- go to uv: --upgrade takes newer versions.")
+    command("lock", command_lock, "Renew the lock files in tools/locks; arguments after -- go to uv: --upgrade takes newer versions.")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfy_server import Server
 from editor import RENDERERS, Editor, chromium
+from tools.server import Server
 
 TESTS = Path(__file__).resolve().parents[1]
-UNTRAINED = TESTS / "untrained.py"
+UNTRAINED = TESTS.parent / "tools" / "untrained.py"
 LAY_OUT = TESTS / "miniature" / "lay_out.py"
 
 

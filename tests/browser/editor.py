@@ -9,8 +9,8 @@ import shutil
 import time
 from collections.abc import Iterator
 
-from comfy_server import Server
 from playwright.sync_api import Browser, Page, Request, sync_playwright
+from tools.server import Server
 
 RENDERERS = {"classic": False, "nodes2": True}  # name -> the setting Comfy.VueNodes.Enabled
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

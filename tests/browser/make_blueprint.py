@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # pytest.ini does this for the tests
 
-from comfy_server import Server  # noqa: E402
+from tools.server import Server  # noqa: E402
 from editor import Editor, chromium  # noqa: E402
 from make_templates import WORKFLOWS, arrange, prepare_base, write  # noqa: E402
 

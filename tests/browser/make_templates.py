@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 sys.path[:0] = [str(folder) for folder in (ROOT, TESTS, TESTS / "unet", TESTS / "miniature")]  # pytest does this for the tests
 
-from comfy_server import Server  # noqa: E402
+from tools.server import Server  # noqa: E402
 from editor import RENDERERS, Editor, chromium  # noqa: E402
 from families import FULL  # noqa: E402
 from lay_out import lay_out  # noqa: E402

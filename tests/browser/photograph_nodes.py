@@ -20,7 +20,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # pytest.ini does this for the tests
 
-from comfy_server import Server  # noqa: E402
+from tools.server import Server  # noqa: E402
 from editor import RENDERERS, Editor, chromium  # noqa: E402
 from make_templates import BARE, WORKFLOWS, prepare_base  # noqa: E402
 

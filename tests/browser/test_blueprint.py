@@ -7,11 +7,11 @@ from unittest.mock import patch
 
 import av
 import pytest
-import untrained
-from comfy_server import failure
 from editor import Editor
 from playwright.sync_api import TimeoutError
 from stand_ins import unet_shapes, write_hollow
+from tools import untrained
+from tools.server import failure
 
 NAME = "Photo to video (SVD)"
 PATH = Path(__file__).resolve().parents[2] / "subgraphs" / f"{NAME}.json"

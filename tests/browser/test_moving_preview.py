@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfy_server import failure
 from editor import Editor
 from PIL import Image
+from tools.server import failure
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "miniature_image_to_video.json"
 SAMPLER = "TemporalUNetSVDSampler"

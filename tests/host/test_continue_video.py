@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracle import run_node
-from untrained import VAE_SEED, vae_weights
+from tools.untrained import VAE_SEED, vae_weights
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine
 from oracle import run_node
-from untrained import VAE_SEED, vae_weights
+from tools.untrained import VAE_SEED, vae_weights
 
 NARROW = 32  # channels of the narrowest level, a quarter of the real VAEs'
 LAYOUT = {

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import dev
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,9 @@ from PIL import Image
 from prompts import SIZE, svd
 from safetensors.torch import load_file, save_file
 
-UNTRAINED = Path(__file__).resolve().parents[1] / "untrained.py"
+import dev
+
+UNTRAINED = Path(__file__).resolve().parents[2] / "tools" / "untrained.py"
 PROBES = '''
 import torch
 
@@ -68,7 +69,7 @@ def large_models(host: dev.Host) -> Path:
     def build(folder: Path) -> None:
         if dev.run_child([host.python, UNTRAINED, "--out", folder, "--text-encoders", "--svd-checkpoint"], host):
             raise RuntimeError(f"{UNTRAINED} failed: see its message above.")
-    texts = [path.read_text(encoding="utf-8") for path in (UNTRAINED, UNTRAINED.with_name("families.py"))]
+    texts = [path.read_text(encoding="utf-8") for path in (UNTRAINED, Path(__file__).resolve().parents[1] / "families.py")]
     return dev.built(dev.cache() / "untrained" / dev.key(*texts, "large"), build)
 
 

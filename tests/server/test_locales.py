@@ -1,7 +1,7 @@
 """What the server tells the front end of the pack's texts in other languages."""
 
-from comfy_host import PACK
 from make_locales import LANGUAGES, PREFIX, outdated_help, read
+from tools.environments import PACK
 
 
 def test_the_server_serves_the_nodes_in_six_languages(server):

@@ -1,4 +1,4 @@
-"""Makes the lock files in tests/locks again: each holds every package of one environment, for all platforms and Pythons, with its hashes.
+"""Makes the lock files in tools/locks again: each holds every package of one environment, for all platforms and Pythons, with its hashes.
 
 `python dev.py lock` keeps the versions that still satisfy the requirements, `python dev.py lock -- --upgrade` takes the newest. uv
 resolves them from what the index says of wheels: no package is built or run. Review the difference before you commit it.
@@ -11,7 +11,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from comfy_host import ARCHIVES, LOCKS, TEST_REQUIREMENTS, TORCH, DevError, comfyui_source, env_python, install_locked, make_venv, say
+from tools.environments import (
+    ARCHIVES,
+    LOCKS,
+    TEST_REQUIREMENTS,
+    TORCH,
+    DevError,
+    comfyui_source,
+    env_python,
+    install_locked,
+    make_venv,
+    say,
+)
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from comfy_host import PACK, ROOT, WINDOWS, DevError, ask_python
+from tools.environments import PACK, ROOT, WINDOWS, DevError, ask_python
 
 
 class ServerError(DevError):

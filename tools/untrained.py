@@ -1,6 +1,6 @@
 """Write small model files of random weights in the real layouts, so that every example workflow runs without a download.
 
-`python tests/untrained.py --out DIR` fills DIR as ComfyUI lays out its `models` folder. The weights are untrained: what they
+`python tools/untrained.py --out DIR` fills DIR as ComfyUI lays out its `models` folder. The weights are untrained: what they
 make is noise, but Load UNet and the host's loaders read each file as they read the real thing. Run again it writes the same
 bytes; a file is put in place only when it is whole. About 200 MB.
 
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 if __name__ == "__main__":  # pytest.ini does this for the tests
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests")]
 
 from families import FULL, TINY, random_weights, write_unet  # noqa: E402
 
