@@ -107,7 +107,7 @@ def made_models(host: Host, name: str, script: Path, *sources: Path) -> Path:
 
 def untrained_models(host: Host) -> Path:
     """Small files of random weights in every layout, for the tests and for trying."""
-    return made_models(host, "untrained", ROOT / "tools" / "untrained.py", ROOT / "tests" / "families.py")
+    return made_models(host, "untrained", ROOT / "tools" / "untrained.py", ROOT / "tests" / "support" / "families.py")
 
 
 def demo_models(host: Host) -> Path:

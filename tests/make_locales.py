@@ -21,7 +21,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import host_in_process
+from support import host_in_process
 
 LOCALES = host_in_process.ROOT / "locales"
 DOCS = host_in_process.ROOT / "web" / "docs"

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 if __name__ == "__main__":  # pytest.ini does this for the tests
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests")]
 
-from families import FULL, TINY, random_weights, write_unet  # noqa: E402
+from support.families import FULL, TINY, random_weights, write_unet  # noqa: E402
 
 # Real blocks at the real places, few channels: the sampler's time goes with the width, not with the layout.
 SVD = replace(TINY["svd"], channel_mult=(1, 1, 2, 2))

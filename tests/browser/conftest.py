@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from editor import RENDERERS, Editor, chromium
+
+from support.editor import RENDERERS, Editor, chromium
 from tools.server import Server
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # pytest.ini does this for the tests
 
 from tools.server import Server  # noqa: E402
-from editor import Editor, chromium  # noqa: E402
+from support.editor import Editor, chromium  # noqa: E402
 from make_templates import WORKFLOWS, arrange, prepare_base, write  # noqa: E402
 
 NAME = "Photo to video (SVD)"

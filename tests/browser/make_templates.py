@@ -26,10 +26,10 @@ TESTS = ROOT / "tests"
 sys.path[:0] = [str(folder) for folder in (ROOT, TESTS, TESTS / "unet", TESTS / "miniature")]  # pytest does this for the tests
 
 from tools.server import Server  # noqa: E402
-from editor import RENDERERS, Editor, chromium  # noqa: E402
-from families import FULL  # noqa: E402
+from support.editor import RENDERERS, Editor, chromium  # noqa: E402
+from support.families import FULL  # noqa: E402
 from lay_out import lay_out  # noqa: E402
-from stand_ins import unet_shapes, write_hollow, write_video  # noqa: E402
+from support.stand_ins import unet_shapes, write_hollow, write_video  # noqa: E402
 from test_diffusers import to_diffusers  # noqa: E402
 from unet import ControlNetConfig, SVDControlNet  # noqa: E402
 

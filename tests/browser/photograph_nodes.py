@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # pytest.ini does this for the tests
 
 from tools.server import Server  # noqa: E402
-from editor import RENDERERS, Editor, chromium  # noqa: E402
+from support.editor import RENDERERS, Editor, chromium  # noqa: E402
 from make_templates import BARE, WORKFLOWS, prepare_base  # noqa: E402
 
 FILES_OF = ("controlnet_residuals_to_file", "controlnet_residuals_from_file")  # workflows that name one file for every loader

@@ -7,9 +7,10 @@ from unittest.mock import patch
 
 import av
 import pytest
-from editor import Editor
 from playwright.sync_api import TimeoutError
-from stand_ins import unet_shapes, write_hollow
+
+from support.editor import Editor
+from support.stand_ins import unet_shapes, write_hollow
 from tools import untrained
 from tools.server import failure
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tools.server import failure
 
 CASES = json.loads((Path(__file__).resolve().parents[1] / "curve_cases.json").read_text(encoding="utf-8"))

@@ -3,8 +3,9 @@
 import copy
 
 import pytest
-from editor import Editor
 from test_curve_editor import APPLY, SAMPLER, WORKFLOW, Curve, type_text
+
+from support.editor import Editor
 
 MANY = 200_000  # points: more than a call of JavaScript takes arguments
 HUGE = ",".join(f"{i / MANY}:{i % 7}" for i in range(MANY))

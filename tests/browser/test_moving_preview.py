@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from editor import Editor
 from PIL import Image
+
+from support.editor import Editor
 from tools.server import failure
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "miniature_image_to_video.json"

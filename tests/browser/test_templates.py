@@ -7,9 +7,10 @@ from pathlib import Path
 
 import av
 import pytest
-from editor import Editor
 from PIL import Image
-from stand_ins import write_video
+
+from support.editor import Editor
+from support.stand_ins import write_video
 from tools.server import failure
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tools import environments
 from tools.environments import ARCHIVES, DevError
 

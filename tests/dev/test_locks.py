@@ -3,6 +3,7 @@ import re
 
 import pytest
 from packaging.requirements import Requirement
+
 from tools.environments import ARCHIVES, LOCKS, TEST_REQUIREMENTS, TORCH, package_names
 
 TESTS = [line.partition("#")[0] for line in TEST_REQUIREMENTS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]

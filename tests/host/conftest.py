@@ -3,8 +3,9 @@
 import importlib
 import os
 
-import host_in_process
 import pytest
+
+from support import host_in_process
 
 
 def pytest_configure(config):

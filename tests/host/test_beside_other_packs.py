@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from families import TINY, random_weights, relative_error
-from oracle import CPU, ROWS, SMALL, Pair, host_unet, prompts, sample
+
+from support.families import TINY, random_weights, relative_error
+from support.oracle import CPU, ROWS, SMALL, Pair, host_unet, prompts, sample
 from unet import UNetModel
 
 FIRST = "input_blocks.0.0.weight"

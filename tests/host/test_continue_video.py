@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from oracle import run_node
+
+from support.oracle import run_node
 from tools.untrained import VAE_SEED, vae_weights
 
 

@@ -2,15 +2,16 @@
 
 import comfy.controlnet
 import comfy.ops
-import controlnexts
 import pytest
 import torch
 from comfy.patcher_extension import CallbacksMP
-from controls import ours, pairs, svd_net, theirs  # noqa: F401  (fixtures among them)
-from families import relative_error
-from oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
-from published import WIDTHS
 from safetensors.torch import save_file
+
+from support import controlnexts
+from support.controls import ours, pairs, svd_net, theirs  # noqa: F401  (fixtures among them)
+from support.families import relative_error
+from support.oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
+from support.published import WIDTHS
 
 FRAMES, CLIP = 3, 7
 SECOND = torch.device("cpu:0")  # for the host another device than "cpu"

@@ -5,9 +5,10 @@ from dataclasses import replace
 import comfy.ops
 import pytest
 import torch
-from controls import nets, ours, pairs, residuals_of, run, svd_net  # noqa: F401  (fixtures among them)
-from families import TINY, random_weights, relative_error
-from oracle import CPU, ROWS, SMALL, fill, hints, host_model, prompts, run_node, sample
+
+from support.controls import nets, ours, pairs, residuals_of, run, svd_net  # noqa: F401  (fixtures among them)
+from support.families import TINY, random_weights, relative_error
+from support.oracle import CPU, ROWS, SMALL, fill, hints, host_model, prompts, run_node, sample
 
 APPLY, COMPUTE = "TemporalUNetApplyControlNetResiduals", "TemporalUNetComputeControlNetResiduals"
 

@@ -1,16 +1,17 @@
 """Residuals as data: computed by a node, applied by one, saved and loaded, against the networks called by hand."""
 
 import comfy.controlnet
-import controlnexts
 import pytest
 import torch
-import unet
-from controls import anchored, by_hand, nets, ours, pairs, residuals_of, run, svd_net, theirs, windows_of  # noqa: F401
-from families import random_weights, relative_error
-from oracle import ROWS, SMALL, hints, host_model, prompts, run_node, sample
-from published import WIDTHS
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+import unet
+from support import controlnexts
+from support.controls import anchored, by_hand, nets, ours, pairs, residuals_of, run, svd_net, theirs, windows_of  # noqa: F401
+from support.families import random_weights, relative_error
+from support.oracle import ROWS, SMALL, hints, host_model, prompts, run_node, sample
+from support.published import WIDTHS
 
 FRAMES = 3
 

@@ -4,9 +4,10 @@ import comfy.model_management as management
 import pytest
 import torch
 from comfy.patcher_extension import CallbacksMP
-from controls import nets, ours, pairs, svd_net  # noqa: F401  (fixtures among them)
-from families import relative_error
-from oracle import hints, prompts, run_node, sample
+
+from support.controls import nets, ours, pairs, svd_net  # noqa: F401  (fixtures among them)
+from support.families import relative_error
+from support.oracle import hints, prompts, run_node, sample
 
 CLIP = 7
 OUT_OF_MEMORY = torch.OutOfMemoryError("out of memory (raised by the test)")

@@ -3,11 +3,20 @@
 import pytest
 import torch
 from comfy.context_windows import IndexListContextWindow
-from controls import (  # noqa: F401  (fixtures among them)
-    anchored, by_hand, nets, ours, pairs, residuals_of, svd_net, theirs, windows_of,
+
+from support.controls import (  # noqa: F401  (fixtures among them)
+    anchored,
+    by_hand,
+    nets,
+    ours,
+    pairs,
+    residuals_of,
+    svd_net,
+    theirs,
+    windows_of,
 )
-from families import relative_error
-from oracle import hints, prompts, run_node, sample, t2i_adapter
+from support.families import relative_error
+from support.oracle import hints, prompts, run_node, sample, t2i_adapter
 
 CLIP = 7
 

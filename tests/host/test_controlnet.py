@@ -5,9 +5,10 @@ import comfy.controlnet
 import comfy.ops
 import pytest
 import torch
-from controls import nets, ours, pairs, residuals_of, run, same, svd_net, theirs  # noqa: F401  (fixtures among them)
-from families import random_weights, relative_error
-from oracle import CPU, ROWS, SMALL, controlnet, fill, hints, host_model, host_unet_config, prompts, run_node, sample
+
+from support.controls import nets, ours, pairs, residuals_of, run, same, svd_net, theirs  # noqa: F401  (fixtures among them)
+from support.families import random_weights, relative_error
+from support.oracle import CPU, ROWS, SMALL, controlnet, fill, hints, host_model, host_unet_config, prompts, run_node, sample
 
 CASES = [("sd1", "sd1"), ("sdxl", "sdxl"), ("sd1", "sd1 adapter"), ("sdxl", "sdxl adapter"), ("sd2", "sd2"), ("svd", "sd2")]
 

@@ -3,15 +3,16 @@
 from unittest.mock import patch
 
 import comfy.controlnet
-import controlnexts
 import folder_paths
 import pytest
 import torch
 import torch.nn.functional as F
-from families import random_weights, relative_error
-from oracle import ROWS, SMALL, Pair, controlnet, hints, host_model, prompts, run_node, sample
-from published import WIDTHS, Published, gains_of
 from safetensors.torch import save_file
+
+from support import controlnexts
+from support.families import random_weights, relative_error
+from support.oracle import ROWS, SMALL, Pair, controlnet, hints, host_model, prompts, run_node, sample
+from support.published import WIDTHS, Published, gains_of
 
 CLIP = 7
 

@@ -7,8 +7,9 @@ import comfy.controlnet
 import folder_paths
 import pytest
 import torch
-from oracle import t2i_adapter
 from safetensors.torch import save_file
+
+from support.oracle import t2i_adapter
 
 LOADER = "TemporalUNetControlNetLoader"
 UNREADABLE = "cannot be read as a PyTorch file"

@@ -7,7 +7,8 @@ import comfy.utils
 import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine
-from oracle import run_node
+
+from support.oracle import run_node
 from tools.untrained import VAE_SEED, vae_weights
 
 NARROW = 32  # channels of the narrowest level, a quarter of the real VAEs'

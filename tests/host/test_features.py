@@ -1,5 +1,7 @@
 """The host's features on our MODEL: the same sampled latent as the host's own MODEL on the same weights gives."""
 
+from pathlib import Path
+
 import comfy.gligen
 import comfy.model_base
 import comfy.patcher_extension
@@ -10,10 +12,10 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel as HostUNet
-from families import relative_error
-from oracle import CPU, SMALL, Pair, fill, prompt, prompts, run_node, sample
-from pathlib import Path
 from safetensors.torch import load_file, save_file
+
+from support.families import relative_error
+from support.oracle import CPU, SMALL, Pair, fill, prompt, prompts, run_node, sample
 
 WINDOWS = ("standard_static", 1, False, "pyramid", 0, False)
 

@@ -13,9 +13,10 @@ import comfy.patcher_extension
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from families import PREFIX, TINY, inputs, relative_error
-from oracle import ROWS, Pair, host_model
 from safetensors.torch import save_file
+
+from support.families import PREFIX, TINY, inputs, relative_error
+from support.oracle import ROWS, Pair, host_model
 from unet import UNetModel
 
 NAMES = ["sd1", "svd"]

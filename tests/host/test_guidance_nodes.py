@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from families import relative_error
-from oracle import Pair, prompts, run_node, sample
+
+from support.families import relative_error
+from support.oracle import Pair, prompts, run_node, sample
 
 FRAMES, STEPS = 3, 2
 CURVE, SCALES = "0:1.0, 0.5:3, 1:3.0", (1.0, 3.0, 3.0)

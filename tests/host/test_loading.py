@@ -73,8 +73,9 @@ def worker(loader: str, path: str, dtype: str, out: str):
     pack = boot()
     import comfy.model_management
     import comfy.sd
-    from families import FULL
-    from oracle import prompts, sample
+
+    from support.families import FULL
+    from support.oracle import prompts, sample
 
     options = {} if dtype == "default" else {"dtype": getattr(torch, dtype)}
     load = comfy.sd.load_diffusion_model if loader == "host" else importlib.import_module(f"{pack}.nodes.bridge.model.unet_loader").load_model
@@ -107,8 +108,9 @@ def worker(loader: str, path: str, dtype: str, out: str):
 
 def write_full_size(path: Path, name: str):
     """A file in the real size and layout, fp16, from one pool of random numbers (a real draw of 1.5e9 takes minutes)."""
-    from families import FULL
     from safetensors.torch import save_file
+
+    from support.families import FULL
     from unet import UNetModel
 
     pool = torch.randn(2**20 + 3, generator=torch.Generator().manual_seed(0)).half()
@@ -159,7 +161,7 @@ def in_page_cache(path):
 @pytest.mark.parametrize("name, dtype", [("sd1", "float16"), ("svd", "default")])
 def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtype):
     """Not slower, not more memory, the same latent after three steps."""
-    from families import relative_error
+    from support.families import relative_error
 
     path = full_size(name)
     in_page_cache(path)
@@ -180,8 +182,8 @@ def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtyp
 
 def small_checkpoint(path, beside_mib=400):
     """A full checkpoint in SVD's layout: a small UNet, beside a VAE and an image encoder that are much larger."""
-    from families import write_unet
-    from oracle import SMALL
+    from support.families import write_unet
+    from support.oracle import SMALL
 
     rows = beside_mib * 2**20 // 4 // 2 // 1024
     beside = {
@@ -213,7 +215,8 @@ def mappings(path) -> int:
 
 def test_memory_is_flat_over_ten_loads(pack, tmp_path):
     import comfy.model_management
-    from oracle import SMALL, prompts, sample
+
+    from support.oracle import SMALL, prompts, sample
 
     path = tmp_path / "full.safetensors"
     small_checkpoint(path, beside_mib=8)
@@ -261,7 +264,7 @@ def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage
 
 def test_a_loaded_model_outlives_its_file(pack, tmp_path):
     """Replacing or deleting the file by name must not change a loaded model."""
-    from oracle import SMALL, prompts, sample
+    from support.oracle import SMALL, prompts, sample
 
     path = tmp_path / "gone.safetensors"
     small_checkpoint(path, beside_mib=8)
@@ -275,7 +278,7 @@ def test_a_loaded_model_outlives_its_file(pack, tmp_path):
 @pytest.mark.parametrize("damage", ["written over", "cut"])
 def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
     """A download that begins again over a loaded file cuts it first; where the host copies weights, nothing is read any more."""
-    from oracle import SMALL, prompts, sample
+    from support.oracle import SMALL, prompts, sample
 
     path = tmp_path / "changed.safetensors"
     small_checkpoint(path, beside_mib=8)
@@ -306,8 +309,9 @@ def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
 def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read(pack, tmp_path, monkeypatch, damage):
     """Dynamic offloading needs a card: here the loader is told that the host maps, as it is told there by the patcher's class."""
     import comfy.model_patcher
-    from families import relative_error
-    from oracle import SMALL, prompts, sample
+
+    from support.families import relative_error
+    from support.oracle import SMALL, prompts, sample
 
     loader = pack("nodes.bridge.model.unet_loader")
     dynamic, plain = comfy.model_patcher.ModelPatcherDynamic, comfy.model_patcher.ModelPatcher
@@ -332,7 +336,8 @@ def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read
 
 def test_the_loader_node_reports_what_it_loaded(node, tmp_path):
     import folder_paths
-    from oracle import run_node
+
+    from support.oracle import run_node
 
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0])
     folder.mkdir(parents=True, exist_ok=True)
@@ -352,9 +357,10 @@ SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 @pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn])
 def test_what_sd2_predicts_is_told_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, dtype, spread):
     """By the spread of one tensor, as the host has it: over 0.09 it is v. In fp8 0.0899 would become 0.09375."""
-    from families import PREFIX, random_weights
-    from oracle import ROWS, SMALL, host_model
     from safetensors.torch import save_file
+
+    from support.families import PREFIX, random_weights
+    from support.oracle import ROWS, SMALL, host_model
 
     weights = random_weights(SMALL["sd2"], dtype=torch.float16)
     weights[SPREAD] = torch.tensor([spread, -spread]).repeat(len(weights[SPREAD]) // 2).half()

@@ -5,8 +5,9 @@ from unittest.mock import patch
 import comfy.model_management as management
 import pytest
 import torch
-from families import relative_error
-from oracle import Pair, prompts, run_node, sample
+
+from support.families import relative_error
+from support.oracle import Pair, prompts, run_node, sample
 
 FRAMES = 4
 

@@ -8,9 +8,10 @@ import comfy.model_management as management
 import comfy.samplers
 import pytest
 import torch
-from families import FULL
-from live import peak_bytes
-from oracle import Pair, prompt, prompts, run_node, sample
+
+from support.families import FULL
+from support.live import peak_bytes
+from support.oracle import Pair, prompt, prompts, run_node, sample
 from unet import activation_bytes
 
 FRAMES, WINDOW = 5, 3

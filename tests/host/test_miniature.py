@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from live import peak_bytes
-from oracle import Pair, prompts, sample
+from support.live import peak_bytes
+from support.oracle import Pair, prompts, sample
 from safetensors import safe_open
 
 MINIATURE = Path(__file__).resolve().parents[1] / "miniature"

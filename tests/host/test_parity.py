@@ -3,8 +3,9 @@
 import comfy.ldm.modules.attention as host_attention
 import pytest
 import torch
-from families import TINY, inputs, random_weights, relative_error
-from oracle import host_unet, host_unet_config
+
+from support.families import TINY, inputs, random_weights, relative_error
+from support.oracle import host_unet, host_unet_config
 from unet import FAMILIES, Hooks, UNetModel
 
 ROWS = {family.name: family for family in FAMILIES}

@@ -20,9 +20,10 @@ from comfy.cli_args import args
 from comfy_execution.graph import DynamicPrompt
 from comfy_execution.progress import reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
-from oracle import Pair, fill, prompts, run_node
 from PIL import Image
 from safetensors.torch import save_file
+
+from support.oracle import Pair, fill, prompts, run_node
 
 SD15, SDXL = comfy.latent_formats.SD15(), comfy.latent_formats.SDXL()
 CPU = torch.device("cpu")

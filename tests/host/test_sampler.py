@@ -13,8 +13,9 @@ import comfy.taesd.taesd
 import comfy.utils
 import pytest
 import torch
-from families import FULL, relative_error
-from oracle import CPU, Pair, fill, prompts, run_node, sample
+
+from support.families import FULL, relative_error
+from support.oracle import CPU, Pair, fill, prompts, run_node, sample
 
 FRAMES = 5
 

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from oracle import run_node
 from safetensors.torch import save_file
+
+from support.oracle import run_node
 
 
 @pytest.fixture

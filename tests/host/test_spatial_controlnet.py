@@ -7,9 +7,10 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from families import FULL, random_weights, relative_error
-from oracle import ROWS, SMALL, Pair, controlnet, hints, host_unet_config, prompts, run_node, sample
 from safetensors.torch import save_file
+
+from support.families import FULL, random_weights, relative_error
+from support.oracle import ROWS, SMALL, Pair, controlnet, hints, host_unet_config, prompts, run_node, sample
 from unet import UNetModel
 
 CONFIG = replace(SMALL["svd"], temporal=False)

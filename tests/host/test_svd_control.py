@@ -7,9 +7,10 @@ from unittest.mock import patch
 import comfy.ops
 import pytest
 import torch
-from controls import ours, pairs, residuals_of, svd_net  # noqa: F401  (fixtures among them)
-from families import relative_error
-from oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
+
+from support.controls import ours, pairs, residuals_of, svd_net  # noqa: F401  (fixtures among them)
+from support.families import relative_error
+from support.oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
 
 FRAMES = 3
 MIB = 2**20

@@ -6,8 +6,9 @@ import comfy.patcher_extension
 import comfy.samplers
 import pytest
 import torch
-from families import relative_error
-from oracle import Pair, prompts, run_node, sample
+
+from support.families import relative_error
+from support.oracle import Pair, prompts, run_node, sample
 
 TOTAL, LENGTH, OVERLAP = 11, 5, 2
 

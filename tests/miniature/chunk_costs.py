@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 import torch  # noqa: E402
-from families import relative_error  # noqa: E402
+from support.families import relative_error  # noqa: E402
 from torch import nn  # noqa: E402
 from unet import Hooks, load_unet  # noqa: E402
 from unet.layers import VideoResBlock  # noqa: E402

@@ -17,14 +17,15 @@ import time
 from pathlib import Path
 
 import quality  # noqa: F401  (puts the other folders of tests on the path)
-from host_in_process import boot, node
+
+from support.host_in_process import boot, node
 
 STEPS = 2
 
 
 def seconds_a_step(model, conds, size: int) -> float:
     """Of the host's KSampler with guidance on one picture of size x size pixels."""
-    from oracle import sample
+    from support.oracle import sample
 
     begun = time.perf_counter()
     sample(model, *conds, frames=1, size=(size // 8, size // 8), steps=STEPS, cfg=7.0)
@@ -33,8 +34,8 @@ def seconds_a_step(model, conds, size: int) -> float:
 
 def measure(package: str, rounds: int, size: int) -> dict:
     """Medians of the rounds, and medians of the ratios within each round."""
-    import oracle
-    from families import FULL
+    from support import oracle
+    from support.families import FULL
 
     oracle.SMALL["sd1"] = FULL["sd1"]
     with tempfile.TemporaryDirectory() as folder:

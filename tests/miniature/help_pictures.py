@@ -13,8 +13,9 @@ import long_clips
 import numpy as np
 import quality
 import world
-from host_in_process import boot
 from PIL import Image, ImageDraw, ImageFont
+
+from support.host_in_process import boot
 
 DOCS = quality.ROOT / "web" / "docs"
 FPS = 6

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import quality
 import world
-from host_in_process import boot, node
+
+from support.host_in_process import boot, node
 
 LONG = 100  # frames
 LOOP = 32  # frames

@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "host")]
 sys.path += [str(HERE.parent), str(ROOT)]  # last: the host has a `nodes` of its own
 
 import world  # noqa: E402
-from host_in_process import boot, node  # noqa: E402
+from support.host_in_process import boot, node  # noqa: E402
 
 WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
 CONTROLNET = "miniature_svd_controlnet_path.safetensors"  # beside them
@@ -90,7 +90,7 @@ class Studio:
 
     def host_model(self):
         """The host's own UNet on the same weights, as a MODEL of the host."""
-        from oracle import ROWS, host_model
+        from support.oracle import ROWS, host_model
 
         return host_model(self.unet, ROWS["svd"], head_channels=self.head_channels)
 

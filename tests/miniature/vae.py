@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 import world
+from torch import nn
 from training import Run, arguments
 
 SCALE = 0.18215  # by which the host multiplies latents of SD 1 and SVD before it adds noise

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from client import Comfy
 from PIL import Image
-from prompts import SIZE, svd
 from safetensors.torch import load_file, save_file
 
 import dev
+from support.client import Comfy
+from support.prompts import SIZE, svd
 
 UNTRAINED = Path(__file__).resolve().parents[2] / "tools" / "untrained.py"
 PROBES = '''
@@ -69,7 +69,7 @@ def large_models(host: dev.Host) -> Path:
     def build(folder: Path) -> None:
         if dev.run_child([host.python, UNTRAINED, "--out", folder, "--text-encoders", "--svd-checkpoint"], host):
             raise RuntimeError(f"{UNTRAINED} failed: see its message above.")
-    texts = [path.read_text(encoding="utf-8") for path in (UNTRAINED, Path(__file__).resolve().parents[1] / "families.py")]
+    texts = [path.read_text(encoding="utf-8") for path in (UNTRAINED, Path(__file__).resolve().parents[1] / "support" / "families.py")]
     return dev.built(dev.cache() / "untrained" / dev.key(*texts, "large"), build)
 
 

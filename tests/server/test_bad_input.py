@@ -2,9 +2,10 @@
 
 import re
 
-import dev
 import pytest
-from prompts import changed, image_model, node, only, svd, with_control
+
+import dev
+from support.prompts import changed, image_model, node, only, svd, with_control
 
 pytestmark = pytest.mark.usefixtures("alive")
 SD15, SDXL = "untrained_sd15.safetensors", "untrained_sdxl.safetensors"

@@ -3,10 +3,11 @@
 import os
 import time
 
-import dev
 import numpy as np
 import pytest
-from prompts import image_model, node, with_control
+
+import dev
+from support.prompts import image_model, node, with_control
 
 UNET = "untrained_sd15.safetensors"
 

@@ -3,11 +3,12 @@
 import shutil
 
 import av
-import dev
 import numpy as np
 import pytest
-from prompts import EXAMPLES, FRAMES, SIZE, example, only
 from safetensors.torch import load_file
+
+import dev
+from support.prompts import EXAMPLES, FRAMES, SIZE, example, only
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
 SAVERS = {name: {node["class_type"] for node in example(name).values()} & {"SaveVideo", "SaveImage"} for name in NAMES}

@@ -1,6 +1,7 @@
 """What the server tells the front end of the pack's texts in other languages."""
 
 from make_locales import LANGUAGES, PREFIX, outdated_help, read
+
 from tools.environments import PACK
 
 

@@ -3,8 +3,8 @@
 import random
 import time
 
-from client import memory, watch
-from prompts import only, svd, with_control
+from support.client import memory, watch
+from support.prompts import only, svd, with_control
 
 SAMPLER = "TemporalUNetSVDSampler"
 

@@ -7,10 +7,11 @@ import json
 
 import aiohttp
 import pytest
-from client import PROMPT_TIMEOUT
-from dev import failure
 from PIL import Image
-from prompts import FRAMES, SIZE, only, svd
+
+from dev import failure
+from support.client import PROMPT_TIMEOUT
+from support.prompts import FRAMES, SIZE, only, svd
 
 EVENT = "temporal_unet.preview"
 SETTLE = 1.0  # seconds after the end of a prompt in which the last messages arrive

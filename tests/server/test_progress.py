@@ -4,9 +4,10 @@ import io
 import struct
 import time
 
-from client import watch
 from PIL import Image
-from prompts import only, svd
+
+from support.client import watch
+from support.prompts import only, svd
 
 PREVIEW_IMAGE = 1  # type of a binary message, protocol.py of the host
 

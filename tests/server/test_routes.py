@@ -12,8 +12,9 @@ from urllib.parse import urlencode
 
 import pytest
 import torch
-from families import FULL, PREFIX
-from prompts import changed, node, svd
+
+from support.families import FULL, PREFIX
+from support.prompts import changed, node, svd
 from unet import UNetModel
 
 UNET, CONTROLNET = "/temporal_unet/unet_info", "/temporal_unet/controlnet_info"

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import av
-import dev
 import numpy as np
 import pytest
 from conftest import UNTRAINED, large_models
 from PIL import Image
+
+import dev
 
 SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 

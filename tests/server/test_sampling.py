@@ -1,8 +1,9 @@
 """The same prompt gives the same frames, another seed or another control others."""
 
 import numpy as np
-from client import cached
-from prompts import image_model, only, svd, with_control
+
+from support.client import cached
+from support.prompts import image_model, only, svd, with_control
 
 
 def computed(server, prompt: dict, sampler: str = "TemporalUNetSVDSampler") -> np.ndarray:

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import small
 import torch
-from families import PREFIX, TINY, inputs, random_weights, write_unet
 from safetensors.torch import save_file
+
+from support import small
+from support.families import PREFIX, TINY, inputs, random_weights, write_unet
 from unet import UNetFileError, UNetModel, find_controlnet, load_unet, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from families import TINY, inputs, random_weights, relative_error
-from live import peak_bytes
+
+from support.families import TINY, inputs, random_weights, relative_error
+from support.live import peak_bytes
 from unet import Hooks, SVDControlNet, UNetConfig, UNetModel
 from unet.chunks import by_rows, spans
 

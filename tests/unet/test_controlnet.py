@@ -5,15 +5,22 @@ import os
 import re
 from dataclasses import replace
 
-import formulas
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FULL, TINY, inputs, random_weights, relative_error
 from safetensors.torch import save_file
 from test_diffusers import diffusers, to_diffusers
+
+from support import formulas
+from support.families import FULL, TINY, inputs, random_weights, relative_error
 from unet import (
-    ControlNetConfig, SVDControlNet, UNetFileError, UNetModel, find_controlnet, open_checkpoint, open_controlnet,
+    ControlNetConfig,
+    SVDControlNet,
+    UNetFileError,
+    UNetModel,
+    find_controlnet,
+    open_checkpoint,
+    open_controlnet,
 )
 from unet.weights.controlnet_file import original_names, read_controlnet_config
 

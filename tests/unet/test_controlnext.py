@@ -2,19 +2,25 @@
 
 from dataclasses import replace
 
-import controlnexts
 import pytest
 import torch
-from controlnexts import LEVELS, OUT
-from families import FULL, TINY, random_weights, relative_error
 from safetensors.torch import save_file
+
+from support import controlnexts
+from support.controlnexts import LEVELS, OUT
+from support.families import FULL, TINY, random_weights, relative_error
 from unet import (
-    ControlNeXt, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext,
+    ControlNeXt,
+    UNetFileError,
+    find_controlnet,
+    open_checkpoint,
+    open_controlnet,
+    open_controlnext,
 )
 from unet.controlnext import join
-from unet.weights.controlnext_file import controlnext_names, read_controlnext_config
 from unet.encoder import Builder, Encoder
 from unet.layers import Downsample
+from unet.weights.controlnext_file import controlnext_names, read_controlnext_config
 
 VERSIONS = (1, 2)
 

@@ -6,8 +6,9 @@ from functools import cache
 
 import pytest
 import torch
-from families import FULL, PREFIX, TINY, inputs, write_unet
 from safetensors.torch import save_file
+
+from support.families import FULL, PREFIX, TINY, inputs, write_unet
 from unet import FAMILIES, UNetFileError, UNetModel, detect, load_unet, open_checkpoint
 
 MARKERS = {"zero123": {"cc_projection.weight": (768, 772)}}

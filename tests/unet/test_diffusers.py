@@ -2,10 +2,11 @@
 
 import re
 
-import formulas
 import pytest
 import torch
-from families import TINY, inputs, random_weights, relative_error
+
+from support import formulas
+from support.families import TINY, inputs, random_weights, relative_error
 from unet import UNetModel
 
 diffusers = pytest.importorskip("diffusers")

@@ -1,10 +1,11 @@
 """Pickled files beside safetensors: the same networks are found in both, and the same numbers."""
 
-import controlnexts
 import pytest
 import torch
 from safetensors.torch import save_file
 from test_controlnet import public_tensors
+
+from support import controlnexts
 from unet import ControlNeXt, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext
 from unet.weights.files import open_any, shapes_of
 

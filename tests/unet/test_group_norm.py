@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from families import relative_error
 from torch import nn
+
+from support.families import relative_error
 from unet.group_norm import moments, pool, pooled
 
 EPS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}

@@ -7,14 +7,22 @@ import struct
 import tracemalloc
 from functools import cache
 
-import controlnexts
 import pytest
 import torch
-from families import PREFIX, TINY
 from safetensors.torch import save_file
 from test_controlnet import public_tensors
+
+from support import controlnexts
+from support.families import PREFIX, TINY
 from unet import (
-    UNetFileError, UNetModel, find_controlnet, load_unet, open_checkpoint, open_controlnet, open_controlnext, read_residuals,
+    UNetFileError,
+    UNetModel,
+    find_controlnet,
+    load_unet,
+    open_checkpoint,
+    open_controlnet,
+    open_controlnext,
+    read_residuals,
 )
 
 BYTES = {"F32": 4, "C64": 8, "I64": 8, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F4": 0.5, "F6_E2M3": 0.75}

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 
 import pytest
 import torch
+
 from unet import UNetFileError, find_controlnet
 from unet.weights.files import open_any, shapes_of
 from unet.weights.pickle_check import MOST_STEPS, Refused, check_before_1_6

@@ -41,7 +41,7 @@ class NoHost(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, NoHost())
 import torch, unet
 from dataclasses import replace
-from families import TINY, inputs
+from support.families import TINY, inputs
 config = replace(TINY["sd1_tiny"], context_dim=8)
 print(tuple(unet.UNetModel(config)(**inputs(config)).shape))
 """

@@ -1,11 +1,12 @@
 """The convolutional layers against their formulas in fp64 (formulas.py)."""
 
-import formulas
 import pytest
 import torch
-from families import relative_error
-from formulas import fill, randn
 from torch import nn
+
+from support import formulas
+from support.families import relative_error
+from support.formulas import fill, randn
 from unet import layers
 
 PLAIN = {"operations": nn, "factory": {"dtype": None, "device": None}}

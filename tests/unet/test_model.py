@@ -4,10 +4,11 @@ import re
 from dataclasses import replace
 
 import pytest
-import small
 import torch
-from families import FULL, inputs, relative_error
 from torch import nn
+
+from support import small
+from support.families import FULL, inputs, relative_error
 from unet import Hooks, UNetModel
 
 TOLERANCE = 2e-5  # fp32; a batch of another size may take another kernel

@@ -5,14 +5,21 @@ import signal
 import socket
 from pathlib import Path
 
-import controlnexts
 import pytest
-import small
 import torch
-from families import PREFIX, random_weights
 from safetensors.torch import save_file
+
+from support import controlnexts, small
+from support.families import PREFIX, random_weights
 from unet import (
-    FileStamp, UNetFileError, changed_in_place, find_controlnet, load_unet, open_checkpoint, open_controlnet, open_controlnext,
+    FileStamp,
+    UNetFileError,
+    changed_in_place,
+    find_controlnet,
+    load_unet,
+    open_checkpoint,
+    open_controlnet,
+    open_controlnext,
     read_residuals,
 )
 

@@ -1,11 +1,12 @@
 """A ControlNet's residuals as a file: what is written and read back, files made elsewhere, and damaged ones."""
 
 import pytest
-import small
 import torch
-from families import TINY
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from support import small
+from support.families import TINY
 from unet import ControlResiduals, UNetFileError, UNetModel, read_residuals, residual_shapes, write_residuals
 
 CONTROLS = [(2, 8, 4, 4), (2, 16, 2, 2), (2, 16, 2, 2)]

@@ -1,9 +1,10 @@
 """Control residuals: where they go, how strong, for which rows, and what does not fit."""
 
 import pytest
-import small
 import torch
-from families import inputs
+
+from support import small
+from support.families import inputs
 from unet import Hooks, Residuals
 
 

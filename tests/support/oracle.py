@@ -12,7 +12,8 @@ import comfy.supported_models
 import comfy.t2i_adapter.adapter
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from families import TINY, random_weights, write_unet
+
+from support.families import TINY, random_weights, write_unet
 from unet import FAMILIES
 
 CPU = torch.device("cpu")

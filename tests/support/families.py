@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
+
 from unet import UNetConfig, UNetModel
 
 PREFIX = "model.diffusion_model."

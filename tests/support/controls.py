@@ -3,8 +3,9 @@
 import comfy.ops
 import pytest
 import torch
-from families import relative_error
-from oracle import CPU, SMALL, Pair, controlnet, fill, prompts, run_node, sample, t2i_adapter
+
+from support.families import relative_error
+from support.oracle import CPU, SMALL, Pair, controlnet, fill, prompts, run_node, sample, t2i_adapter
 
 BATCH = 2
 

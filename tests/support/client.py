@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-import dev
 import numpy as np
 import psutil
 from PIL import Image
+
+import dev
 
 PROMPT_TIMEOUT = 300  # seconds; a prompt takes a few, but the machine may be busy
 END = {"execution_success", "execution_error", "execution_interrupted"}

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import torch
-from families import TINY, random_weights
+
+from support.families import TINY, random_weights
 from unet import UNetModel
 
 _TWO_LEVELS = {

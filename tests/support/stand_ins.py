@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import torch
 from PIL import Image
+
 from unet import UNetConfig, UNetModel
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -2,8 +2,9 @@
 
 import math
 
-import controlnexts
 import torch
+
+from support import controlnexts
 
 WIDTHS = {1: 128, 2: 32}  # of the small SVD before its middle, and after its first level
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 from playwright.sync_api import Browser, Page, Request, sync_playwright
+
 from tools.server import Server
 
 RENDERERS = {"classic": False, "nodes2": True}  # name -> the setting Comfy.VueNodes.Enabled
