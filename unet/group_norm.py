@@ -1,4 +1,4 @@
-"""Group norm in parts: statistics pooled over parts that are never in memory together, then applied to any of them."""
+"""Group norm in chunks: statistics pooled over chunks that are never in memory together, then applied to any of them."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,25 +11,35 @@ PROBE = 4096.0  # so large that eps is lost beside its square, and exact in fp16
 
 
 def moments(x: torch.Tensor, groups: int) -> Moments:
-    """Of a part x [b, c, …], in fp32 at least."""
+    """The moments of a chunk x [b, c, …], in fp32 at least."""
     x = x.reshape(x.shape[0], groups, -1)
     mean = x.mean(-1, dtype=_wide(x.dtype))  # then the deviations: torch.var_mean takes ten times as long on a CPU
     return x.shape[-1], mean, (x - mean[..., None]).square_().mean(-1)
 
 
-def pool(parts: Iterable[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, variance), each [b, groups], of several parts taken together (Chan et al. 1979)."""
-    counts, means, variances = zip(*parts)
+def pool(chunks: Iterable[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, variance), each [b, groups], of several chunks taken together (Chan et al. 1979)."""
+    counts, means, variances = zip(*chunks, strict=True)
     means, variances = torch.stack(means), torch.stack(variances)
     share = torch.tensor(counts).to(means)[:, None, None] / sum(counts)
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean) ** 2)).sum(0)
 
 
-def pooled(norm: nn.GroupNorm, parts: Iterable[Moments], dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The layer as a function of any part [b, c, …] in `dtype` of what `parts` are the moments of."""
-    mean, variance = (value.repeat_interleave(norm.num_channels // norm.num_groups, 1) for value in pool(parts))
-    weight, bias = _affine(norm, dtype, mean.device)
+def read_affine(norm: nn.GroupNorm, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's weight and bias, both [c], as they lie in it."""
+    return norm.weight.to(device, dtype), norm.bias.to(device, dtype)
+
+
+def pooled(
+    norm: nn.GroupNorm, chunks: Iterable[Moments], dtype: torch.dtype, affine: Callable | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The layer as a function of any chunk [b, c, …] in `dtype` of what `chunks` are the moments of.
+
+    `affine` gives the layer's weight and bias, as `read_affine` does: a host's layers may cast and patch them.
+    """
+    mean, variance = (value.repeat_interleave(norm.num_channels // norm.num_groups, 1) for value in pool(chunks))
+    weight, bias = (affine or _affine)(norm, dtype, mean.device)
     scale = weight * torch.rsqrt(variance + norm.eps)
     shift = bias - mean * scale
 

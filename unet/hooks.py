@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .group_norm import read_affine
+
 
 class Hooks:
     """The places where a host can watch or change a running `UNetModel`.
@@ -64,3 +66,7 @@ class Hooks:
         """softmax(q k^T / sqrt(d)) v for q [n, tokens, heads*d], k and v [n, keys, heads*d]; returns q's shape."""
         q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def affine(self, norm: torch.nn.GroupNorm, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias [c] of a GroupNorm that runs in chunks, where the layer itself is not called."""
+        return read_affine(norm, dtype, device)

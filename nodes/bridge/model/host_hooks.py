@@ -5,6 +5,7 @@ import torch
 
 from ....unet import Hooks
 from ....unet.transformer import SpatialTransformer
+from .norm_affine import cast_affine
 
 
 def patched_at_large(options: dict) -> bool:
@@ -118,6 +119,9 @@ class HostHooks(Hooks):
         return host_attention.optimized_attention(
             q, k, v, heads, attn_precision=self.attn_precision, transformer_options=self.options
         )
+
+    def affine(self, norm, dtype, device):
+        return cast_affine(norm, dtype, device)
 
     def _attend(self, name, attn, x, context):
         """One attention with its patches: `<name>_patch` on the inputs, a replacement, `<name>_output_patch`."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 
 from ....unet.group_norm import moments, pooled
+from ..model.norm_affine import cast_affine
 
 STAGES = 15  # fourteen blocks and the way out, of which `decode_frames` reports each
 
@@ -80,13 +81,13 @@ def _over_time(frames, block, seen, device):
     norm, *convolve = block.time_stack.in_layers
     inner_norm, *inner_convolve = block.time_stack.out_layers
     dtype, groups = frames[0].dtype, inner_norm.num_groups
-    norm = pooled(norm, seen, dtype)
+    norm = pooled(norm, seen, dtype, cast_affine)
 
     def inner(x):
         return _run(convolve, norm(x))
 
     inner_norm = pooled(
-        inner_norm, (moments(inner(_take(frames, rows, device)), groups) for rows in _strips(frames)), dtype
+        inner_norm, (moments(inner(_take(frames, rows, device)), groups) for rows in _strips(frames)), dtype, cast_affine
     )
     alpha = block.get_alpha(bs=1).to(device)
     for rows in _strips(frames):
@@ -118,5 +119,5 @@ def _take(frames, rows, device):
 
 
 def _put(frames, rows, x):
-    for frame, value in zip(frames, x[0].unbind(1)):
+    for frame, value in zip(frames, x[0].unbind(1), strict=True):
         frame[:, rows] = value
