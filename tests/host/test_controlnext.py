@@ -316,7 +316,7 @@ def test_pickled_as_its_authors_publish_it(pair, nets, node, pack, ours, folder,
     torch.save(controlnexts.tensors(version, WIDTHS[version]), folder / "controlnet.bin")
     net, info = node("TemporalUNetControlNetLoader").execute("controlnet.bin").result
     assert f"ControlNeXt-SVD v{version}" in info and "controlnet.bin" in info
-    told = pack("nodes.bridge.info.describe.file_info").describe_controlnet_file(str(folder / "controlnet.bin"))
+    told = pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "controlnet.bin"))
     assert told == info.splitlines()
     conds, images = prompts(pair.config), hints(3)
     expected = run(pair.ours, ours(conds, nets(version), images))

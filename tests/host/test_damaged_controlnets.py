@@ -69,7 +69,7 @@ def test_what_the_first_bytes_tell_is_told_by_loader_and_panel(node, pack, folde
         node(LOADER).execute("bad.pth")
     assert all(words in str(error.value) for words in AT_ONCE[content]), str(error.value)
     with pytest.raises(pack("unet").UNetFileError) as told:
-        pack("nodes.bridge.info.describe.file_info").describe_controlnet_file(str(path))
+        pack("nodes.bridge.info.file_info").describe_controlnet_file(str(path))
     assert str(told.value) == str(error.value)
 
 
@@ -92,7 +92,7 @@ def test_a_damaged_pickle_is_an_error_without_pytorchs_advice(node, pack, folder
     assert reason in str(error.value) and str(error.value).endswith(AGAIN), str(error.value)
     assert "weights_only" not in str(error.value) and len(str(error.value)) < 200
     with pytest.raises(pack("unet").UNetFileError) as told:
-        pack("nodes.bridge.info.describe.file_info").describe_controlnet_file(str(folder / "damaged.bin"))
+        pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "damaged.bin"))
     assert str(told.value) == str(error.value)
 
 
@@ -126,7 +126,7 @@ def test_another_kind_of_model_is_named_before_and_while_loading(node, pack, fol
     path = folder / f"other_kind.{save}"
     save_file(tensors, path) if save == "safetensors" else torch.save(tensors, path)
     with pytest.raises(pack("unet").UNetFileError) as told:
-        pack("nodes.bridge.info.describe.file_info").describe_controlnet_file(str(path))
+        pack("nodes.bridge.info.file_info").describe_controlnet_file(str(path))
     kind, where = OF_OTHER_KINDS[name]
     assert f"{path.name}: it holds {kind}" in str(told.value) and "not a ControlNet" in str(told.value) and where in str(told.value)
     with pytest.raises(ValueError) as error:
@@ -142,7 +142,7 @@ def test_a_whole_pickle_is_loaded_as_the_host_loads_it(node, pack, folder, adapt
     found = control.t2i_model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert "T2IAdapter" in info and "whole.pth" in info
-    assert pack("nodes.bridge.info.describe.file_info").describe_controlnet_file(str(folder / "whole.pth"))[0] == "T2IAdapter"
+    assert pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "whole.pth"))[0] == "T2IAdapter"
 
 
 def test_a_fault_of_the_hosts_that_is_none_of_the_file_stays_as_it_is(node, folder, adapter):

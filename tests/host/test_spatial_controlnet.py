@@ -127,7 +127,7 @@ def test_info_of_what_the_host_loads(pack, nets, tmp_path):
     net = nets("sd2")
     tensors = {f"control_model.{name}": value.half() for name, value in net.control_model.state_dict().items()}
     save_file(tensors, tmp_path / "depth.safetensors")
-    describe = pack("nodes.bridge.info.describe.file_info").describe_controlnet_file
+    describe = pack("nodes.bridge.info.file_info").describe_controlnet_file
     first, second, third, fourth = describe(str(tmp_path / "depth.safetensors"), net)
     assert first == "ControlNet for Stable Diffusion 2 or SVD" and second.startswith("residuals for every image or frame")
     numbers = sum(value.numel() for value in tensors.values())
