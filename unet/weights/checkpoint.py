@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class NetworkFile:
     names: Mapping[str, str]  # the network's own key names to those in the file
     metadata: Mapping[str, str]
     unexpected: list[str] = field(default_factory=list)  # tensors under the network's prefix that it does not use
-    file: object = None
+    file: Any = None  # an open safetensors file, or a PickledFile with the same methods
 
     @property
     def parameters(self) -> int:
@@ -94,7 +95,7 @@ class ControlNeXtFile(NetworkFile):
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a file and tells which UNet is in it, reading its header only.
+    """Opens a file and detects which UNet is in it, reading its header only.
 
     Raises UNetFileError, which names the file, where it is no safetensors file, holds no UNet of the family, or where
     keys of the UNet are missing, have another shape, or a dtype that weights do not have.

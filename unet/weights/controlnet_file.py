@@ -35,7 +35,7 @@ OUTSIDE = (
 def is_svd_controlnet(shapes: Shapes) -> bool:
     """Do these tensors make an SVD ControlNet in the public layout?
 
-    One without layers over time is told from those of image models by the image latent that it takes beside the noise, or by
+    One without layers over time is told from those of image models by the image latent that it takes with the noise, or by
     SVD's vector condition; what it attends to is as wide as SVD's.
     """
     if not any(name.startswith("controlnet_mid_block.") for name in shapes):
@@ -87,7 +87,7 @@ def _original(name: str, places: dict[str, range]) -> str:
 def _res(name: str) -> str:
     """Both parts of a name such as `temporal_res_block.conv1.weight`."""
     for pattern, new in INSIDE:
-        name = re.sub("^(time_stack\\.)?" + pattern, lambda found, new=new: (found[1] or "") + new, name)
+        name = re.sub(rf"^(time_stack\.)?{pattern}", rf"\g<1>{new}", name)
     return name
 
 
@@ -138,7 +138,7 @@ def head_width_beside(path: Path) -> dict[str, str]:
     numbers = all(isinstance(number, int) and number > 0 for number in (*heads, *widths))
     if not kind.startswith("ControlNetSDV") or not widths or len(heads) != len(widths) or not numbers:
         return {}
-    found = {width // count for width, count in zip(widths, heads)}
+    found = {width // count for width, count in zip(widths, heads, strict=True)}
     if len(found) > 1:
         raise UNetFileError(
             f"config.json beside it counts {shorten(heads)} heads for channels {shorten(widths)}: heads of widths "

@@ -1,6 +1,7 @@
 """Reading a ControlNeXt of Stable Video Diffusion out of a file as its authors publish it."""
 
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 
 from ..controlnext import EMBEDDING_GROUPS, LEVEL_GROUPS, LEVELS_V1, LEVELS_V2, MIDDLE_GROUPS, ControlNeXtConfig
 from .errors import UNetFileError
@@ -47,7 +48,7 @@ def read_controlnext_config(shapes: Shapes) -> ControlNeXtConfig:
     emb_channels, time_channels = widths("time_embedding.linear_1")
     config = ControlNeXtConfig(
         image_channels=widths("embedding.0")[1],
-        embedding_widths=tuple(widths(f"embedding.{place}")[0] for place in (0, 3, 6)),
+        embedding_widths=(widths("embedding.0")[0], widths("embedding.3")[0], widths("embedding.6")[0]),
         level_widths=tuple(widths(f"down_res.{level}.conv1")[0] for level in range(levels)),
         out_channels=widths("mid_convs.1")[0],
         time_channels=time_channels,
@@ -64,6 +65,6 @@ def _normed(config: ControlNeXtConfig):
     """(channels, groups) of the norms."""
     yield from ((width, EMBEDDING_GROUPS) for width in config.embedding_widths)
     channels = (config.embedding_widths[-1], *config.level_widths)
-    for groups, before, after in zip(LEVEL_GROUPS, channels, channels[1:]):
+    for groups, (before, after) in zip(LEVEL_GROUPS, pairwise(channels), strict=False):  # v2 has no third level
         yield from ((before, groups), (after, groups))
     yield channels[-1], MIDDLE_GROUPS

@@ -202,7 +202,7 @@ def _read_levels(shapes, model_channels, depths):
 
 
 def find_family(config: UNetConfig, names: Collection[str] = ()) -> Family:
-    """The row of the table that this network belongs to; `names` are all the file's, for markers beside the UNet."""
+    """The row of the table that this network belongs to; `names` are all the file's, for markers next to the UNet."""
     for family in FAMILIES:
         fits = all(getattr(config, key) == value for key, value in family.match.items())
         if fits and (family.marker is None or family.marker in names):
@@ -226,7 +226,7 @@ def _head_channels(text):
 
 def _check_heads(config):
     depths = iter(config.depth_in)
-    for level, (mult, blocks) in enumerate(zip(config.channel_mult, config.num_res_blocks)):
+    for level, (mult, blocks) in enumerate(zip(config.channel_mult, config.num_res_blocks, strict=True)):
         channels = mult * config.model_channels
         attends = any([next(depths) for _ in range(blocks)])
         heads, dim_head = config.heads(channels)

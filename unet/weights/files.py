@@ -43,7 +43,7 @@ def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
     for name, shape in shapes.items():
         dtype = DTYPES.get(file.get_slice(name).get_dtype(), torch.float32)
         counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
-    return max(counts, key=counts.get)
+    return max(counts, key=counts.__getitem__)
 
 
 def is_mapped(file) -> bool:

@@ -69,7 +69,7 @@ def _controls(file) -> tuple[torch.Tensor, ...]:
     names = _names(file.keys())
     check_dtypes({name: file.get_slice(name).get_dtype() for name in names}, names)
     controls = tuple(_usable(name, file.get_slice(name).get_shape(), file) for name in names)
-    for name, control in zip(names, controls):
+    for name, control in zip(names, controls, strict=True):
         if control.shape[0] != controls[0].shape[0]:
             raise UNetFileError(
                 f"{name} holds {control.shape[0]} frames, expected {controls[0].shape[0]} as controls.0. Make the file again."

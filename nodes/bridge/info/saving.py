@@ -1,6 +1,5 @@
 """Saving residuals in the host's output folder, next to what others save there."""
 
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,11 +33,12 @@ def save_residuals(node: str, residuals: ControlResiduals, prefix: str, metadata
 
 def _move_to_free_name(path: Path, name: str, number: int) -> str:
     """Gives a file the first free name from `number` on: another server may have taken the host's number meanwhile."""
-    for number in itertools.count(number):
+    while True:
         target = path.with_name(f"{name}_{number:05}_.safetensors")
         try:
             target.open("xb").close()  # one process alone can make it
         except FileExistsError:
-            continue
-        os.replace(path, target)
-        return target.name
+            number += 1
+        else:
+            os.replace(path, target)
+            return target.name

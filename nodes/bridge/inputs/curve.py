@@ -16,29 +16,30 @@ def parse_curve(text: str, name: str) -> list[tuple[float, float]]:
     `name` is the input's, for the message. Raises ValueError, which says which point breaks which rule, where the text is no
     curve.
     """
-    points, last = [], ""
+    points: list[tuple[float, float]] = []
+    last = ""
     parts = SEPARATOR.split(text)
     if len(parts) > 1 and not parts[-1].strip():  # after a comma at the end
         del parts[-1]
     for part in parts:
         position, colon, value = map(str.strip, part.replace("：", ":").partition(":"))
-        point = _number(position), _number(value)
+        x, y = _number(position), _number(value)
         if ";" in part:
             fault = "points are separated by ',', not by ';'"
         elif not colon:
             fault = "it has no colon"
-        elif point[0] is None:
+        elif x is None:
             fault = "its position is not a number"
-        elif not 0 <= point[0] <= 1:
+        elif not 0 <= x <= 1:
             fault = f"position {_short(position)} is not from 0 to 1"
-        elif points and point[0] <= points[-1][0]:
+        elif points and x <= points[-1][0]:
             fault = f"position {_short(position)} does not rise above {_short(last)}"
-        elif point[1] is None:
+        elif y is None:
             fault = "its value is not a number"
-        elif not abs(point[1]) <= LARGEST:
+        elif not abs(y) <= LARGEST:
             fault = f"value {_short(value)} is not from -{LARGEST} to {LARGEST}"
         else:
-            points.append(point)
+            points.append((x, y))
             last = position
             continue
         found, whole = part.strip(), text.strip()
@@ -61,5 +62,5 @@ def _short(text: str) -> str:
 
 def evaluate_curve(points: list[tuple[float, float]], count: int) -> np.ndarray:
     """The curve at `count` evenly spaced positions from 0 to 1 (fp64); a single one lies at 0."""
-    positions, values = zip(*points)
+    positions, values = zip(*points, strict=True)
     return np.interp(np.linspace(0, 1, count), positions, values)

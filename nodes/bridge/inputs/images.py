@@ -4,7 +4,7 @@ import torch
 
 
 def control_images(node: str, image: torch.Tensor) -> torch.Tensor:
-    """An IMAGE [n, h, w, c] of one (grey), three or four channels (transparency is left out) as [n, 3, h, w].
+    """An IMAGE [n, h, w, c] of one (gray), three or four channels (transparency is left out) as [n, 3, h, w].
 
     Raises ValueError, which names the node, where it holds none.
     """
