@@ -1,26 +1,81 @@
-"""What a UNet of the family is made of, and the table of the family's members."""
+"""What a UNet of the family is made of: levels, the layout of its blocks, and the table of the family's members."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """The shape of one network. A level is one resolution; levels are numbered from the finest.
+class BlockLayout:
+    """One input or output block: where it stands and how wide it is."""
 
-    Everything but the head width can be read from a file's tensors (see `detect.py`).
+    level: int  # of its residual block; where it has none, of what it makes
+    in_channels: int  # of what enters, in an output block together with its skip; 0 = the network's own input
+    channels: int  # of what leaves
+    residual: int | None  # index of its residual block on its path, as in `depth_in` and `depth_out`; None where it has none
+    resampling: str | None = None  # "down": it only halves height and width. "up": it doubles them after its other layers
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The widths and residual blocks of a network. A level is one resolution; level 0 is the finest.
+
+    Each further level has half the height and width, rounded up.
+    """
+
+    model_channels: int
+    channel_mult: tuple[int, ...]  # width of each level, in model_channels
+    num_res_blocks: tuple[int, ...]  # residual blocks of each level on the down path; one more on the up path
+
+    @property
+    def level_channels(self) -> list[int]:
+        """The width of each level."""
+        return [mult * self.model_channels for mult in self.channel_mult]
+
+    @property
+    def num_skips(self) -> int:
+        """Input blocks, each of which leaves one skip: the first convolution, residual blocks, downsamplings."""
+        return len(self.input_layout())
+
+    def input_layout(self) -> list[BlockLayout]:
+        """The input blocks in the order in which they run: the first convolution, then level by level."""
+        blocks = [BlockLayout(0, 0, self.model_channels, None)]
+        residual = 0
+        for level, channels in enumerate(self.level_channels):
+            if level > 0:
+                last = blocks[-1].channels
+                blocks.append(BlockLayout(level, last, last, None, "down"))
+            for _ in range(self.num_res_blocks[level]):
+                blocks.append(BlockLayout(level, blocks[-1].channels, channels, residual))
+                residual += 1
+        return blocks
+
+    def output_layout(self) -> list[BlockLayout]:
+        """The output blocks in the order in which they run: from the coarsest level, one residual block in each."""
+        skips = [block.channels for block in self.input_layout()]
+        blocks: list[BlockLayout] = []
+        last = skips[-1]
+        for level, channels in reversed(list(enumerate(self.level_channels))):
+            for remaining in reversed(range(self.num_res_blocks[level] + 1)):
+                resampling = "up" if level > 0 and remaining == 0 else None
+                blocks.append(BlockLayout(level, last + skips.pop(), channels, len(blocks), resampling))
+                last = channels
+        return blocks
+
+
+@dataclass(frozen=True)
+class UNetConfig(Levels):
+    """The shape of one network.
+
+    Everything but the head width can be read from a file's tensors (see `weights/detect.py`).
     """
 
     in_channels: int
     out_channels: int
-    model_channels: int
-    channel_mult: tuple[int, ...]  # width of each level, in model_channels
-    num_res_blocks: tuple[int, ...]  # residual blocks of each level on the way down; one more on the way up
-    depth_in: tuple[int, ...]  # transformer depth of each residual block on the way down, 0 = no transformer
-    depth_out: tuple[int, ...]  # the same on the way up, in the order of output_blocks
+    depth_in: tuple[int, ...]  # transformer depth of each residual block on the down path, 0 = no transformer
+    depth_out: tuple[int, ...]  # transformer depth of each residual block on the up path, in the order of output_blocks
     depth_middle: int | None  # of the middle block; 0 = one residual block alone, None = no middle block
     context_dim: int | None  # width of the context (text or image embedding); None where nothing attends to one
     linear_projection: bool  # proj_in and proj_out of the transformers: linear layers, or 1x1 convolutions (SD1)
-    self_attention: tuple[bool, ...]  # of each level: False where attn1 looks at the context too
+    self_attention: tuple[bool, ...]  # of each level: False where attn1 attends to the context too
     temporal: bool  # layers over time (SVD)
     adm_channels: int | None = None  # width of the vector condition y
     num_classes: int | None = None  # y is an index into a table of this many embeddings instead (x4 upscaler)
@@ -35,11 +90,6 @@ class UNetConfig:
     def takes_y(self) -> bool:
         return self.adm_channels is not None or self.num_classes is not None
 
-    @property
-    def num_skips(self) -> int:
-        """Input blocks, each of which leaves one skip: the first convolution, residual blocks, downsamplings."""
-        return 1 + sum(self.num_res_blocks) + len(self.channel_mult) - 1
-
     def heads(self, channels: int) -> tuple[int, int]:
         """(number of heads, width of a head) of an attention over `channels`."""
         if self.num_heads is not None:
@@ -49,14 +99,14 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class Family:
-    """One member of the family: how it is told apart, and what cannot be read from shapes."""
+    """One member of the family: how it is recognized, and what cannot be read from shapes."""
 
     name: str  # short, stable
     title: str  # for people
     host: str  # the host's class for it in `comfy.supported_models`
     match: dict = field(default_factory=dict)  # fields of UNetConfig and the values that they must have
     num_heads: int | None = None  # where heads are counted; else they are 64 wide
-    marker: str | None = None  # a tensor beside the UNet that this member brings
+    marker: str | None = None  # a tensor next to the UNet that this member brings
 
 
 def _sd1(name, title, host="SD15", marker=None, **match):
