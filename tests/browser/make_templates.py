@@ -30,7 +30,7 @@ from support.editor import RENDERERS, Editor, chromium  # noqa: E402
 from support.families import FULL  # noqa: E402
 from lay_out import lay_out  # noqa: E402
 from support.stand_ins import unet_shapes, write_hollow, write_video  # noqa: E402
-from test_diffusers import to_diffusers  # noqa: E402
+from support.diffusers_names import to_diffusers  # noqa: E402
 from unet import ControlNetConfig, SVDControlNet  # noqa: E402
 
 WORKFLOWS = ROOT / "example_workflows"

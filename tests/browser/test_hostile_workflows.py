@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from test_curve_editor import APPLY, SAMPLER, WORKFLOW, Curve, type_text
 
+from support.curve_widget import APPLY, SAMPLER, WORKFLOW, Curve, type_text
 from support.editor import Editor
 
 MANY = 200_000  # points: more than a call of JavaScript takes arguments

@@ -15,6 +15,7 @@ from PIL import Image
 import dev
 
 PROMPT_TIMEOUT = 300  # seconds; a prompt takes a few, but the machine may be busy
+LARGE = ("--text-encoders", "--svd-checkpoint")  # options of tools/untrained.py: what the host takes at full size only
 END = {"execution_success", "execution_error", "execution_interrupted"}
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_controlnet import public_tensors
 
 from support import controlnexts
+from support.public_controlnets import public_tensors
 from unet import ControlNeXt, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext
 from unet.weights.files import open_any, shapes_of
 

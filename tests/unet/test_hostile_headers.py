@@ -10,10 +10,10 @@ from functools import cache
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_controlnet import public_tensors
 
 from support import controlnexts
 from support.families import PREFIX, TINY
+from support.public_controlnets import public_tensors
 from unet import (
     UNetFileError,
     UNetModel,

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_chunks import SVD, OutputOnly, svd_peak
 
 from support.families import TINY
+from support.full_svd import SVD, OutputOnly, svd_peak
 from support.live import peak_bytes
 from unet import ControlNetConfig, SVDControlNet
 from unet.memory import activation_bytes, encoder_bytes, residual_bytes
