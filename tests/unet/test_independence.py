@@ -1,6 +1,7 @@
 """The networks run with no ComfyUI on the machine."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,9 @@ print(tuple(unet.UNetModel(config)(**inputs(config)).shape))
     run = subprocess.run([sys.executable, "-c", paths + script], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(1, 4, 8, 8)"
+
+
+def test_pip_installs_every_room_of_it():
+    packages = [Path("temporal_unet", path.parent.relative_to(ROOT / "unet")) for path in MODULES if path.name == "__init__.py"]
+    expected = json.dumps(sorted(".".join(package.parts) for package in packages))
+    assert f"packages = {expected}\n" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
