@@ -22,7 +22,6 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
 from tools.environments import (
     ARCHIVES,
     NEWEST,
@@ -42,6 +41,15 @@ from tools.environments import (
 from tools.renew_locks import renew
 from tools.server import Server, ServerError, failure, link_file
 
+ROOT = Path(__file__).resolve().parent
+TOOLS = ROOT / "tools"
+BENCHES = {  # name -> module of tools/
+    "quality": "bench.quality", "long": "bench.long_clips", "chunks": "bench.chunk_costs", "control": "bench.control_time",
+}
+MAKERS = {
+    "locales": "assets.make_locales", "templates": "assets.make_templates", "blueprint": "assets.make_blueprint",
+    "node-pictures": "assets.photograph_nodes", "help-pictures": "assets.help_pictures",
+}
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
 OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
     "width": [("TemporalUNetSVDConditioning", "width")],
@@ -70,7 +78,7 @@ def hosts_for_tests(args: argparse.Namespace) -> list[Host]:
 
 def start_child(command: list, host: Host, output=None, **environment: str) -> subprocess.Popen:
     """A process that works from the repository root; `output` is a file for what it says, None for this terminal."""
-    env = {"OMP_WAIT_POLICY": "passive", **environment, **os.environ, "TEMPORAL_UNET_HOST": str(host.folder)}
+    env = {"OMP_WAIT_POLICY": "passive", **os.environ, **environment, "TEMPORAL_UNET_HOST": str(host.folder)}
     return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, stdout=output, stderr=output and subprocess.STDOUT)
 
 
@@ -85,9 +93,10 @@ def stop_children(processes: list[subprocess.Popen], reason: BaseException) -> N
         process.kill()
 
 
-def run_child(command: list, host: Host) -> int:
-    """Run to the end; the exit status."""
-    process = start_child(command, host)
+def run_tool(host: Host, module: str, *arguments) -> int:
+    """Run a module of tools/ to its end, with the helpers of tests/support in reach; the exit status."""
+    paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = start_child([host.python, "-m", f"tools.{module}", *arguments], host, PYTHONPATH=os.pathsep.join(paths))
     try:
         return process.wait()
     except BaseException as reason:
@@ -95,25 +104,26 @@ def run_child(command: list, host: Host) -> int:
         raise
 
 
-def made_models(host: Host, name: str, script: Path, *sources: Path) -> Path:
-    """A models folder that `script --out FOLDER` fills; made anew when it or one of its `sources` changes."""
+def made_models(host: Host, name: str, module: str, *sources: Path, options: tuple[str, ...] = ()) -> Path:
+    """A models folder that `module --out FOLDER` of tools/ fills; made again when its options or `sources` change."""
     def build(folder: Path) -> None:
         say(f"Making {name} models in {folder}")
-        if run_child([host.python, script, "--out", folder], host):
-            raise DevError(f"{script} failed: see its message above.")
-    texts = [path.read_text(encoding="utf-8") for path in (script, *sources)]
-    return built(cache() / name / key(*texts), build)
+        if run_tool(host, module, "--out", folder, *options):
+            raise DevError(f"tools.{module} failed: see its message above.")
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    return built(cache() / name / key(*texts, *options), build)
 
 
-def untrained_models(host: Host) -> Path:
-    """Small files of random weights in every layout, for the tests and for trying."""
-    return made_models(host, "untrained", ROOT / "tools" / "untrained.py", ROOT / "tests" / "support" / "families.py")
+def untrained_models(host: Host, *options: str) -> Path:
+    """Small files of random weights in every layout, for the tests and for trying; `options` as in tools/untrained.py."""
+    sources = TOOLS / "untrained.py", ROOT / "tests" / "support" / "families.py"
+    return made_models(host, "untrained", "untrained", *sources, options=options)
 
 
 def demo_models(host: Host) -> Path:
-    """The trained miniature, and a picture of its world with what is to be known of it."""
-    miniature = ROOT / "tests" / "miniature"
-    return made_models(host, "demo", miniature / "lay_out.py", miniature / "world.py", miniature / "weights" / "SHA256SUMS")
+    """The trained miniature, and an image of its world with what is known of it."""
+    miniature = TOOLS / "miniature"
+    return made_models(host, "demo", "miniature.lay_out", *(miniature / name for name in ("lay_out.py", "world.py", "weights/SHA256SUMS")))
 
 
 def link_models(models: Path, base: Path) -> None:
@@ -185,7 +195,7 @@ def command_run(args: argparse.Namespace) -> None:
         video = next(path for path in (args.out.absolute() / name for name in names) if not path.exists())
         shutil.copy(made, video)
     if not args.svd:
-        say("Made by the miniature that is trained in tests/miniature and knows only its own small world: "
+        say("Made by the miniature that is trained in tools/miniature and knows only its own small world: "
             "for other pictures name a real svd.safetensors with --svd.")
     say(str(video))
 
@@ -202,7 +212,7 @@ class Room:
         say(f"Started {self.title}")
         self.since = time.monotonic()
         with self.log.open("wb") as log:
-            return start_child(self.command(), self.host, log, OMP_NUM_THREADS=str(threads))
+            return start_child(self.command(), self.host, log, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(threads)))
 
     def command(self) -> list:
         return [self.host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", ROOT / "tests" / self.name,
@@ -303,12 +313,11 @@ def command_lock(args: argparse.Namespace) -> None:
     renew(args.pytest_args)
 
 
-def command_bench(args: argparse.Namespace) -> None:
-    """Measures; see the scripts for what and how."""
+def command_tool(args: argparse.Namespace) -> None:
+    """Measures, or makes a file of the repository again; see the scripts for what and how."""
     host = users_host(args)
     host = test_environment(host) if host else pinned_host(NEWEST)
-    script = {"quality": "quality.py", "long": "long_clips.py", "chunks": "chunk_costs.py", "control": "control_time.py"}[args.what]
-    sys.exit(run_child([host.python, ROOT / "tests" / "miniature" / script, *args.pytest_args], host))
+    sys.exit(run_tool(host, args.tools[args.what], *args.pytest_args))
 
 
 def command_clean(args: argparse.Namespace) -> None:
@@ -346,10 +355,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     command("test", command_test, "Run all tests; arguments after -- go to pytest.")
     serve = command("serve", command_serve, "Start the editor with the pack installed.")
     serve.add_argument("--port", type=int, default=8188)
-    bench = command("bench", command_bench, "Measure; arguments after -- go to the measuring script.")
-    bench.add_argument("what", choices=["quality", "long", "chunks", "control"],
-                       help="videos of the miniature against the truth; long ones: joints, loops, chains, memory; time of small parts; time of a "
-                            "controlled step")
+    for name, tools, text, what in (
+        ("bench", BENCHES, "Measure", "videos of the miniature against the truth; long videos: joints, loops, chains, memory; time in chunks; time "
+         "of a controlled step"),
+        ("make", MAKERS, "Make files of the repository again", "texts of the nodes; workflows and their images; the subgraph blueprint; images of "
+         "the nodes; moving images of the help pages"),
+    ):
+        tool = command(name, command_tool, f"{text}; arguments after -- go to the script.")
+        tool.set_defaults(tools=tools)
+        tool.add_argument("what", choices=tools, help=what)
     command("lock", command_lock, "Renew the lock files in tools/locks; arguments after -- go to uv: --upgrade takes newer versions.")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])

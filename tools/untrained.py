@@ -1,6 +1,6 @@
 """Write small model files of random weights in the real layouts, so that every example workflow runs without a download.
 
-`python tools/untrained.py --out DIR` fills DIR as ComfyUI lays out its `models` folder. The weights are untrained: what they
+`python -m tools.untrained --out DIR` fills DIR as ComfyUI lays out its `models` folder. The weights are untrained: what they
 make is noise, but Load UNet and the host's loaders read each file as they read the real thing. Run again it writes the same
 bytes; a file is put in place only when it is whole. About 200 MB.
 
@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-if __name__ == "__main__":  # pytest.ini does this for the tests
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests")]
-
-from support.families import FULL, TINY, random_weights, write_unet  # noqa: E402
+from support.families import FULL, TINY, random_weights, write_unet
 
 # Real blocks at the real places, few channels: the sampler's time goes with the width, not with the layout.
 SVD = replace(TINY["svd"], channel_mult=(1, 1, 2, 2))

@@ -2,18 +2,14 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import dev
 from support.editor import RENDERERS, Editor, chromium
 from tools.server import Server
-
-TESTS = Path(__file__).resolve().parents[1]
-UNTRAINED = TESTS.parent / "tools" / "untrained.py"
-LAY_OUT = TESTS / "miniature" / "lay_out.py"
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +28,9 @@ def browser():
 @pytest.fixture(scope="session")
 def server(host, browser, tmp_path_factory):  # after the browser: without one nothing else need start
     base = tmp_path_factory.mktemp("base")
-    subprocess.run([sys.executable, UNTRAINED, "--out", base / "models"], check=True)
-    subprocess.run([sys.executable, LAY_OUT, "--out", base / "models"], check=True)  # the trained miniature: real motion
+    under_test = dev.Host("under test", host, Path(sys.executable))
+    for models in (dev.untrained_models(under_test), dev.demo_models(under_test)):  # the trained miniature: real motion
+        shutil.copytree(models, base / "models", dirs_exist_ok=True)
     (base / "input").mkdir()
     shutil.copy(host / "input" / "example.png", base / "input")
     shutil.copy(base / "models" / "first_frame.png", base / "input")

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from make_locales import LANGUAGES, LOCALES, changes, flat, node_defs, read
+
+from tools.assets.make_locales import LANGUAGES, LOCALES, changes, flat, node_defs, read
 
 OTHERS = LANGUAGES[1:]
 # A run of letters, digits, "_", "." and the like with a digit, "_", "/" or a leading "." in it: numbers, dtypes, inputs, folders.
@@ -53,7 +54,7 @@ def test_each_language_has_its_folder():
 
 
 def test_english_is_what_the_schemas_say(english):
-    """Else run tests/make_locales.py, and translate what it names."""
+    """Else run `python dev.py make locales`, and translate what it names."""
     assert changes(read("en"), english) == []
 
 

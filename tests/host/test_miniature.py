@@ -1,22 +1,16 @@
 """The trained miniature in the host: what it promises on worlds that it never saw (a few of them; `dev.py bench quality` does all)."""
 
 import hashlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.live import peak_bytes
-from support.oracle import Pair, prompts, sample
 from safetensors import safe_open
 
-MINIATURE = Path(__file__).resolve().parents[1] / "miniature"
-sys.path.insert(0, str(MINIATURE))
-
-import long_clips  # noqa: E402
-import quality  # noqa: E402
-import world  # noqa: E402
+from support.live import peak_bytes
+from support.oracle import Pair, prompts, sample
+from tools.bench import long_clips, quality
+from tools.miniature import world
 
 FILES = (quality.WEIGHTS, quality.WEIGHTS.with_name(quality.CONTROLNET))
 WORLDS = 3
@@ -36,7 +30,7 @@ def made(studio):
 
 
 def test_the_files_are_those_that_were_measured():
-    sums = dict(reversed(line.split()) for line in (MINIATURE / "weights" / "SHA256SUMS").read_text().splitlines())
+    sums = dict(reversed(line.split()) for line in quality.WEIGHTS.with_name("SHA256SUMS").read_text().splitlines())
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FILES} == sums
     assert sum(path.stat().st_size for path in FILES) <= 12e6
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_miniature import quality, world
+
+from tools.bench import quality
+from tools.miniature import world
 
 FRAMES, STEPS = world.FRAMES, 6
 

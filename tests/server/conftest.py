@@ -11,10 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import dev
-from support.client import Comfy
+from support.client import LARGE, Comfy
 from support.prompts import SIZE, svd
 
-UNTRAINED = Path(__file__).resolve().parents[2] / "tools" / "untrained.py"
 PROBES = '''
 import torch
 
@@ -62,15 +61,6 @@ class ProbeConditioning:
 
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (ProbeImage, ProbeLatent, ProbeConditioning)}
 '''
-
-
-def large_models(host: dev.Host) -> Path:
-    """Untrained files of which the host takes the full size only, in the cache beside the small ones."""
-    def build(folder: Path) -> None:
-        if dev.run_child([host.python, UNTRAINED, "--out", folder, "--text-encoders", "--svd-checkpoint"], host):
-            raise RuntimeError(f"{UNTRAINED} failed: see its message above.")
-    texts = [path.read_text(encoding="utf-8") for path in (UNTRAINED, Path(__file__).resolve().parents[1] / "support" / "families.py")]
-    return dev.built(dev.cache() / "untrained" / dev.key(*texts, "large"), build)
 
 
 def write_photo(path: Path) -> None:
@@ -127,7 +117,7 @@ def server(host, tmp_path_factory):
     base, small = tmp_path_factory.mktemp("comfyui"), dev.untrained_models(host)
     # As a checkpoint without an image encoder.
     dev.link_file(small / "diffusion_models" / "untrained_sd15.safetensors", base / "models" / "checkpoints" / "untrained_sd15.safetensors")
-    running = start(host, base, [small, large_models(host)])
+    running = start(host, base, [small, dev.untrained_models(host, *LARGE)])
     write_bad_files(base / "models" / "diffusion_models", small)
     write_bad_controlnets(base / "models" / "controlnet")
     with running:

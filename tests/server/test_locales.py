@@ -1,7 +1,6 @@
 """What the server tells the front end of the pack's texts in other languages."""
 
-from make_locales import LANGUAGES, PREFIX, outdated_help, read
-
+from tools.assets.make_locales import LANGUAGES, PREFIX, outdated_help, read
 from tools.environments import PACK
 
 
@@ -23,7 +22,7 @@ def test_what_is_served_fits_the_nodes_that_are_served(server, node_info):
 
 
 def test_help_is_served_for_languages_without_a_page_of_their_own(server, node_info):
-    """Else run tests/make_locales.py."""
+    """Else run `python dev.py make locales`."""
     assert outdated_help() == []
     for node_id in filter(lambda name: name.startswith(PREFIX), node_info):
         assert server.get(f"/extensions/{PACK}/docs/{node_id}.md") == server.get(f"/extensions/{PACK}/docs/{node_id}/en.md")

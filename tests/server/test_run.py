@@ -7,10 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import UNTRAINED, large_models
 from PIL import Image
 
 import dev
+from support.client import LARGE
 
 SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 
@@ -19,10 +19,9 @@ SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 def checkpoint(host, tmp_path):
     """An SVD checkpoint in the real layout: on the newest host at full size, on the others with fewer channels."""
     if f'"{dev.NEWEST}"' not in (host.folder / "comfyui_version.py").read_text():
-        yield large_models(host) / "checkpoints" / "untrained_svd_checkpoint.safetensors"
+        yield dev.untrained_models(host, *LARGE) / "checkpoints" / "untrained_svd_checkpoint.safetensors"
         return
-    command = [sys.executable, UNTRAINED, "--out", tmp_path, "--svd-checkpoint", "--full-size"]
-    subprocess.run(command, check=True)
+    assert dev.run_tool(host, "untrained", "--out", tmp_path, "--svd-checkpoint", "--full-size") == 0
     made = tmp_path / "checkpoints" / "untrained_svd_checkpoint.safetensors"
     yield made
     made.unlink()  # 4.3 GB

@@ -16,8 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import quality  # noqa: F401  (puts the other folders of tests on the path)
-
 from support.host_in_process import boot, node
 
 STEPS = 2

@@ -4,25 +4,19 @@ The network is the pack's own `unet.SVDControlNet` in the layout of the public S
 lineart). Control images are a white disc on black where the sprite shall be, one a frame. The UNet stays as it is; the
 ControlNet starts as a copy of its way down, with residuals of 0. To keep the file small it has no attention.
 
-    torchrun --nproc-per-node 2 tests/miniature/train_controlnet.py --threads 1 --bf16    # then, about 12 minutes
+    torchrun --nproc-per-node 2 -m tools.miniature.train_controlnet --threads 1 --bf16    # then, about 12 minutes
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
-
-import train_svd  # noqa: E402
-import vae  # noqa: E402
-import world  # noqa: E402
-from training import WEIGHTS, Run, arguments, write_weights  # noqa: E402
-from unet import ControlNetConfig, SVDControlNet, UNetModel, load_unet  # noqa: E402
-from unet.weights.controlnet_file import original_names  # noqa: E402
+from tools.miniature import train_svd, vae, world
+from tools.miniature.training import WEIGHTS, Run, arguments, write_weights
+from unet import ControlNetConfig, SVDControlNet, UNetModel, load_unet
+from unet.weights.controlnet_file import original_names
 
 CONFIG = ControlNetConfig(
     encoder=replace(
@@ -134,9 +128,9 @@ def write(run: Run, loss: float) -> None:
     assert set(original_names(tensors)) == set(run.mean)
     write_weights(run.args.weights / "miniature_svd_controlnet_path.safetensors", tensors, {
         "title": "Temporal UNet miniature SVD ControlNet, path",
-        "description": "Leads the sprite of tests/miniature/world.py along a path: control images are a white disc of 7 "
+        "description": "Leads the sprite of tools/miniature/world.py along a path: control images are a white disc of 7 "
                        "pixels' radius on black where the sprite's centre shall be, one a frame.",
-        "training": f"tests/miniature/train_controlnet.py, seed {run.args.seed}, {run.step} steps of "
+        "training": f"tools/miniature/train_controlnet.py, seed {run.args.seed}, {run.step} steps of "
                     f"{run.args.batch * run.workers} clips, {run.seconds:.0f} s on {run.args.device}, held-out loss {loss:.4f}",
         "commit": run.commit,
         "license": "Apache-2.0",

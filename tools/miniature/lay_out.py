@@ -1,6 +1,6 @@
 """Lays out what a workflow with the miniature needs: a models folder, a picture to start from, a path to follow.
 
-    python tests/miniature/lay_out.py --out DIR [--seed N]
+    python -m tools.miniature.lay_out --out DIR [--seed N]
 
 writes into DIR, as in the host's `models`: diffusion_models/miniature_svd.safetensors (the whole file, which Load UNet
 reads), vae/miniature_vae.safetensors (the autoencoder alone, which the host's Load VAE reads) and the ControlNet; beside
@@ -11,7 +11,6 @@ path.png, the control images of a path through it, side by side.
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+from tools.miniature import world
 
-import world  # noqa: E402
-
-WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
+WEIGHTS = Path(__file__).resolve().parent / "weights" / "miniature_svd.safetensors"
 CONTROLNET = WEIGHTS.with_name("miniature_svd_controlnet_path.safetensors")
 SHOWN = world.HELD_OUT + 4  # the world of the demo
 PREFIX = "first_stage_model."

@@ -1,9 +1,8 @@
 """Write the editor workflows in example_workflows/ and their pictures, from the API-mode workflows in example_workflows/api/.
 
-    python dev.py setup
-    TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/browser/make_templates.py [NAME ...]
+    python dev.py make templates [-- NAME ...]
 
-(`dev.py setup` prints both.) The real editor loads each API-mode workflow; `arrange.js` puts its nodes into columns by their titles
+The real editor loads each API-mode workflow; `arrange.js` puts its nodes into columns by their titles
 and adds a note that says which files go where; the editor then serialises the graph and is photographed. The model files that the
 workflows name need not exist: files without weights stand in for them, so that the editor finds every choice in its lists and the
 nodes say what is in the real ones.
@@ -21,19 +20,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "tests"
-sys.path[:0] = [str(folder) for folder in (ROOT, TESTS, TESTS / "unet", TESTS / "miniature")]  # pytest does this for the tests
+from support.diffusers_names import to_diffusers
+from support.editor import RENDERERS, Editor, chromium
+from support.families import FULL
+from support.stand_ins import unet_shapes, write_hollow, write_video
+from tools.miniature.lay_out import lay_out
+from tools.server import Server
+from unet import ControlNetConfig, SVDControlNet
 
-from tools.server import Server  # noqa: E402
-from support.editor import RENDERERS, Editor, chromium  # noqa: E402
-from support.families import FULL  # noqa: E402
-from lay_out import lay_out  # noqa: E402
-from support.stand_ins import unet_shapes, write_hollow, write_video  # noqa: E402
-from support.diffusers_names import to_diffusers  # noqa: E402
-from unet import ControlNetConfig, SVDControlNet  # noqa: E402
-
-WORKFLOWS = ROOT / "example_workflows"
+WORKFLOWS = Path(__file__).resolve().parents[2] / "example_workflows"
 RESULT = ("Result", 360, ["Decode", "Decode Video", "Create Video", "Save Video", "Save Image"])
 SVD = [  # columns: title of the group, width of its nodes, their titles; "Files" is the note
     ("Picture and models", 330, ["Photo", "First frame", "Load UNet", "Load VAE", "Image encoder and VAE"]),

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import quality
-import world
 
 from support.host_in_process import boot, node
+from tools.bench import quality
+from tools.miniature import world
 
 LONG = 100  # frames
 LOOP = 32  # frames

@@ -4,7 +4,7 @@ TAESD (Bohan 2023, github.com/madebyollin/taesd) is what the host's Load VAE rea
 `taesd_decoder.N…`. Its full width is more than this world needs, so a narrower network with fewer blocks is trained and
 stored in the full layout, its missing channels and blocks as zeros: an all-zero block is the identity on what a ReLU left.
 
-    python tests/miniature/vae.py            # trains, about 5 minutes on two idle CPU cores
+    python -m tools.miniature.vae            # trains, about 5 minutes on two idle CPU cores
 """
 
 from pathlib import Path
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import world
 from torch import nn
-from training import Run, arguments
+
+from tools.miniature import world
+from tools.miniature.training import Run, arguments
 
 SCALE = 0.18215  # by which the host multiplies latents of SD 1 and SVD before it adds noise
 FULL = 64  # TAESD's width
@@ -166,7 +167,7 @@ def load(work: Path, device="cpu") -> TinyAutoencoder:
     """The trained autoencoder in its narrow form, as the training of the UNet uses it."""
     file = work / "vae_done.pt"
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: run `python tests/miniature/vae.py` first.")
+        raise FileNotFoundError(f"{file} is missing: run `python -m tools.miniature.vae` first.")
     model = TinyAutoencoder()
     model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return model.requires_grad_(False).eval().to(device)

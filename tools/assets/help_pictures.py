@@ -1,21 +1,18 @@
 """Writes the moving pictures of the nodes' help pages: the same first frame under different settings, made by the miniature.
 
-    TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/miniature/help_pictures.py [NAME ...]
-
-(`python dev.py setup` prints both.)
+    python dev.py make help-pictures [-- NAME ...]
 """
 
 import argparse
 import os
 from pathlib import Path
 
-import long_clips
 import numpy as np
-import quality
-import world
 from PIL import Image, ImageDraw, ImageFont
 
 from support.host_in_process import boot
+from tools.bench import long_clips, quality
+from tools.miniature import world
 
 DOCS = quality.ROOT / "web" / "docs"
 FPS = 6

@@ -2,7 +2,7 @@
 
 As a library: boot a host (`host_in_process.boot`), then `Studio` makes videos through the pack's real nodes, `score` and `summary` compare. As a command:
 
-    python tests/miniature/quality.py --host PATH_TO_COMFYUI [--worlds 32] [--json FILE] [--sheet FILE.webp]
+    python dev.py bench quality [-- --worlds 32 --json FILE --sheet FILE.webp]
 
 PSNR and SSIM are scikit-image's, on frames 1 to 7 (frame 0 is given). Centres are in pixels of the 128x128 picture.
 """
@@ -17,15 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(HERE.parent / "host")]
-sys.path += [str(HERE.parent), str(ROOT)]  # last: the host has a `nodes` of its own
+from support.host_in_process import boot, node
+from tools.miniature import world
+from tools.miniature.lay_out import WEIGHTS
 
-import world  # noqa: E402
-from support.host_in_process import boot, node  # noqa: E402
-
-WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
+ROOT = Path(__file__).resolve().parents[2]
 CONTROLNET = "miniature_svd_controlnet_path.safetensors"  # beside them
 STEPS, MIN_CFG, MAX_CFG = 20, 1.0, 1.5
 BUCKETS = (40, 65, 90, 115, 140, 165, 190, 215, 240)  # at which the speed is measured

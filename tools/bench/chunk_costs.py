@@ -8,22 +8,19 @@ CPU it is the processor's time with one thread, on a GPU (`--device cuda`) that 
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from statistics import median
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from support.families import relative_error  # noqa: E402
-from torch import nn  # noqa: E402
-from unet import Hooks, load_unet  # noqa: E402
-from unet.layers import VideoResBlock  # noqa: E402
-from unet.transformer import SpatialVideoTransformer  # noqa: E402
+from support.families import relative_error
+from tools.miniature.lay_out import WEIGHTS
+from unet import Hooks, load_unet
+from unet.layers import VideoResBlock
+from unet.transformer import SpatialVideoTransformer
 
-WEIGHTS = HERE / "weights" / "miniature_svd.safetensors"
 MIB = 2**20
 BUDGETS = {"whole": None, "512 MiB": 512 * MIB, "128 MiB": 128 * MIB, "32 MiB": 32 * MIB}  # as in nodes/bridge/model/memory_budget.py
 

@@ -5,13 +5,11 @@ The network is the pack's own `unet.UNetModel` in SVD's layout (Blattmann et al.
 continuous EDM v-prediction. It differs from SVD in size, in the world, in a zero context (as the pack's conditioning node
 gives without an image encoder) and in a loss that weighs the surroundings of the sprite higher.
 
-    python tests/miniature/vae.py          # first
-    torchrun --nproc-per-node 2 tests/miniature/train_svd.py --threads 1 --bf16    # about 40 minutes on two CPU cores
+    python -m tools.miniature.vae          # first
+    torchrun --nproc-per-node 2 -m tools.miniature.train_svd --threads 1 --bf16    # about 40 minutes on two CPU cores
 """
 
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,14 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
-
-import vae  # noqa: E402
-import world  # noqa: E402
-from training import WEIGHTS, Run, arguments, write_weights  # noqa: E402
-from unet import Hooks, UNetConfig, UNetModel  # noqa: E402
-from unet.layers import timestep_embedding  # noqa: E402
+from tools.miniature import vae, world
+from tools.miniature.training import WEIGHTS, Run, arguments, write_weights
+from unet import Hooks, UNetConfig, UNetModel
+from unet.layers import timestep_embedding
 
 CONFIG = UNetConfig(
     in_channels=8, out_channels=4, model_channels=64, channel_mult=(1, 1), num_res_blocks=(1, 1),
@@ -194,8 +188,8 @@ def write(run: Run, autoencoder: vae.TinyAutoencoder, loss: float) -> None:
         tensors[f"first_stage_model.{key}"] = store(key, value)
     write_weights(run.args.weights / "miniature_svd.safetensors", tensors, {
         "title": "Temporal UNet miniature SVD",
-        "description": "Image to video for the synthetic moving world of tests/miniature/world.py, 128x128, 8 frames.",
-        "training": f"tests/miniature/vae.py, then tests/miniature/train_svd.py, seed {run.args.seed}, {run.step} steps of "
+        "description": "Image to video for the synthetic moving world of tools/miniature/world.py, 128x128, 8 frames.",
+        "training": f"tools/miniature/vae.py, then tools/miniature/train_svd.py, seed {run.args.seed}, {run.step} steps of "
                     f"{run.args.batch * run.workers} clips, {run.seconds:.0f} s on {run.args.device}, held-out loss {loss:.4f}",
         "commit": run.commit,
         "license": "Apache-2.0",

@@ -1,8 +1,8 @@
 """Write the English texts of the nodes, locales/en/nodeDefs.json, from the schemas of the running code; copy their help pages.
 
-    TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/make_locales.py [--check]
+    python dev.py make locales [-- --check]
 
-(`python dev.py setup` prints both.) It names each text that changed: those are to be translated anew in the other languages,
+It names each text that changed: those are to be translated anew in the other languages,
 which are kept by hand. With --check nothing is written, and the exit status is 1 where the file is behind the code.
 
 The form is the one that the front end reads (ComfyUI serves every pack's at /api/i18n): node id -> display_name, description,

@@ -1,8 +1,8 @@
 """Write the picture of each node for the README and its help page: web/docs/<NodeId>/node.webp.
 
-    TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/browser/photograph_nodes.py [NODE_ID ...]
+    python dev.py make node-pictures [-- NODE_ID ...]
 
-(`python dev.py setup` prints both.) The real editor shows each node by itself, advanced inputs too, with files of the real layout to
+The real editor shows each node by itself, advanced inputs too, with files of the real layout to
 choose from.
 """
 from __future__ import annotations
@@ -17,14 +17,12 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # pytest.ini does this for the tests
-
-from tools.server import Server  # noqa: E402
-from support.editor import RENDERERS, Editor, chromium  # noqa: E402
-from make_templates import BARE, WORKFLOWS, prepare_base  # noqa: E402
+from support.editor import RENDERERS, Editor, chromium
+from tools.assets.make_templates import BARE, WORKFLOWS, prepare_base
+from tools.server import Server
 
 FILES_OF = ("controlnet_residuals_to_file", "controlnet_residuals_from_file")  # workflows that name one file for every loader
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
 MARGIN = 12  # pixels around a node
 WAIT = 2000  # milliseconds for fonts, and for what a node asks of the server

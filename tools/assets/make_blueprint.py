@@ -1,8 +1,8 @@
 """Write the subgraph blueprint of the pack, subgraphs/Photo to video (SVD).json, from example_workflows/api/.
 
-    TEMPORAL_UNET_HOST=<ComfyUI's folder> <its Python> tests/browser/make_blueprint.py
+    python dev.py make blueprint
 
-(`python dev.py setup` prints both.) The real editor loads the API-mode workflow, makes one subgraph of it, publishes that as a
+The real editor loads the API-mode workflow, makes one subgraph of it, publishes that as a
 user does, and the file that it wrote is taken.
 """
 from __future__ import annotations
@@ -15,13 +15,11 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from support.editor import Editor, chromium
+from tools.assets.make_templates import WORKFLOWS, arrange, prepare_base, write
+from tools.server import Server
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # pytest.ini does this for the tests
-
-from tools.server import Server  # noqa: E402
-from support.editor import Editor, chromium  # noqa: E402
-from make_templates import WORKFLOWS, arrange, prepare_base, write  # noqa: E402
-
 NAME = "Photo to video (SVD)"
 EXAMPLE = "svd_checkpoint_image_to_video"
 OUTSIDE = ("LoadImage", "SaveVideo")  # what the user brings
