@@ -10,6 +10,7 @@ gives without an image encoder) and in a loss that weighs the surroundings of th
 """
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
