@@ -8,7 +8,7 @@ small, `memory.py` tells it; `hooks.py` and `residuals.py` are where a host and 
 ControlNet's residuals.
 """
 
-from .config import FAMILIES, Family, UNetConfig
+from .config import FAMILIES, Family, Levels, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
 from .controlnext import ControlNeXt, ControlNeXtConfig
 from .hooks import Hooks
@@ -32,7 +32,8 @@ from .weights.residual_file import ControlResiduals, read_residuals, write_resid
 
 __all__ = [
     "FAMILIES", "Checkpoint", "ControlNeXt", "ControlNeXtConfig", "ControlNeXtFile", "ControlNetConfig", "ControlNetFile",
-    "ControlResiduals", "Family", "FileStamp", "Hooks", "Residuals", "SVDControlNet", "UNetConfig", "UNetFileError",
-    "UNetModel", "activation_bytes", "changed_in_place", "detect", "encoder_bytes", "find_controlnet", "load_unet",
-    "open_checkpoint", "open_controlnet", "open_controlnext", "read_residuals", "residual_bytes", "residual_shapes", "write_residuals",
+    "ControlResiduals", "Family", "FileStamp", "Hooks", "Levels", "Residuals", "SVDControlNet", "UNetConfig",
+    "UNetFileError", "UNetModel", "activation_bytes", "changed_in_place", "detect", "encoder_bytes", "find_controlnet",
+    "load_unet", "open_checkpoint", "open_controlnet", "open_controlnext", "read_residuals", "residual_bytes",
+    "residual_shapes", "write_residuals",
 ]

@@ -14,6 +14,13 @@ class BlockLayout:
     resampling: str | None = None  # "down": it only halves height and width. "up": it doubles them after its other layers
 
 
+def level_size(level: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a level, where level 0 has `height` and `width`."""
+    for _ in range(level):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
+
+
 @dataclass(frozen=True)
 class Levels:
     """The widths and residual blocks of a network. A level is one resolution; level 0 is the finest.

@@ -1,11 +1,10 @@
-"""ControlNeXt for Stable Video Diffusion: a small net whose one feature joins the UNet's way down.
+"""ControlNeXt for Stable Video Diffusion: a small net whose one feature joins the UNet's down path.
 
 Source: Peng et al. 2024 (arXiv 2408.06070) and the authors' code, dvlab-research/ControlNeXt: folders ControlNeXt-SVD-v2 and
 ControlNeXt-SVD (v1), files models/controlnext_vid_svd.py and models/unet_spatio_temporal_condition_controlnext.py. Attribute
-names are the key names on disk, but for v1's learned strength: `strength.scale` here, `scale` there.
+names are the key names on disk, except v1's learned strength: `strength.scale` here, `scale` there.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .chunks import by_rows
+from .config import Levels
 from .layers import timestep_embedding
 
 EMBEDDING_GROUPS = 2  # of every norm in `embedding`
@@ -37,18 +37,15 @@ class ControlNeXtConfig:
     def version(self) -> int:
         return 1 if self.learned_strength else 2
 
-    def unet_block(self, num_res_blocks: Collection[int]) -> int:
-        """The input block after which the feature joins a UNet with so many residual blocks in each level.
+    def unet_block(self, levels: Levels) -> int:
+        """Index of the input block after which the feature joins a UNet of these levels; it must be `out_channels` wide.
 
         v2: the first downsampling. v1: the last of the input blocks. The skip of that block stays as it was.
         """
+        blocks = levels.input_layout()
         if self.learned_strength:
-            return sum(num_res_blocks) + len(num_res_blocks) - 1
-        return tuple(num_res_blocks)[0] + 1
-
-    def unet_channels(self, model_channels: int, channel_mult: Collection[int]) -> int:
-        """The width of that block in a UNet of such levels, which `out_channels` must equal."""
-        return model_channels * tuple(channel_mult)[-1 if self.learned_strength else 0]
+            return len(blocks) - 1
+        return next(index for index, block in enumerate(blocks) if block.resampling == "down")
 
 
 class TimestepEmbedding(nn.Module):
@@ -117,7 +114,7 @@ class ControlNeXt(nn.Module):
         self.down_res = nn.ModuleList()
         self.down_sample = nn.ModuleList()
         channels = config.embedding_widths[-1]
-        for width, groups in zip(config.level_widths, LEVEL_GROUPS):
+        for width, groups in zip(config.level_widths, LEVEL_GROUPS, strict=False):  # v2 has no third level
             self.down_res.append(ResnetBlock(channels, width, config.emb_channels, groups, **layer))
             self.down_sample.append(Downsample(width, **layer))
             channels = width
@@ -133,7 +130,7 @@ class ControlNeXt(nn.Module):
         self.strength = LearnedStrength(factory=factory) if config.learned_strength else None
 
     def gains(self) -> tuple[float, float]:
-        """What `join` shall take as gain in (the conditioned, the unconditioned) half, at a strength of 1.
+        """The gains for `join` in the conditioned and the unconditioned half, at a strength of 1.
 
         The authors' pipelines set the strength of the unconditioned half to 0. In v2 that leaves it as it is; in v1, where
         the gain is 1.3 sigmoid(strength), the half keeps 0.65.
@@ -146,7 +143,7 @@ class ControlNeXt(nn.Module):
         """Control images [n, image_channels, 8h, 8w] in 0 to 1, timesteps [n] or [1] (SVD's: 0.25 ln sigma), to the feature
         [n, out_channels, about h, about w] (v1: h/4, w/4).
 
-        The images run in parts that need `budget` bytes at most, as in `chunks.by_rows`.
+        The images run in chunks that need `budget` bytes at most, as in `chunks.by_rows`.
         """
         emb = timestep_embedding(timesteps.reshape(-1), self.config.time_channels).to(image.dtype)
         emb = self.time_embedding(emb).expand(image.shape[0], -1)
@@ -159,7 +156,7 @@ class ControlNeXt(nn.Module):
 
     def _rows(self, image, emb):
         h = self.embedding(image)
-        for res, downsample in zip(self.down_res, self.down_sample):
+        for res, downsample in zip(self.down_res, self.down_sample, strict=True):
             h = downsample(res(h, emb))
         h = h + self.mid_convs[0](h)
         return self.mid_convs[1](h)

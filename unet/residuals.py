@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
+from .config import Levels, level_size
+
 
 class Residuals:
-    """Residual tensors waiting to be added, one list a place; each list is consumed from its end.
+    """Residual tensors waiting to be added, one list for each place; each list is consumed from its end.
 
     `output` holds those of the skips in the order of the input blocks (so the last is used first), `middle` that of the
     middle block, `input` those that go to both h and the skip (T2I-Adapter), reversed. This is the order in which
@@ -19,7 +21,7 @@ class Residuals:
 
     @classmethod
     def from_controls(cls, controls: Sequence[torch.Tensor], strength: float, num_skips: int) -> "Residuals":
-        """The original's `controls`: `num_skips` tensors in the order of the input blocks, then that of the middle.
+        """From a list of `num_skips` tensors in the order of the input blocks, and then that of the middle block.
 
         A strength of 0 adds nothing, so that the result is bit-equal to an uncontrolled call. Raises ValueError where
         the count does not fit the network.
@@ -60,15 +62,7 @@ class Residuals:
         return h + residual.repeat(h.shape[0] // residual.shape[0], 1, 1, 1)
 
 
-def residual_shapes(
-    model_channels: int, channel_mult: Sequence[int], num_res_blocks: Sequence[int], height: int, width: int
-) -> list[tuple[int, int, int]]:
+def residual_shapes(levels: Levels, height: int, width: int) -> list[tuple[int, int, int]]:
     """Shapes [c, h, w] of a network's `controls` at a latent of height x width: of each skip, then of the middle."""
-    shapes = [(model_channels, height, width)]
-    for level, (mult, blocks) in enumerate(zip(channel_mult, num_res_blocks)):
-        channels = model_channels * mult
-        shapes += [(channels, height, width)] * blocks
-        if level < len(channel_mult) - 1:
-            height, width = (height + 1) // 2, (width + 1) // 2
-            shapes.append((channels, height, width))
+    shapes = [(block.channels, *level_size(block.level, height, width)) for block in levels.input_layout()]
     return [*shapes, shapes[-1]]

@@ -112,8 +112,8 @@ def test_where_the_feature_joins_svd():
     first_down = next(number for number, block in enumerate(blocks) if isinstance(block[0], Downsample))
     for version, block in ((2, first_down), (1, len(blocks) - 1)):
         config = config_of(version)
-        assert config.unet_block(svd.num_res_blocks) == block
-        assert config.unet_channels(svd.model_channels, svd.channel_mult) == OUT[version] == build.skips[block]
+        assert config.unet_block(svd) == block
+        assert svd.input_layout()[block].channels == OUT[version] == build.skips[block]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

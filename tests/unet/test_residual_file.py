@@ -110,10 +110,10 @@ def test_the_expected_shapes_are_those_of_the_skips(name, size):
         call["y"] = torch.empty(1, config.adm_channels, device="meta")
     with torch.no_grad():
         model(**call)
-    shapes = residual_shapes(config.model_channels, config.channel_mult, config.num_res_blocks, *size)
+    shapes = residual_shapes(config, *size)
     assert shapes == [*seen, seen[-1]]
 
 
 def test_they_are_those_of_the_small_network():
-    shapes = residual_shapes(small.SVD.model_channels, small.SVD.channel_mult, small.SVD.num_res_blocks, 7, 5)
+    shapes = residual_shapes(small.SVD, 7, 5)
     assert [(3, *shape) for shape in shapes] == small.skip_shapes(3, 7, 5)

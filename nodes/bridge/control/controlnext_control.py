@@ -12,7 +12,7 @@ from ....unet import ControlNeXt, open_controlnext
 from ....unet.controlnext import join
 from ..model.memory_budget import BUDGETS, Retry
 from .frame_control import WeighsItself
-from .pairing import WrongModelError, check_video
+from .pairing import WrongModelError, check_video, levels_of
 from .svd_control import control_dtypes
 
 AFTER_SKIP = "input_block_patch_after_skip"  # both hosts' UNet and ours ask it what a block's result shall become
@@ -82,15 +82,15 @@ class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
         self.retry.begin()
-        unet, net = model.model_config.unet_config, self.control_model.config
         check_video(model, "ControlNeXt")
-        expected = net.unet_channels(unet["model_channels"], unet["channel_mult"])
+        levels, net = levels_of(model), self.control_model.config
+        self.block = net.unet_block(levels)
+        expected = levels.input_layout()[self.block].channels
         if net.out_channels != expected:
             raise WrongModelError(
                 f"this ControlNeXt makes a feature of {net.out_channels} channels, the model takes {expected} there. Load the "
                 f"SVD UNet that was trained with it."
             )
-        self.block = net.unet_block(unet["num_res_blocks"])
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         previous = None

@@ -1,10 +1,10 @@
 """Which ControlNet goes with which model."""
 
-from collections.abc import Sequence
-
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.t2i_adapter.adapter
+
+from ....unet import Levels
 
 CONTEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL"}
 
@@ -25,7 +25,7 @@ def check_family(control, model) -> None:
         )
     if type(control) is comfy.controlnet.ControlNet and isinstance(control.control_model, comfy.cldm.cldm.ControlNet):
         net = control.control_model
-        check_layout(model, net.model_channels, net.channel_mult, net.num_res_blocks)
+        check_layout(model, Levels(net.model_channels, tuple(net.channel_mult), tuple(net.num_res_blocks)))
 
 
 def check_video(model, kind: str) -> None:
@@ -37,11 +37,15 @@ def check_video(model, kind: str) -> None:
         )
 
 
-def check_layout(model, model_channels: int, channel_mult: Sequence[int], num_res_blocks: Sequence[int]) -> None:
-    """Raises WrongModelError where the BaseModel `model` has other levels or widths than a ControlNet with these."""
+def levels_of(model) -> Levels:
+    """The levels of the UNet that a BaseModel has."""
     config = model.model_config.unet_config
-    found = _layout(model_channels, channel_mult, num_res_blocks)
-    expected = _layout(config["model_channels"], config["channel_mult"], config["num_res_blocks"])
+    return Levels(config["model_channels"], tuple(config["channel_mult"]), tuple(config["num_res_blocks"]))
+
+
+def check_layout(model, levels: Levels) -> None:
+    """Raises WrongModelError where the BaseModel `model` has other levels or widths than a ControlNet with these levels."""
+    found, expected = _describe(levels), _describe(levels_of(model))
     if found != expected:
         raise WrongModelError(
             f"this ControlNet is for a UNet with {found}, the model has {expected}. Load the UNet that it was trained with, or "
@@ -49,8 +53,8 @@ def check_layout(model, model_channels: int, channel_mult: Sequence[int], num_re
         )
 
 
-def _layout(model_channels, channel_mult, num_res_blocks):
-    return f"channels {[model_channels * mult for mult in channel_mult]} in {list(num_res_blocks)} blocks"
+def _describe(levels):
+    return f"channels {levels.level_channels} in {list(levels.num_res_blocks)} blocks"
 
 
 def family(model) -> str:

@@ -8,7 +8,7 @@ import torch
 from ....unet import ControlResiduals, residual_shapes
 from .frame_weights import numbers_for
 from .own_control import OwnControl
-from .pairing import family, family_name
+from .pairing import family, family_name, levels_of
 
 NODE = "Apply ControlNet Residuals"
 
@@ -50,24 +50,25 @@ class StoredControl(OwnControl):
 
     def release(self):
         super().release()
-        self.config = None  # of the UNet, in the host's terms
+        self.levels = None  # of the UNet
         self.dtype = None  # that it computes in
         self.ready = None  # (frames, videos, device) and what was made for them
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        self.config, self.dtype = model.model_config.unet_config, model.get_dtype_inference()
+        self.dtype = model.get_dtype_inference()
         made_for = self.residuals.about.get("family")
         if made_for not in (None, family_name(model)):
             raise ValueError(
                 f"{NODE}: the residuals were made for {made_for}, the model is {family(model)}. Compute them with this model, or "
                 f"load the one that they were made for."
             )
-        if "channel_mult" not in self.config:
+        if "channel_mult" not in model.model_config.unet_config:
             raise ValueError(
                 f"{NODE}: the residuals are for a UNet, the model is {type(model).__name__}. Use one of Stable Diffusion 1, "
                 f"2, XL or Stable Video Diffusion."
             )
+        self.levels = levels_of(model)
         count, expected = len(self.residuals.controls), len(self._expected(1, 1))
         if count != expected:
             raise ValueError(
@@ -96,8 +97,7 @@ class StoredControl(OwnControl):
         return scaled.expand(videos * len(numbers), -1, -1, -1) if len(scaled) == 1 else scaled.repeat(videos, 1, 1, 1)
 
     def _expected(self, height, width):
-        config = self.config
-        return residual_shapes(config["model_channels"], config["channel_mult"], config["num_res_blocks"], height, width)
+        return residual_shapes(self.levels, height, width)
 
     def _check(self, expected: list[tuple[int, ...]], what: str):
         """Names the first residual whose shape after the frames does not begin as expected."""

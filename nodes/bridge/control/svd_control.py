@@ -83,7 +83,7 @@ class SVDControl(OwnControl, PreparesImages, comfy.controlnet.ControlNet):
         self.control_model.parts.begin()
         check_video(model, "ControlNet")
         config, expected = self._config, model.model_config.unet_config["adm_in_channels"]
-        check_layout(model, config.model_channels, config.channel_mult, config.num_res_blocks)
+        check_layout(model, config)
         if config.adm_channels not in (None, expected):
             raise WrongModelError(
                 f"this ControlNet takes a motion vector of width {config.adm_channels}, the model one of {expected}. Load the "
