@@ -1,109 +1,20 @@
 """Our loader beside the host's on files of the real size: time, memory and the sampled latent.
 
-Each load runs in a process of its own (this file, run as a script), so that neither sees the other's memory.
+Each load runs in a process of its own (support/load_worker.py), so that neither sees the other's memory.
 """
 
 import gc
-import importlib
 import json
 import os
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-HERE = Path(__file__).resolve().parent
+from support.children import run_module
+from support.memory_status import status
+
 PREFIX = "model.diffusion_model."
-
-
-def status(field: str) -> float:
-    """A field of /proc/self/status in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) / 1024
-
-
-class PeakAnon(threading.Thread):
-    """The most anonymous memory that the process holds while this runs, in MiB."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.peak, self.running = 0.0, True
-
-    def run(self):
-        while self.running:
-            self.peak = max(self.peak, status("RssAnon"))
-            time.sleep(0.01)
-
-    def stop(self):
-        self.running = False
-        self.join()
-        return self.peak
-
-
-def boot() -> str:
-    """As conftest does, without the host's extra nodes; returns the pack's module name."""
-    import asyncio
-    import atexit
-    import shutil
-    import tempfile
-
-    base = tempfile.mkdtemp(prefix="temporal-unet-")
-    atexit.register(shutil.rmtree, base)
-    sys.path[:0] = [os.environ["TEMPORAL_UNET_HOST"], str(HERE), str(HERE.parent), str(HERE.parents[1])]
-    sys.argv = ["main.py", "--cpu", "--base-directory", base]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import nodes
-
-    if not asyncio.run(nodes.load_custom_node(str(HERE.parents[1]))):
-        raise RuntimeError("The host could not import the pack; see its log above.")
-    return str(HERE.parents[1]).replace(".", "_x_")
-
-
-def worker(loader: str, path: str, dtype: str, out: str):
-    """Loads the UNet in `path`, reads every weight once, samples three steps; writes what it saw to `out`.
-
-    Memory is that of the first load; time the best of four, for filling fresh pages takes from one to four seconds.
-    """
-    pack = boot()
-    import comfy.model_management
-    import comfy.sd
-
-    from support.families import FULL
-    from support.oracle import prompts, sample
-
-    options = {} if dtype == "default" else {"dtype": getattr(torch, dtype)}
-    load = comfy.sd.load_diffusion_model if loader == "host" else importlib.import_module(f"{pack}.nodes.bridge.model.unet_loader").load_model
-    gc.collect()
-    before, with_code, watch = status("RssAnon"), status("VmHWM"), PeakAnon()
-    watch.start()
-    def timed():
-        start, work = time.perf_counter(), time.process_time()
-        model = load(path, model_options=options)
-        loaded = time.perf_counter() - start
-        for parameter in model.model.diffusion_model.parameters():
-            parameter.flatten()[::256].sum()
-        return model, (loaded, time.perf_counter() - start, time.process_time() - work)
-
-    with torch.inference_mode():
-        model, first = timed()
-        report = {"peak anon": watch.stop() - before, "peak": status("VmHWM") - with_code, "dtype": str(model.model.get_dtype())}
-        name = "svd" if "svd" in Path(path).name else "sd1"
-        report["latent"] = sample(model, *prompts(FULL[name]), frames=3 if name == "svd" else 1, steps=3, cfg=1.0).tolist()
-        times = [first]
-        for _ in range(3):
-            del model
-            comfy.model_management.unload_all_models()
-            gc.collect()
-            model, again = timed()
-            times.append(again)
-        report |= dict(zip(("load", "load and read", "CPU seconds"), map(min, zip(*times))))
-    Path(out).write_text(json.dumps(report))
 
 
 def write_full_size(path: Path, name: str):
@@ -147,7 +58,7 @@ def full_size(tmp_path_factory):
 
 def run(loader, path, dtype, folder):
     out = folder / f"{loader}-{path.stem}-{dtype}.json"
-    subprocess.run([sys.executable, __file__, loader, str(path), dtype, str(out)], check=True, stderr=subprocess.PIPE)
+    run_module("support.load_worker", loader, path, dtype, out)
     return json.loads(out.read_text())
 
 
@@ -370,7 +281,3 @@ def test_what_sd2_predicts_is_told_from_the_file_whatever_the_weight_dtype(pack,
     ours = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": dtype})
     weights[SPREAD] = weights[SPREAD].half()  # the host's own loader fails on fp8 here
     assert ours.model.model_type == host_model(weights, ROWS["sd2"], dtype=torch.float16, head_channels=32).model.model_type
-
-
-if __name__ == "__main__":
-    worker(*sys.argv[1:])

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def boot(host: str) -> str:
+def boot(host: str, extra_nodes: bool = True) -> str:
     """Starts the modules of the ComfyUI in `host` and the pack; returns the name under which the host imported the pack."""
     sys.path.insert(0, str(host))
     base = tempfile.mkdtemp(prefix="temporal-unet-")
@@ -24,7 +24,8 @@ def boot(host: str) -> str:
     sys.argv = argv
     import nodes as host_nodes
 
-    asyncio.run(host_nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    if extra_nodes:
+        asyncio.run(host_nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     if not asyncio.run(host_nodes.load_custom_node(str(ROOT))):
         raise RuntimeError("The host could not import the pack; see its log above.")
     return str(ROOT).replace(".", "_x_")

@@ -2,11 +2,12 @@
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from support.children import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "unet").rglob("*.py"))
@@ -46,8 +47,7 @@ from support.families import TINY, inputs
 config = replace(TINY["sd1_tiny"], context_dim=8)
 print(tuple(unet.UNetModel(config)(**inputs(config)).shape))
 """
-    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-    run = subprocess.run([sys.executable, "-c", paths + script], capture_output=True, text=True, cwd=ROOT)
+    run = run_python("-c", script, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(1, 4, 8, 8)"
 
