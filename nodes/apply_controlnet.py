@@ -7,9 +7,8 @@ from .bridge.control.stored_control import StoredControl, as_residuals
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.images import control_images, control_masks
 from .bridge.inputs.ranges import finite, in_order
+from .bridge.node_names import APPLY_RESIDUALS as NODE
 from .socket_types import Residuals
-
-NODE = "Apply ControlNet Residuals"
 
 
 class ApplyControlNetResiduals(io.ComfyNode):

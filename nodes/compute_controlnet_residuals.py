@@ -3,11 +3,12 @@
 from comfy_api.latest import io
 
 from ..unet import ControlResiduals
-from .bridge.control.compute_residuals import NODE, compute_residuals, refuse_controlnext
+from .bridge.control.compute_residuals import compute_residuals, refuse_controlnext
 from .bridge.control.frame_control import FrameControl
 from .bridge.control.pairing import family_name
 from .bridge.inputs.images import control_images
 from .bridge.inputs.ranges import finite
+from .bridge.node_names import COMPUTE_RESIDUALS as NODE
 from .socket_types import Residuals
 
 

@@ -3,9 +3,8 @@
 from comfy_api.latest import io
 
 from .bridge.inputs.image_to_video import NOT_CONNECTED, prepare
+from .bridge.node_names import CONTINUE_VIDEO as NODE
 from .bridge.sampling.colors import matched
-
-NODE = "Continue Video"
 
 
 class ContinueVideo(io.ComfyNode):

@@ -3,9 +3,8 @@
 import torch
 from comfy_api.latest import io
 
+from .bridge.node_names import DECODE_VIDEO as NODE
 from .bridge.vae.decode import decode_clip
-
-NODE = "Decode Video"
 
 
 class DecodeVideo(io.ComfyNode):

@@ -3,9 +3,8 @@
 import torch
 from comfy_api.latest import io
 
+from .bridge.node_names import JOIN_VIDEO as NODE
 from .bridge.sampling.colors import matched
-
-NODE = "Join Video"
 
 
 class JoinVideo(io.ComfyNode):

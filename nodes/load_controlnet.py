@@ -10,8 +10,7 @@ from .bridge.control.controlnext_control import load_controlnext
 from .bridge.control.hosts_controlnet import load_hosts_controlnet
 from .bridge.control.svd_control import load_svd_controlnet
 from .bridge.info.file_info import describe_controlnet_file, no_controlnet
-
-NODE = "Load ControlNet (SVD and all)"
+from .bridge.node_names import LOAD_CONTROLNET as NODE
 
 
 class LoadControlNet(io.ComfyNode):

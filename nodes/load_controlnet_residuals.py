@@ -9,9 +9,8 @@ from comfy_api.latest import io
 
 from ..unet import UNetFileError, read_residuals
 from .bridge.info.model_files import residuals_path
+from .bridge.node_names import LOAD_RESIDUALS as NODE
 from .socket_types import Residuals
-
-NODE = "Load ControlNet Residuals"
 
 
 class LoadControlNetResiduals(io.ComfyNode):

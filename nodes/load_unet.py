@@ -6,6 +6,7 @@ from ..unet import open_checkpoint
 from .bridge.info.describe import describe
 from .bridge.info.model_files import WEIGHT_DTYPES, unet_names, unet_path
 from .bridge.model.unet_loader import load_checkpoint
+from .bridge.node_names import LOAD_UNET
 
 
 class LoadUNet(io.ComfyNode):
@@ -13,7 +14,7 @@ class LoadUNet(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TemporalUNetLoader",
-            display_name="Load UNet",
+            display_name=LOAD_UNET,
             category="Temporal UNet",
             description="Loads the UNet of Stable Diffusion 1, 2, XL or Stable Video Diffusion out of a .safetensors file.",
             search_aliases=["load diffusion model", "stable video diffusion", "svd", "unet loader"],

@@ -8,9 +8,8 @@ from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from .bridge.info.saving import save_residuals
+from .bridge.node_names import SAVE_RESIDUALS as NODE
 from .socket_types import Residuals
-
-NODE = "Save ControlNet Residuals"
 
 
 class SaveControlNetResiduals(io.ComfyNode):

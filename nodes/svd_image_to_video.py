@@ -3,8 +3,7 @@
 from comfy_api.latest import io
 
 from .bridge.inputs.image_to_video import NOT_CONNECTED, prepare
-
-NODE = "SVD Image to Video"
+from .bridge.node_names import SVD_IMAGE_TO_VIDEO as NODE
 
 
 class SVDConditioning(io.ComfyNode):

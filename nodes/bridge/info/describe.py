@@ -6,13 +6,14 @@ import comfy.controlnet
 
 from ....unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
 from ..control.pairing import CONTEXT_WIDTHS
+from ..node_names import LOAD_UNET
 
 
 def describe(checkpoint: Checkpoint, model) -> str:
     """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`."""
     lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size())
     if checkpoint.unexpected:
-        logging.warning("Load UNet: %s: %s", checkpoint.path.name, lines[-1])
+        logging.warning("%s: %s: %s", LOAD_UNET, checkpoint.path.name, lines[-1])
     return "\n".join(lines)
 
 

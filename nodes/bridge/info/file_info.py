@@ -21,6 +21,7 @@ from ..control.svd_control import control_dtypes
 from ..model.memory_budget import needed
 from ..model.trained_length import trained_length, window_length
 from ..model.unet_loader import choose_config
+from ..node_names import LOAD_CONTROLNET
 from .describe import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 
 
@@ -92,7 +93,7 @@ def no_controlnet(file: Path) -> str:
     found = "holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or T2I-Adapter file."
     if other is not None:
         found = f"it holds {other[0]}, not a ControlNet. {other[1]}"
-    return f"Load ControlNet (SVD and all): {file.name}{':' if other else ''} {found}"
+    return f"{LOAD_CONTROLNET}: {file.name}{':' if other else ''} {found}"
 
 
 def _size(count: int) -> str:

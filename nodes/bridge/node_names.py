@@ -1,0 +1,13 @@
+"""Display names of the nodes, which their schemas show and messages name."""
+
+LOAD_UNET = "Load UNet"
+SVD_IMAGE_TO_VIDEO = "SVD Image to Video"
+SVD_SAMPLER = "SVD Temporal UNet Sampler"
+DECODE_VIDEO = "Decode Video"
+CONTINUE_VIDEO = "Continue Video"
+JOIN_VIDEO = "Join Video"
+LOAD_CONTROLNET = "Load ControlNet (SVD and all)"
+APPLY_RESIDUALS = "Apply ControlNet Residuals"
+COMPUTE_RESIDUALS = "Compute ControlNet Residuals"
+SAVE_RESIDUALS = "Save ControlNet Residuals"
+LOAD_RESIDUALS = "Load ControlNet Residuals"
