@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.ranges import finite, in_order
 from .bridge.model.trained_length import automatic_length
+from .bridge.node_names import SVD_SAMPLER as NODE
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.sampling.windows import with_windows
 
-NODE = "SVD Temporal UNet Sampler"
 SVD_WIDTH = 320  # channels by which the real SVD is told from a miniature
 TRAINED = 1024, 576  # pixels
 SHORTEST = 7  # frames, half of what SVD was trained on
@@ -91,11 +91,6 @@ class SVDSampler(io.ComfyNode):
                     "closed_loop", default=False, advanced=True, optional=True,
                     tooltip="In clips longer than a window: windows also run over the end into the start, so that the clip loops.",
                 ),
-                io.Combo.Input(
-                    "window_noise", options=["independent", "shuffled"], default="independent", advanced=True, optional=True,
-                    tooltip="In clips longer than a window: shuffled repeats the first window's noise in another order. It steadied the "
-                    "motion where keep_colors is off; with it, it costs a little likeness and gains nothing.",
-                ),
                 io.Boolean.Input(
                     "keep_colors", default=True, advanced=True, optional=True,
                     tooltip="In clips longer than a window: each window starts with the colours and contrast of the picture, or "
@@ -109,7 +104,8 @@ class SVDSampler(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image, seed, steps, min_cfg, max_cfg, guidance, sampler_name, scheduler,
         denoise=1.0, guidance_curve="0:1.0, 1:2.5", guidance_start=0.0, guidance_end=1.0,
-        window_frames=0, window_overlap=6, closed_loop=False, window_noise="independent", keep_colors=True,
+        window_frames=0, window_overlap=6, closed_loop=False, keep_colors=True,
+        window_noise=None,  # an input until 0.1.1, which the host still passes on where an old prompt links it
     ) -> io.NodeOutput:
         finite(
             NODE, min_cfg=min_cfg, max_cfg=max_cfg, denoise=denoise, guidance_start=guidance_start, guidance_end=guidance_end
@@ -118,8 +114,7 @@ class SVDSampler(io.ComfyNode):
         frames = _check(model, positive, latent_image["samples"])
         curve = parse_curve(guidance_curve, f"{NODE}: guidance_curve") if guidance == "curve" else []
         model = _windowed(
-            model, frames, window_frames, window_overlap, closed_loop=closed_loop, shuffled_noise=window_noise == "shuffled",
-            keep_colors=keep_colors,
+            model, frames, window_frames, window_overlap, closed_loop=closed_loop, keep_colors=keep_colors,
         )
         _warn_far_from_training(model, latent_image["samples"])
         guider = FrameGuider(

@@ -19,6 +19,11 @@ def windows(pack):
 
 
 @pytest.fixture(scope="module")
+def lengths(pack):
+    return pack("nodes.bridge.model.trained_length")
+
+
+@pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
     return Pair(pack, tmp_path_factory.mktemp("windows"), "svd")
 
@@ -61,24 +66,6 @@ def test_joints_move_from_step_to_step(windows):
     assert all(a != b for a, b in itertools.pairwise(starts))
 
 
-@pytest.mark.parametrize(("total", "length", "overlap"), SHAPES)
-def test_shuffled_noise_repeats_none_within_a_window_of_its_grid(windows, total, length, overlap):
-    noise = torch.arange(total, dtype=torch.float32).reshape(-1, 1, 1, 1)
-    made = windows.shuffled(noise, length, overlap, seed=3)
-    assert torch.equal(made[:length], noise[:length])
-    assert set(made.flatten().tolist()) <= set(range(length))  # all of it is the first window's
-    for start in range(0, total - length + 1, length - overlap):
-        window = made[start:start + length].flatten().tolist()
-        assert len(set(window)) == len(window)
-    assert torch.equal(noise.flatten(), torch.arange(total, dtype=torch.float32))  # what was given is left as it was
-
-
-def test_shuffled_noise_follows_the_seed_and_leaves_short_clips_alone(run):
-    independent, first, again = (run(window_noise=kind) for kind in ("independent", "shuffled", "shuffled"))
-    assert torch.equal(first, again) and not torch.equal(first, independent)
-    assert torch.equal(run(frames=LENGTH, window_noise="shuffled"), run(frames=LENGTH))
-
-
 def test_one_window_changes_nothing(run):
     assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
 
@@ -105,13 +92,13 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows
         if indices[0] > 0:
             expected = sums[indices[0]] / weight[indices[0]] / 0.18215
             if keep_colors:
-                expected = in_colours_of(picture[0], expected)
+                expected = in_colors_of(picture[0], expected)
             assert relative_error(given, expected.expand_as(given)) <= 1e-5
         sums[indices] += pyramid * made[0]
         weight[indices] += pyramid
 
 
-def in_colours_of(picture, latent):
+def in_colors_of(picture, latent):
     """Each channel of latent [c, h, w] with the mean and spread that it has in the picture; contrast changes by 1.5 at most."""
     channels = []
     for seen, wanted in zip(latent, picture):
@@ -120,7 +107,7 @@ def in_colours_of(picture, latent):
     return torch.stack(channels)
 
 
-def test_kept_colours_leave_short_clips_alone(run):
+def test_kept_colors_leave_short_clips_alone(run):
     assert torch.equal(run(frames=LENGTH, keep_colors=True), run(frames=LENGTH, keep_colors=False))
     assert not torch.equal(run(keep_colors=True), run(keep_colors=False))
 
@@ -145,7 +132,7 @@ def host(svd, node, windows):
     """The host's KSampler and linear guidance on a MODEL with our windows: noise, masks and samplers are the host's business."""
 
     def run(steps=2, closed_loop=False, **options):
-        model = windows.with_windows(svd.ours, LENGTH, OVERLAP, closed_loop, shuffled_noise=False, keep_colors=True)
+        model = windows.with_windows(svd.ours, LENGTH, OVERLAP, closed_loop, keep_colors=True)
         model = run_node(node("VideoLinearCFGGuidance"), model, 1.0)[0]
         return sample(model, *prompts(svd.config), frames=TOTAL, cfg=2.5, steps=steps, scheduler="karras", **options)
 
@@ -226,18 +213,18 @@ def test_denoise_below_one_through_windows(run, host, denoise):
     assert (relative_error(result, noisy()) <= 1e-5) == (denoise == 0)
 
 
-@pytest.mark.parametrize("told, frames", [
+@pytest.mark.parametrize("said, frames", [
     ("14", 14), ("25", 25), ("1", 1), ("0", None), ("00", None), ("-3", None), ("", None), ("14.0", None), ("\u00b2", None),
     ("\u0663", None), ("14 frames", None), ("9" * 5000, None), (" 14\n", None), ("14\n", None),
 ])
-def test_a_length_that_is_no_number_of_frames_counts_as_not_told(windows, told, frames):
-    assert windows.trained_length({windows.FRAMES_KEY: told}) == frames
-    assert windows.trained_length({}) is None
+def test_a_length_that_is_no_number_of_frames_counts_as_none(lengths, said, frames):
+    assert lengths.trained_length({lengths.FRAMES_KEY: said}) == frames
+    assert lengths.trained_length({}) is None
 
 
-def test_the_length_is_that_of_training_where_the_file_tells(svd, windows):
+def test_the_length_is_that_of_training_where_the_file_says_it(svd, lengths):
     model = svd.ours.clone()
-    assert windows.automatic_length(model, 100) == windows.LONGEST
-    assert windows.automatic_length(model, 20) == 20
-    model.set_attachments(windows.FRAMES_KEY, 8)
-    assert windows.automatic_length(model, 100) == 8
+    assert lengths.automatic_length(model, 100) == lengths.LONGEST
+    assert lengths.automatic_length(model, 20) == 20
+    model.set_attachments(lengths.FRAMES_KEY, 8)
+    assert lengths.automatic_length(model, 100) == 8

@@ -52,7 +52,6 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "window_frames": ("INT", {"default": 0, "min": 0, "advanced": True}),
             "window_overlap": ("INT", {"default": 6, "min": 0, "advanced": True}),
             "closed_loop": ("BOOLEAN", {"default": False, "advanced": True}),
-            "window_noise": ("COMBO", {"default": "independent", "options": ["independent", "shuffled"], "advanced": True}),
             "keep_colors": ("BOOLEAN", {"default": True, "advanced": True}),
         },
         [("LATENT", "samples")],

@@ -1,6 +1,6 @@
 """What happens to long videos? Joints of windows, loops, chained clips, memory, on worlds that training never saw.
 
-    python dev.py bench long [-- --worlds 4 --only windows drift noise loop chain path memory --json FILE]
+    python dev.py bench long [-- --worlds 4 --only windows drift loop chain path memory --json FILE]
 
 A *jump* is the root of the mean squared difference of two neighbouring frames. A sprite that flies for long ends up elsewhere than the
 truth's, since errors of its heading add up; so `appearance` compares each frame with the truth drawn where the sprite is seen.
@@ -22,8 +22,7 @@ from tools.miniature import world
 LONG = 100  # frames
 LOOP = 32  # frames
 SEGMENTS = 5
-PARTS = ["memory", "windows", "drift", "noise", "loop", "chain", "path"]  # drift: windows that do not keep the picture's colours
-NOISES = 56  # frames on which the window noises are compared
+PARTS = ["memory", "windows", "drift", "loop", "chain", "path"]  # drift: windows that do not keep the picture's colours
 
 
 def jumps(video: np.ndarray, closed_loop: bool = False) -> np.ndarray:
@@ -71,20 +70,6 @@ def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> d
         })
         print(f"windows {number}{'' if keep_colors else ', colours free'}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
     return _mean(rows)
-
-
-def noises(studio, worlds: int, steps: int) -> dict:
-    """Clips of NOISES frames with each window noise: the mean way of the sprite from its true flight, and the mean likeness."""
-    told = {}
-    for noise in ("independent", "shuffled"):
-        rows = []
-        for number, of in enumerate(quality.held_out(worlds)):
-            video = studio.make(of, seed=number, frames=NOISES, steps=steps, window_noise=noise)
-            away = quality.score(video, world.render(of, NOISES)).centre
-            rows.append({"centre": away[1:].mean(), "appearance": appearance(video, of)[1:].mean()})
-            print(f"{noise} noise {number}: {rows[-1]['centre']:.1f} px, {rows[-1]['appearance']:.2f} dB", flush=True)
-        told[noise] = _mean(rows)
-    return told
 
 
 def loops(studio, worlds: int, steps: int) -> dict:
@@ -207,7 +192,6 @@ def main() -> None:
     parts = {
         "memory": memory, "windows": lambda studio: over_windows(studio, args.worlds, args.steps),
         "drift": lambda studio: over_windows(studio, args.worlds, args.steps, keep_colors=False),
-        "noise": lambda studio: noises(studio, args.worlds, args.steps),
         "loop": lambda studio: loops(studio, args.worlds, args.steps), "chain": lambda studio: chains(studio, args.worlds, args.steps),
         "path": lambda studio: paths(studio, args.worlds, args.steps),
     }

@@ -11,11 +11,13 @@ import comfy.utils
 import torch
 
 from ..inputs.curve import evaluate_curve
+from ..node_names import SVD_SAMPLER
 from .preview import USUAL_FPS, prepare_callbacks
 from .windows import OWN_LEVELS, ClipWindows
 
 FORMULA = "sampler_cfg_function"  # in model_options: how a node mixes both predictions,
 AROUND = ("sampler_pre_cfg_function", "sampler_post_cfg_function")  # what nodes do to them before, and to the result
+
 
 def is_video_model(model) -> bool:
     """True for a MODEL of the SVD family, ours or one that the host loaded."""
@@ -55,11 +57,11 @@ class FrameGuider(comfy.samplers.CFGGuider):
         formula = patcher.model_options.get(FORMULA)
         if self.scales is not None and _sets_frame_scales(formula):
             logging.warning(
-                "SVD Temporal UNet Sampler: the node %s on the model is left out, since this sampler sets the guidance of each "
-                "frame. Take that node out, or set guidance to constant, where it acts.", formula.__qualname__.split(".")[0],
+                "%s: the node %s on the model is left out, since this sampler sets the guidance of each frame. Take that node out, "
+                "or set guidance to constant, where it acts.", SVD_SAMPLER, formula.__qualname__.split(".")[0],
             )
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options, seed=None):
         if not self._guided(timestep, model_options["transformer_options"]["sample_sigmas"]):
             plain = {key: value for key, value in model_options.items() if key != FORMULA}
             positive, negative = self.conds.get("positive"), self.conds.get("negative")
@@ -116,7 +118,7 @@ def _with_scales(function, scales):
             result = call(args, scale)
             parts = result if isinstance(result, list) else [result]
             out = out or [part.clone() for part in parts]
-            for whole, part in zip(out, parts):
+            for whole, part in zip(out, parts, strict=True):
                 whole[scales == scale] = part[scales == scale]
         return out if isinstance(result, list) else out[0]
 
@@ -130,7 +132,6 @@ def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
-        noise = handler.noise(noise, seed)
         handler.own_levels = sampler_name in OWN_LEVELS
     schedule = comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,

@@ -32,19 +32,6 @@ def pyramid(length: int) -> torch.Tensor:
     return torch.minimum(position, length - 1 - position) + 1
 
 
-def shuffled(noise: torch.Tensor, length: int, overlap: int, seed: int) -> torch.Tensor:
-    """Noise [t, c, h, w] of which windows share frames: each block after the first window repeats an earlier one, shuffled.
-
-    After Qiu et al. 2023, "FreeNoise" (arXiv 2310.15169). Neighbouring windows then see the same noise in another order.
-    """
-    noise, block = noise.clone(), length - overlap
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(length, len(noise), block):
-        order = start - length + torch.randperm(block, generator=generator)
-        noise[start:start + block] = noise[order[:len(noise) - start]]
-    return noise
-
-
 class ClipWindows(windows.IndexListContextHandler):
     """Runs each step in windows of `length` frames, of which neighbours share `overlap`.
 
@@ -54,20 +41,15 @@ class ClipWindows(windows.IndexListContextHandler):
     window to window. Memory is that of one window; controls and hooks see the host's own `context_window`.
     """
 
-    def __init__(self, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool, keep_colors: bool):
+    def __init__(self, length: int, overlap: int, closed_loop: bool, keep_colors: bool):
         super().__init__(
             context_schedule=None, fuse_method=None, context_length=length, context_overlap=overlap,
             closed_loop=closed_loop, dim=0,
         )
-        self.shuffled_noise = shuffled_noise
         self.keep_colors = keep_colors
         self.own_levels = False  # does a sampler of OWN_LEVELS run?
         self._level, self._levels = None, 0
         self.on_window = lambda indices, frames: None  # called as work on a window of a clip of `frames` frames begins
-
-    def noise(self, noise: torch.Tensor, seed: int) -> torch.Tensor:
-        """The clip's noise [t, c, h, w], arranged as these windows want it."""
-        return shuffled(noise, self.context_length, self.context_overlap, seed) if self.shuffled_noise else noise
 
     def set_step(self, timestep, model_options):
         """Reckons the step from the noise level timestep [t], as the host does where it is one of the schedule's.
@@ -104,7 +86,7 @@ class ClipWindows(windows.IndexListContextHandler):
             options = {**model_options, "transformer_options": {
                 **model_options["transformer_options"], "context_window": window}}
             made = calc_cond_batch(model, parts, x_in[indices], timestep[indices], options)
-            for total_of_cond, part in zip(sums, made):
+            for total_of_cond, part in zip(sums, made, strict=True):
                 total_of_cond[indices] += weights * part
             weight[indices] += weights
         return [total_of_cond / weight for total_of_cond in sums]
@@ -125,9 +107,9 @@ def _given(conditions, picture: torch.Tensor, keep_colors: bool):
     return out
 
 
-def with_windows(model, length: int, overlap: int, closed_loop: bool, shuffled_noise: bool, keep_colors: bool):
+def with_windows(model, length: int, overlap: int, closed_loop: bool, keep_colors: bool):
     """A clone of the model that works in windows of `length` frames."""
     model = model.clone()
-    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, shuffled_noise, keep_colors)
+    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, keep_colors)
     windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
     return model

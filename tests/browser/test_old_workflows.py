@@ -1,0 +1,36 @@
+"""Workflows that older versions of the pack have saved open with each value where it belongs."""
+
+import copy
+
+import pytest
+
+from support.curve_widget import SAMPLER, WORKFLOW
+
+
+def make_old(workflow, noise, keep_colors):
+    """Changes a workflow's sampler to what 0.1.1 saved: with window_noise before keep_colors, and in subgraphs an input for it."""
+    [sampler] = [node for node in workflow["nodes"] if node["type"] == SAMPLER]
+    sampler["inputs"].append({"name": "window_noise", "type": "COMBO", "widget": {"name": "window_noise"}, "link": None})
+    sampler["widgets_values"][-1:] = [noise, keep_colors]
+
+
+@pytest.mark.parametrize("keep_colors", [False, True])
+def test_a_workflow_with_window_noise_opens_with_each_value_in_its_place(editor, keep_colors):
+    editor.load_api(WORKFLOW, "new")
+    before, workflow = editor.prompt(), editor.workflow()
+    make_old(workflow, "shuffled", keep_colors)
+    editor.load_template(workflow, "old")
+    [sampler] = [node for node in before.values() if node["class_type"] == SAMPLER]
+    sampler["inputs"]["keep_colors"] = keep_colors
+    assert editor.prompt() == before
+    [opened] = [node for node in editor.workflow()["nodes"] if node["type"] == SAMPLER]
+    assert "window_noise" not in [slot["name"] for slot in opened["inputs"]]
+    assert opened["widgets_values"][-1] is keep_colors
+
+
+def test_an_api_workflow_with_window_noise_opens_without_it(editor):
+    prompt = copy.deepcopy(WORKFLOW)
+    prompt["8"]["inputs"] |= {"window_noise": "shuffled", "keep_colors": False}
+    editor.load_api(prompt, "old")
+    [inputs] = [node["inputs"] for node in editor.prompt().values() if node["class_type"] == SAMPLER]
+    assert "window_noise" not in inputs and inputs["keep_colors"] is False
