@@ -1,4 +1,4 @@
-"""Layers in parts of frames and pixels: the same result, in less memory."""
+"""Layers in chunks of frames and pixels: the same result, in less memory."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_patched_transformers_see_the_whole_batch():
     assert Patched.seen[0] == 3 and Patched.seen[1] == 64  # frames in space, pixels over time
 
 
-def test_spans_cover_everything_in_equal_parts():
+def test_spans_cover_everything_in_equal_chunks():
     assert [(s.start, s.stop) for s in spans(7, 10, 35)] == [(0, 3), (3, 6), (6, 7)]
     assert [(s.start, s.stop) for s in spans(7, 10, 5)] == [(i, i + 1) for i in range(7)]
     assert [(s.start, s.stop) for s in spans(7, 10, None)] == [(0, 7)]

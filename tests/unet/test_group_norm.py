@@ -1,4 +1,4 @@
-"""Group norm in parts against torch's own of the whole, in fp64."""
+"""Group norm in chunks against torch's own of the whole, in fp64."""
 
 import pytest
 import torch
@@ -26,17 +26,17 @@ def values(dtype, offset=0.0, rows=2):
     return (offset + mean + spread * torch.randn(rows, 24, 3, 11, generator=generator)).to(dtype)
 
 
-def in_parts(norm, x, sizes=(4, 1, 6)):
-    parts = x.split(sizes, dim=-1)
-    apply = pooled(norm, (moments(part, norm.num_groups) for part in parts), x.dtype)
-    return torch.cat([apply(part) for part in parts], dim=-1)
+def in_chunks(norm, x, sizes=(4, 1, 6)):
+    chunks = x.split(sizes, dim=-1)
+    apply = pooled(norm, (moments(chunk, norm.num_groups) for chunk in chunks), x.dtype)
+    return torch.cat([apply(chunk) for chunk in chunks], dim=-1)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("dtype", EPS)
-def test_parts_of_unequal_size_are_normalised_as_the_whole(dtype, rows):
+def test_chunks_of_unequal_size_are_normalized_as_the_whole(dtype, rows):
     norm, x = layer(dtype), values(dtype, rows=rows)
-    made = in_parts(norm, x)
+    made = in_chunks(norm, x)
     exact = F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), 1e-5)
     assert made.dtype == dtype
     assert relative_error(made, exact) <= max(EPS[dtype], 1.02 * relative_error(norm(x), exact))
@@ -45,7 +45,7 @@ def test_parts_of_unequal_size_are_normalised_as_the_whole(dtype, rows):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_variance_survives_a_mean_that_is_far_larger(dtype):
     x = values(dtype, offset=300.0)
-    _, variance = pool([moments(part, 8) for part in x.split(4, dim=-1)])
+    _, variance = pool([moments(chunk, 8) for chunk in x.split(4, dim=-1)])
     exact = x.double().reshape(2, 8, -1).var(-1, correction=0)
     assert variance.dtype == torch.float32
     assert relative_error(variance, exact) <= 1e-5
@@ -55,7 +55,7 @@ def test_large_halves_do_not_overflow():
     x = 200 * values(torch.float16)
     norm = layer(torch.float16)
     exact = F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), 1e-5)
-    assert relative_error(in_parts(norm, x), exact) <= 1e-3
+    assert relative_error(in_chunks(norm, x), exact) <= 1e-3
 
 
 class Patched(nn.GroupNorm):
@@ -72,4 +72,4 @@ class Patched(nn.GroupNorm):
 def test_a_layer_that_casts_and_patches_its_weights_is_used_as_it_is(stored, dtype):
     norm, x = layer(stored, Patched), values(dtype)
     exact = F.group_norm(x.double(), 8, -2 * norm.weight.to(dtype).double(), (norm.bias.to(dtype) + 3).double(), 1e-5)
-    assert relative_error(in_parts(norm, x), exact) <= max(EPS[dtype], 1.02 * relative_error(norm(x), exact))
+    assert relative_error(in_chunks(norm, x), exact) <= max(EPS[dtype], 1.02 * relative_error(norm(x), exact))

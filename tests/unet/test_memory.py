@@ -1,4 +1,4 @@
-"""The reckoned memory against what is counted on the meta device."""
+"""The estimated memory against what is counted on the meta device."""
 
 from dataclasses import replace
 
@@ -19,14 +19,14 @@ MIB = 2**20
     (14, (72, 128), 32 * MIB), (14, (40, 64), 512 * MIB), (14, (40, 64), 128 * MIB), (14, (40, 64), 32 * MIB),
     (25, (72, 128), None), (3, (33, 57), None), (3, (33, 57), 32 * MIB), (25, (64, 64), 64 * MIB),
 ])
-def test_counted_is_at_most_what_was_reckoned_and_near_it(frames, size, budget):
+def test_counted_is_at_most_what_was_estimated_and_near_it(frames, size, budget):
     counted = svd_peak(frames, budget, size)
-    reckoned = activation_bytes(SVD, frames, *size, 2, budget)
-    assert 1 <= reckoned / counted <= 1.1
+    estimated = activation_bytes(SVD, frames, *size, 2, budget)
+    assert 1 <= estimated / counted <= 1.1
 
 
 @pytest.mark.parametrize("frames", [14, 25])
-def test_smaller_parts_need_less(frames):
+def test_smaller_chunks_need_less(frames):
     default, smaller = (activation_bytes(SVD, frames, 72, 128, 2, budget) for budget in (512 * MIB, 128 * MIB))
     assert smaller < default < activation_bytes(SVD, frames, 72, 128, 2, None)
 
