@@ -39,12 +39,12 @@ def status(server, route, **query):
 def test_a_unet_is_told_as_its_info_output_tells_it(server, name, dtype):
     loader = node("TemporalUNetLoader", unet_name=name, weight_dtype=dtype)
     entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
-    lines = ask(server, UNET, name=name, weight_dtype=dtype)["lines"]
-    expected = entry["outputs"]["2"]["text"][0].split("\n")
-    assert lines[4].startswith("about ") if "svd" in name else len(lines) == 4
+    answer = ask(server, UNET, name=name, weight_dtype=dtype)
+    lines, expected = answer["lines"], entry["outputs"]["2"]["text"][0].split("\n")
+    assert len(lines) == 4 and ("clip" in answer) == ("svd" in name)
     megabytes = [float(found[3].removesuffix(" MiB in memory").replace(",", "")) for found in (lines, expected)]
     assert megabytes[0] == pytest.approx(megabytes[1], abs=0.11)  # a MODEL holds its noise schedule too
-    del lines[3:5], expected[3]
+    del lines[3], expected[3]
     assert lines == expected
 
 
@@ -107,13 +107,13 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
         assert time.monotonic() - begun < 10  # 0.2 s; the machine may be busy
         assert lines[:2] == ["Stable Video Diffusion", "1,524.6 M parameters, float16, computed in float32"]
         assert lines[3] == "2,908.0 MiB in memory"
-        short, long, wide = (
-            float(ask(server, UNET, name=path.name, weight_dtype="fp16", **clip)["lines"][4].split()[1])
-            for clip in ({}, {"frames": 25}, {"width": 2048, "height": 1152})
+        short, long, wide, windowed = (
+            ask(server, UNET, name=path.name, weight_dtype="fp16", **clip)["clip"]
+            for clip in ({}, {"frames": 25}, {"width": 2048, "height": 1152}, {"frames": 1000})
         )
-        assert 2908 / 1024 < short < long < wide
-        windowed = ask(server, UNET, name=path.name, weight_dtype="fp16", frames=1000)["lines"][4]
-        assert windowed == f"about {long} GiB, weights included, for 1000 frames of 1024x576, in windows of 25"
+        assert 2908 * 2**20 < short["bytes"] < long["bytes"] < wide["bytes"]
+        assert windowed == {**long, "frames": 1000} and long["window"] == 25
+        assert short == {"bytes": short["bytes"], "frames": 14, "width": 1024, "height": 576, "window": 14}
     finally:
         path.unlink()
 

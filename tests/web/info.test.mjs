@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { USUAL_CLIP, clipFor, clipOf, known, notListed, valueOf, withoutGuess } from '../../web/js/core/info.js'
+import { USUAL_CLIP, clipFor, clipOf, known, linesOf, notListed, valueOf } from '../../web/js/core/info.js'
 
 const clipWidgets = (width, height, frames) => [
   { name: 'width', value: width }, { name: 'height', value: height }, { name: 'video_frames', value: frames },
@@ -73,12 +73,20 @@ test('of a link to no input of the subgraph no value is known', () => {
 
 test('of a clip that is known in part no memory is told', () => {
   const clip = { width: 512, height: null, frames: null }
-  const lines = ['SVD', 'about 2.9 GiB, weights included, for 14 frames of 512x576, in windows of 8', 'x.safetensors']
+  const answer = { lines: ['SVD', 'x.safetensors'], clip: { bytes: 2 ** 31, frames: 14, width: 512, height: 576, window: 8 } }
   assert.deepEqual(known(clip), { width: 512 })
-  assert.deepEqual(withoutGuess(lines, clip), ['SVD', 'the height and the number of frames come from another node', lines[2]])
-  assert.equal(withoutGuess(lines, { ...clip, height: 8 })[1], 'the number of frames comes from another node')
-  assert.deepEqual(withoutGuess(lines, USUAL_CLIP), lines)
-  assert.deepEqual(withoutGuess(['SD 1'], clip), ['SD 1'])
+  const words = 'the height and the number of frames come from another node'
+  assert.deepEqual(linesOf(answer, clip), ['SVD', 'x.safetensors', words])
+  assert.equal(linesOf(answer, { ...clip, height: 8 })[2], 'the number of frames comes from another node')
+  assert.deepEqual(linesOf({ lines: ['SD 1'] }, clip), ['SD 1'])
+  assert.deepEqual(linesOf({ lines: ['T2IAdapter'] }, {}), ['T2IAdapter'])
+})
+
+test('the memory of a known clip is said in its units, and its windows where there are several', () => {
+  const line = (clip) => linesOf({ lines: [], clip: { frames: 14, width: 512, height: 576, window: 14, ...clip } }, USUAL_CLIP)[0]
+  assert.equal(line({ bytes: 1288490189 }), 'about 1.2 GiB, weights included, for 14 frames of 512x576')
+  assert.equal(line({ bytes: 2 ** 30 - 1 }), 'about 1,024.0 MiB, weights included, for 14 frames of 512x576')
+  assert.equal(line({ bytes: 2 ** 20, window: 8 }), 'about 1.0 MiB, weights included, for 14 frames of 512x576, in windows of 8')
 })
 
 test('the clip is that of the node that feeds the sampler of this model', () => {
@@ -89,19 +97,19 @@ test('the clip is that of the node that feeds the sampler of this model', () => 
     ],
     { clip: clipWidgets(512, 320, 25), clip2: clipWidgets(64, 64, 3) },
   )
-  assert.deepEqual(clipFor(nodes.load_unet, targets, origins), { width: 512, height: 320, frames: 25 })
+  assert.deepEqual(clipFor(nodes.loader, targets, origins), { width: 512, height: 320, frames: 25 })
   assert.deepEqual(clipFor(nodes.loader2, targets, origins), { width: 64, height: 64, frames: 3 })
 })
 
 test('without such a node it is the clip that SVD was trained on', () => {
   const { nodes, targets, origins } = graph([['loader', 'sampler'], ['latent', 'sampler']], {})
-  assert.deepEqual(clipFor(nodes.load_unet, targets, origins), USUAL_CLIP)
+  assert.deepEqual(clipFor(nodes.loader, targets, origins), USUAL_CLIP)
   assert.deepEqual(USUAL_CLIP, { width: 1024, height: 576, frames: 14 })
 })
 
 test('a graph that runs in a circle comes to an end', () => {
   const { nodes, targets, origins } = graph([['loader', 'a'], ['a', 'b'], ['b', 'a']], {})
-  assert.deepEqual(clipFor(nodes.load_unet, targets, origins), USUAL_CLIP)
+  assert.deepEqual(clipFor(nodes.loader, targets, origins), USUAL_CLIP)
 })
 
 test('a name that the server does not list is told as it is', () => {

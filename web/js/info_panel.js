@@ -2,7 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { clipFor, known, notListed, valueOf, withoutGuess } from './core/info.js'
+import { clipFor, known, linesOf, notListed, valueOf } from './core/info.js'
 import { MARGIN, addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
 
 // node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that tells about
@@ -95,9 +95,9 @@ class InfoPanel {
     const question = `${route}?${query}`
     if (question === this.asked) return
     this.asked = question
-    const { lines, error } = await this.fetch(question)
+    const answer = await this.fetch(question)
     if (question !== this.asked) return // another question was asked meanwhile
-    this.say({ lines: lines && withoutGuess(lines, clip), error }, question)
+    this.say(answer.error ? answer : { lines: linesOf(answer, clip) }, question)
   }
 
   async fetch(question) {

@@ -18,7 +18,10 @@ def describe(checkpoint: Checkpoint, model) -> str:
 
 
 def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]:
-    """The same of a file whose weights are, or will be, kept as `dtype` in `memory` bytes and computed with as `compute`."""
+    """Family, parameters, file and memory of a UNet.
+
+    Its weights are, or will be, stored as `dtype` in `memory` bytes and cast to `compute` for computing.
+    """
     lines = [
         f"{checkpoint.family.title}",
         parameters_line(checkpoint.parameters, dtype, compute),
@@ -32,7 +35,7 @@ def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]
 
 
 def parameters_line(parameters: int, dtype, compute) -> str:
-    """Weights of a network that are, or will be, kept as `dtype` and computed with as `compute`."""
+    """The number of weights, which are, or will be, stored as `dtype` and cast to `compute` for computing."""
     computed = "" if compute == dtype else f", computed in {_short(compute)}"
     return f"{parameters / 1e6:,.1f} M parameters, {_short(dtype)}{computed}"
 
@@ -42,7 +45,7 @@ def memory_line(memory: int) -> str:
 
 
 def own_kind(config: ControlNetConfig | ControlNeXtConfig) -> list[str]:
-    """The same of a network of ours."""
+    """The kind of a ControlNet that this pack runs itself, and how it acts, in lines."""
     if isinstance(config, ControlNeXtConfig):
         where = "before the middle block" if config.version == 1 else "after the first level, on the conditioned half alone"
         return [
@@ -56,7 +59,7 @@ def own_kind(config: ControlNetConfig | ControlNeXtConfig) -> list[str]:
 
 
 def hosts_kind(class_name: str, context_width: int | None) -> list[str]:
-    """The same of one of the host's classes, for a model with a context of this width."""
+    """The kind of a ControlNet that the host runs, and how it acts, in lines; `context_width`: of the models that it is for."""
     if class_name == comfy.controlnet.T2IAdapter.__name__:
         return [class_name, "the same residuals at every step, for every image or frame by itself"]
     family = CONTEXT_WIDTHS.get(context_width, "an image model")

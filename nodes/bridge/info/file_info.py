@@ -1,4 +1,4 @@
-"""What a model file is, in words, before it is loaded: told from its header alone."""
+"""What a model file is, before it is loaded: read from its header alone."""
 
 import math
 import re
@@ -7,7 +7,6 @@ from pathlib import Path
 import comfy.model_management as management
 
 from ....unet import (
-    Checkpoint,
     SVDControlNet,
     UNetFileError,
     find_controlnet,
@@ -25,8 +24,12 @@ from ..node_names import LOAD_CONTROLNET
 from .describe import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
 
 
-def describe_unet_file(path: str, model_options: dict, width: int, height: int, frames: int) -> list[str]:
-    """What `describe` says of the MODEL in the file, and what a clip of width x height pixels will take.
+def unet_file_info(path: str, model_options: dict, width: int, height: int, frames: int) -> dict:
+    """What is known of the MODEL that `model_options` make of a file, as data for the browser:
+
+        lines: what `describe` says of the loaded MODEL
+        clip: for a video model, what a clip takes: bytes (weights included), its frames, width and height in pixels, and
+            window, the number of frames that the sampler gives the network at a time
 
     Raises UNetFileError, as loading does, where the file is no whole UNet of the family.
     """
@@ -35,21 +38,15 @@ def describe_unet_file(path: str, model_options: dict, width: int, height: int, 
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
     weights = checkpoint.parameters * management.dtype_size(dtype)
-    lines = unet_lines(checkpoint, dtype, compute, weights)
+    info = {"lines": unet_lines(checkpoint, dtype, compute, weights)}
     if checkpoint.config.temporal:
-        lines.insert(4, _clip(checkpoint, weights, management.dtype_size(compute), width, height, frames))
-    return lines
+        window = window_length(trained_length(checkpoint.metadata), frames)
+        memory = weights + needed(checkpoint.config, window, height // 8, width // 8, management.dtype_size(compute))
+        info["clip"] = {"bytes": int(memory), "frames": frames, "width": width, "height": height, "window": window}
+    return info
 
 
-def _clip(checkpoint: Checkpoint, weights: int, item: int, width: int, height: int, frames: int) -> str:
-    """Weights and activations of a clip, of which the sampler gives the network one window at a time."""
-    window = window_length(trained_length(checkpoint.metadata), frames)
-    total = weights + needed(checkpoint.config, window, height // 8, width // 8, item)
-    windows = f", in windows of {window}" if window < frames else ""
-    return f"about {_size(total)}, weights included, for {frames} frames of {width}x{height}{windows}"
-
-
-# Names of tensors by which the host's loader tells what it can load, and what it makes of them; the most telling first.
+# Names of tensors by which the host's loader decides what a file is, and the class that it loads it as; the surest first.
 HOSTS_MARKS = (
     (r"^lora_controlnet$", "ControlLora"),
     (r"(^|\.)zero_convs\.0\.|^controlnet_(cond_embedding|blocks)\.|^control_blocks\.|^after_proj_list\.", "ControlNet"),
@@ -58,8 +55,9 @@ HOSTS_MARKS = (
 
 
 def describe_controlnet_file(path: str, control=None) -> list[str]:
-    """What kind of ControlNet the file holds, how it acts, its numbers and size; `control`: what the host made of it, if it has.
+    """The kind of ControlNet in the file, how it acts, its parameters and size, in lines.
 
+    `control`: what the host's loader made of the file, if it has loaded it.
     Raises UNetFileError where it holds none that can be used.
     """
     network, file = find_controlnet(path), Path(path)
@@ -73,7 +71,7 @@ def describe_controlnet_file(path: str, control=None) -> list[str]:
 
 
 def _hosts(file: Path, control) -> list[str]:
-    """The same of a file that is left to the host's loader, which alone knows what dtype it takes."""
+    """The lines, without the file's name, for a file that the host's loader loads, which alone decides the dtype."""
     opened = open_any(file)
     shapes = shapes_of(opened)
     kinds = [kind for mark, kind in HOSTS_MARKS if any(re.search(mark, name) for name in shapes)]
@@ -83,8 +81,8 @@ def _hosts(file: Path, control) -> list[str]:
         raise UNetFileError(no_controlnet(file))
     widths = [shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k.weight", "attn2.to_k.down"))]
     dtype = main_dtype(opened, shapes)
-    numbers = sum(map(math.prod, shapes.values()))
-    return [*hosts_kind(kinds[0], widths[0] if widths else None), f"{parameters_line(numbers, dtype, dtype)} in the file"]
+    parameters = sum(map(math.prod, shapes.values()))
+    return [*hosts_kind(kinds[0], widths[0] if widths else None), f"{parameters_line(parameters, dtype, dtype)} in the file"]
 
 
 def no_controlnet(file: Path) -> str:
@@ -97,5 +95,5 @@ def no_controlnet(file: Path) -> str:
 
 
 def _size(count: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

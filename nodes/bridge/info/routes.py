@@ -1,14 +1,17 @@
-"""What the browser asks about a model file before a run: GET routes that name the file as the node does.
+"""GET routes by which the browser asks about a model file before a run, under the name that the node shows.
 
-`/temporal_unet/unet_info?name=…` (and weight_dtype, width, height, frames) and `/temporal_unet/controlnet_info?name=…` answer
-{"lines": [text, …]}, or {"error": text} with the words of the error that a run would end with. Status 404 where no such file is
-in the host's lists, 400 where a parameter is none, 503 where the disk does not answer. Only the file's header is read.
+    /temporal_unet/unet_info?name=…&weight_dtype=…&width=…&height=…&frames=…    (name alone is required)
+    /temporal_unet/controlnet_info?name=…
+
+Both answer {"lines": [text, …]}, the former for a video model also "clip": {bytes, frames, width, height, window}, as
+`unet_file_info` says; or {"error": text} with the message that a run would end with. Status 404: no such file is in the host's
+lists; 400: a parameter is out of range; 503: the disk does not answer. Only the file's header is read.
 """
 
 from aiohttp import web
 
 from ....unet import UNetFileError
-from .file_info import describe_controlnet_file, describe_unet_file
+from .file_info import describe_controlnet_file, unet_file_info
 from .file_questions import FileQuestions, NoAnswer
 from .model_files import WEIGHT_DTYPES, controlnet_names, controlnet_path, quoted, unet_names, unet_path
 
@@ -27,17 +30,17 @@ async def unet_info(request: web.Request) -> web.Response:
     clip = [_number(request.query, name) for name in CLIP]
     if options is None or None in clip:
         return web.json_response({"error": "weight_dtype, width, height or frames is out of range"}, status=400)
-    return await _answer(request, unet_names, lambda name: describe_unet_file(unet_path(name), options, *clip))
+    return await _answer(request, unet_names, lambda name: unet_file_info(unet_path(name), options, *clip))
 
 
 async def controlnet_info(request: web.Request) -> web.Response:
-    return await _answer(request, controlnet_names, lambda name: describe_controlnet_file(controlnet_path(name)))
+    return await _answer(request, controlnet_names, lambda name: {"lines": describe_controlnet_file(controlnet_path(name))})
 
 
-async def _answer(request, list_names, describe):
+async def _answer(request, list_names, info):
     name = request.query.get("name", "")
     try:
-        return await QUESTIONS.ask(f"{list_names.__name__} {name}", lambda: _look(name, list_names, describe))
+        return await QUESTIONS.ask(f"{list_names.__name__} {name}", lambda: _look(name, list_names, info))
     except NoAnswer:
         error = (
             f"{quoted(name)}: the disk has not answered for {QUESTIONS.patience:g} s. Check it, or the network that it is on, and "
@@ -46,20 +49,20 @@ async def _answer(request, list_names, describe):
         return web.json_response({"error": error}, status=503)
 
 
-def _look(name, list_names, describe):
+def _look(name, list_names, info):
     if name not in list_names():
         return web.json_response({"error": "no such file in the host's lists"}, status=404)
     try:
-        return web.json_response({"lines": describe(name)})
+        return web.json_response(info(name))
     except UNetFileError as error:
         return web.json_response({"error": str(error)})
     except OSError as error:
-        reason = error.strerror or "it is not a regular file, or a link that leads nowhere"  # without one where the host finds none
+        reason = error.strerror or "it is not a regular file, or a link that leads nowhere"  # none where the host finds no file
         return web.json_response({"error": f"{quoted(name)} cannot be read: {reason}. Correct this, or choose another file."})
 
 
 def _number(query, name: str) -> int | None:
-    """The parameter, its default where it is not given, None where it is no whole number in its range."""
+    """The parameter, its default where it is not given, None where it is not a whole number in its range."""
     default, highest = CLIP[name]
     text = query.get(name, str(default))
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= highest else None

@@ -1,13 +1,12 @@
-// What the info panels ask the server, without a page. Of a node they know what the host calls the same: widgets, inputs, graph.
+// What the info panels ask the server and show of its answer, without a page. Of a node they know `widgets`, `inputs` and `graph`.
 
 import { textOf } from './text.js'
 
 export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
 
 const CLIP = { // -> the widget that gives it, and what it is called
-  width: ['width', 'the width'], height: ['height', 'the height'], frames: ['video_frames', 'the number of frames'],
+  width: ['width', 'the width'], height: ['height', 'the height'], frames: ['video_frames', 'the number of frames']
 }
-const CLIPS_MEMORY = /^about .* for \d+ frames of \d+x\d+/ // the line of nodes/bridge/info/file_info.py
 const MOST_HOPS = 50 // links that are followed to find a value: only links in a circle need more
 const CONSTANT = /primitive|constant/i // types of nodes that hand on their widget `value` as it is
 
@@ -64,12 +63,25 @@ export function known(clip) {
   return Object.fromEntries(Object.entries(clip).filter(([, value]) => value !== null))
 }
 
-/** The answer's lines; what is not known of the clip stands in place of its memory, which then is that of another clip. */
-export function withoutGuess(lines, clip) {
-  const unknown = Object.keys(clip).filter((key) => clip[key] === null).map((key) => CLIP[key][1])
-  if (!unknown.length) return lines
-  const words = `${unknown.join(' and ')} ${unknown.length > 1 ? 'come' : 'comes'} from another node`
-  return lines.map((line) => (CLIPS_MEMORY.test(line) ? words : line))
+/**
+ * The lines to show of an answer of the server {lines, clip}: its own, and of a video model the memory that the clip takes. Where
+ * `asked`, the clip that was asked about, is not wholly known, the answer is about another clip: then a line says what is missing.
+ */
+export function linesOf({ lines, clip }, asked) {
+  if (!clip) return lines
+  const unknown = Object.keys(asked).filter((key) => asked[key] === null).map((key) => CLIP[key][1])
+  if (!unknown.length) return [...lines, memoryLine(clip)]
+  return [...lines, `${unknown.join(' and ')} ${unknown.length > 1 ? 'come' : 'comes'} from another node`]
+}
+
+function memoryLine({ bytes, frames, width, height, window }) {
+  const windows = window < frames ? `, in windows of ${window}` : ''
+  return `about ${size(bytes)}, weights included, for ${frames} frames of ${width}x${height}${windows}`
+}
+
+function size(bytes) {
+  const [unit, name] = bytes >= 2 ** 30 ? [2 ** 30, 'GiB'] : [2 ** 20, 'MiB']
+  return `${(bytes / unit).toLocaleString('en-US', { minimumFractionDigits: 1, maximumFractionDigits: 1 })} ${name}`
 }
 
 /** What is to be said of a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
