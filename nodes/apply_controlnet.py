@@ -52,7 +52,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Where the control acts: 1 fully, 0 not at all; stretched over the picture. One, or one per frame "
+                    tooltip="Where the control acts: 1 fully, 0 not at all; stretched over the image. One, or one per frame "
                     "(of fewer the last one stays).",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Only for ControlNets that take their image as a latent."),
@@ -83,7 +83,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
         mask = None if mask is None else control_masks(NODE, mask)
         residuals = None if residuals is None else as_residuals(residuals)
         steps = start_percent, end_percent
-        controls = {}  # one for each that was applied before, shared by positive and negative so that they run as a batch
+        controls = {}  # previous control -> ours after it, one for positive and negative so that they run as a batch
 
         def control_after(previous):
             if previous not in controls:

@@ -23,7 +23,7 @@ class ComputeControlNetResiduals(io.ComfyNode):
             search_aliases=["controlnet residuals", "precompute controlnet"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be controlled: its noise levels and latent are used."),
-                io.Conditioning.Input("positive", tooltip="The prompt, or for video the picture, that the ControlNet sees."),
+                io.Conditioning.Input("positive", tooltip="The prompt, or for video the image, that the ControlNet sees."),
                 io.ControlNet.Input("control_net", tooltip="A ControlNet of the model's own family; no T2I-Adapter."),
                 io.Image.Input(
                     "image", tooltip="The control images: one for all frames, or one per frame; of fewer the last one stays.",

@@ -28,11 +28,11 @@ class ContinueVideo(io.ComfyNode):
                     "motion_bucket_id", default=127, min=1, max=1023,
                     tooltip="How much moves: about 30 is calm, 127 usual, over 200 wild.",
                 ),
-                io.Int.Input("fps", default=6, min=1, max=1024, tooltip="Frames per second that the model is told."),
+                io.Int.Input("fps", default=6, min=1, max=1024, tooltip="The frame rate given to the model."),
                 io.Float.Input(
                     "augmentation_level", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True, optional=True,
-                    tooltip="Noise added to the last frame before encoding: a little hides what the clip before left of "
-                    "artefacts. 0 to 0.1 is usual.",
+                    tooltip="Noise added to the last frame before encoding: a little hides artifacts that the clip before has "
+                    "left. 0 to 0.1 is usual.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
@@ -42,7 +42,7 @@ class ContinueVideo(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="The image encoder of the SVD checkpoint."),
                 io.Boolean.Input(
                     "keep_colors", default=True, advanced=True, optional=True,
-                    tooltip="The next clip starts with the colours and contrast of the video's first frame, or they would grow "
+                    tooltip="The next clip starts with the colors and contrast of the video's first frame, or they would grow "
                     "from clip to clip. Off where the scene has become brighter, darker or another.",
                 ),
             ],
@@ -59,8 +59,8 @@ class ContinueVideo(io.ComfyNode):
         keep_colors=True,
     ) -> io.NodeOutput:
         height, width = (size // 8 * 8 for size in video.shape[1:3])
-        picture = matched(video[-1:], video[-1], video[0]) if keep_colors else video[-1:]
+        image = matched(video[-1:], video[-1], video[0]) if keep_colors else video[-1:]
         return io.NodeOutput(*prepare(
-            NODE, picture, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
+            NODE, image, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
             clip_vision,
         ))

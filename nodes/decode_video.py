@@ -21,12 +21,12 @@ class DecodeVideo(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint that made the latent. SVD's own flickers least."),
                 io.Int.Input(
                     "frames_per_chunk", default=32, min=1, max=4096, advanced=True, optional=True,
-                    tooltip="SVD's VAE only: clips up to so many frames are decoded as one, longer ones in overlapping "
-                    "chunks. More keeps light and colour steadier over long clips and takes more memory.",
+                    tooltip="SVD's VAE only: clips up to this many frames are decoded in one piece, longer ones in overlapping "
+                    "chunks. More keeps light and color steadier over long clips and takes more memory.",
                 ),
                 io.Int.Input(
                     "overlap", default=8, min=0, max=4096, advanced=True, optional=True,
-                    tooltip="Frames that neighbouring chunks share and fade over; more makes smoother joints and takes longer.",
+                    tooltip="Frames that neighboring chunks share and fade over; more makes smoother joints and takes longer.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images")],
@@ -35,7 +35,7 @@ class DecodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, samples, vae, frames_per_chunk=32, overlap=8) -> io.NodeOutput:
         latent = samples["samples"]
-        if latent.is_nested:  # sound beside the picture, which stands first
+        if latent.is_nested:  # images and sound, in this order
             latent = latent.unbind()[0]
         _check(vae, latent)
         return io.NodeOutput(decode_clip(vae, latent, frames_per_chunk, overlap))

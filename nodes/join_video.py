@@ -21,8 +21,8 @@ class JoinVideo(io.ComfyNode):
                 io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),
                 io.Boolean.Input(
                     "match_colors", default=False, advanced=True, optional=True,
-                    tooltip="Shifts colours and contrast of the next clip so that its first frame looks like the video's "
-                    "last: for clips whose colours jump at the joint.",
+                    tooltip="Shifts colors and contrast of the next clip so that its first frame looks like the video's "
+                    "last: for clips whose colors jump at the joint.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="video")],

@@ -25,7 +25,7 @@ class LoadControlNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "control_net_name", options=folder_paths.get_filename_list("controlnet"),
-                    tooltip="A file from models/controlnet. What kind it is, is told from the file itself.",
+                    tooltip="A file from models/controlnet. Its kind is detected from its content.",
                 ),
             ],
             outputs=[

@@ -41,19 +41,19 @@ class LoadControlNetResiduals(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, residuals_name):
-        """Changes with the file's content; NaN, which equals nothing, where that is not known.
+        """A hash of the file's content; NaN, which equals nothing, where it cannot be known yet.
 
-        The host asks before every run, for every node in it, also for those that it has not validated. An error or an
-        interrupt that left this function would be lost, or end the host's worker: it acts on an interrupt at the next node.
+        The host asks before every run, for every node in it, also for those that it has not validated. An error raised here
+        would be lost, and an interrupt would end the host's worker: NaN is returned, and the next node acts on the interrupt.
         """
         if residuals_name is None:  # named by another node
             return float("nan")
         digest = hashlib.sha256()
         with open(residuals_path(NODE, residuals_name), "rb") as file:
-            while part := file.read(2**20):
+            while chunk := file.read(2**20):
                 if processing_interrupted():
                     return float("nan")
-                digest.update(part)
+                digest.update(chunk)
         return digest.hexdigest()
 
     @classmethod

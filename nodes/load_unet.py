@@ -27,7 +27,7 @@ class LoadUNet(io.ComfyNode):
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True, optional=True,
                     tooltip="How the weights are kept in memory. default: what suits your card. fp16 and bf16 take half "
-                    "the memory of fp32; fp8 takes a quarter and changes the picture slightly; _fast also computes in "
+                    "the memory of fp32; fp8 takes a quarter and changes the image slightly; _fast also computes in "
                     "fp8 where the card can.",
                 ),
             ],

@@ -41,14 +41,14 @@ class SaveControlNetResiduals(io.ComfyNode):
 
     @classmethod
     def _workflow(cls) -> dict[str, str]:
-        """What the host's own nodes keep in a file, so that it can be dropped into the editor."""
+        """The metadata that the host's own nodes write, so that the file can be dropped into the editor."""
         if args.disable_metadata or cls.hidden.prompt is None:
             return {}
-        parts = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        return {name: json.dumps(part) for name, part in parts.items()}
+        metadata = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 def _version() -> str:
-    """The pack's, as pyproject.toml says."""
+    """The pack's version, from pyproject.toml."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]

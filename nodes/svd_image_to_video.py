@@ -1,4 +1,4 @@
-"""SVD Image to Video: a picture to the conditioning and the empty latent that Stable Video Diffusion starts from."""
+"""SVD Image to Video: an image to the conditioning and the empty latent that Stable Video Diffusion starts from."""
 
 from comfy_api.latest import io
 
@@ -13,11 +13,14 @@ class SVDConditioning(io.ComfyNode):
             node_id="TemporalUNetSVDConditioning",
             display_name=NODE,
             category="Temporal UNet",
-            description="Prepares a picture for Stable Video Diffusion: the video starts from it.",
+            description="Prepares an image for Stable Video Diffusion: the video starts from it.",
             search_aliases=["stable video diffusion", "svd conditioning", "img2vid"],
             inputs=[
-                io.Image.Input("init_image", tooltip="The picture that becomes the first frame. Of several the first is used."),
-                io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint (from ImageOnlyCheckpointLoader), or another with SD 1's latent space."),
+                io.Image.Input("init_image", tooltip="The image that becomes the first frame. Of several the first is used."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The VAE of the SVD checkpoint (from ImageOnlyCheckpointLoader), or another with SD 1's latent space.",
+                ),
                 io.Int.Input(
                     "width", default=1024, min=16, max=16384, step=8,
                     tooltip="Width of the video in pixels, a multiple of 8 (best 64). SVD was trained at 1024 x 576.",
@@ -36,11 +39,11 @@ class SVDConditioning(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "fps", default=6, min=1, max=1024,
-                    tooltip="Frames per second that the model is told: less time between frames makes smaller steps.",
+                    tooltip="The frame rate given to the model: less time between frames makes smaller steps.",
                 ),
                 io.Float.Input(
                     "augmentation_level", default=0.0, min=0.0, max=10.0, step=0.01, advanced=True, optional=True,
-                    tooltip="Noise added to the picture before encoding, in units of its range: frees the motion, "
+                    tooltip="Noise added to the image before encoding, in units of its range: frees the motion, "
                     "loses likeness. 0 to 0.1 is usual.",
                 ),
                 io.Int.Input(
@@ -50,12 +53,12 @@ class SVDConditioning(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "resize", options=["crop", "pad", "stretch"], default="crop", advanced=True, optional=True,
-                    tooltip="How the picture meets width and height: cut off what is over, add black bars, or distort.",
+                    tooltip="How the image is fitted to width and height: cut off what is over, add black bars, or distort.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision", optional=True,
-                    tooltip="The image encoder of the SVD checkpoint (from ImageOnlyCheckpointLoader). Without it the model sees the "
-                    "first frame only through the latent, and the motion fits the picture less.",
+                    tooltip="The image encoder of the SVD checkpoint (from ImageOnlyCheckpointLoader). Without it the model sees "
+                    "the first frame only through the latent, and the motion fits the image less.",
                 ),
             ],
             outputs=[

@@ -13,7 +13,7 @@ from .bridge.node_names import SVD_SAMPLER as NODE
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.sampling.windows import with_windows
 
-SVD_WIDTH = 320  # channels by which the real SVD is told from a miniature
+SVD_WIDTH = 320  # model channels of the real SVD; a miniature has fewer
 TRAINED = 1024, 576  # pixels
 SHORTEST = 7  # frames, half of what SVD was trained on
 TOO_LONG = 1.5  # times the trained length
@@ -45,7 +45,7 @@ class SVDSampler(io.ComfyNode):
                 io.Float.Input(
                     "max_cfg", default=2.5, min=0.0, max=100.0, step=0.1,
                     tooltip="Guidance scale of the last frame (linear), the middle one (triangle) or all (constant). "
-                    "Higher keeps closer to the picture; too high burns colours.",
+                    "Higher keeps closer to the image; too high burns colors.",
                 ),
                 io.Combo.Input(
                     "guidance", options=["linear", "triangle", "constant", "curve"], default="linear",
@@ -80,11 +80,11 @@ class SVDSampler(io.ComfyNode):
                 io.Int.Input(
                     "window_frames", default=0, min=0, max=4096, advanced=True, optional=True,
                     tooltip="Longer clips are worked on in windows of this many frames. 0: as many as the model was trained on "
-                    "(25 where the file does not tell).",
+                    "(25 where the file does not say).",
                 ),
                 io.Int.Input(
                     "window_overlap", default=6, min=0, max=4096, advanced=True, optional=True,
-                    tooltip="Frames that neighbouring windows share; more makes smoother joints and takes longer. With "
+                    tooltip="Frames that neighboring windows share; more makes smoother joints and takes longer. With "
                     "window_frames 0 at most half of a window.",
                 ),
                 io.Boolean.Input(
@@ -93,8 +93,8 @@ class SVDSampler(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "keep_colors", default=True, advanced=True, optional=True,
-                    tooltip="In clips longer than a window: each window starts with the colours and contrast of the picture, or "
-                    "they would grow from window to window. Off where the scene shall become brighter, darker or another.",
+                    tooltip="In clips longer than a window: each window starts with the colors and contrast of the image, or "
+                    "they would grow from window to window. Off where the scene is to become brighter, darker or another.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="samples")],
@@ -133,7 +133,7 @@ class SVDSampler(io.ComfyNode):
 
 
 def _check(model, positive, latent) -> int:
-    """The number of frames, where model, conditioning and latent are such as this node takes."""
+    """The number of frames. Raises ValueError where this node cannot take the model, the conditioning or the latent."""
     if not is_video_model(model):
         raise ValueError(
             f"{NODE}: the model is {type(model.model.model_config).__name__}, expected one of the Stable Video Diffusion "
@@ -158,7 +158,7 @@ def _check(model, positive, latent) -> int:
 
 
 def _warn_far_from_training(model, latent):
-    """Says in the log where the size, or the number of frames that the MODEL sees at once, is far from what it was trained on."""
+    """Logs a warning where the size, or the number of frames that the MODEL sees at once, is far from its training."""
     if model.model.model_config.unet_config["model_channels"] != SVD_WIDTH:
         return
     frames, _, height, width = latent.shape

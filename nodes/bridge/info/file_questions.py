@@ -26,12 +26,12 @@ class FileQuestions:
         self.free = asyncio.Semaphore(threads)
         self.turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # file -> held while a thread asks about it
         self.asking: set[str] = set()  # files that a thread asks about
-        self.late: set[str] = set()  # those of them that somebody has waited for in vain
+        self.late: set[str] = set()  # those of them that somebody has given up waiting for
 
     async def ask(self, file: str, question: Callable[[], Answer]) -> Answer:
         """What `question()` returns or raises; NoAnswer after `patience` seconds.
 
-        NoAnswer at once where somebody has waited in vain for this file, or for one in every thread, and the disk has not
+        NoAnswer at once where somebody has given up waiting for this file, or for one in every thread, and the disk has not
         answered since: a browser has few connections to a server, and the page needs them.
         """
         if file in self.late or len(self.late) == self.threads:

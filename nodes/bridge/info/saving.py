@@ -12,7 +12,7 @@ from .model_files import quoted
 
 
 def save_residuals(node: str, residuals: ControlResiduals, prefix: str, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """Writes `<prefix>_<number>_.safetensors`; the file's name and its folder in the output folder.
+    """Writes `<prefix>_<number>_.safetensors`; returns its name and its folder in the output folder.
 
     Raises ValueError, which names `node` and the prefix, where the disk or the system does not let it be written.
     """

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from .ranges import finite
 
 CONTEXT_WIDTH = 1024  # of SVD's image embedding (OpenCLIP ViT-H)
-NOT_CONNECTED = object()
+NOT_CONNECTED = object()  # for clip_vision, which is None where a checkpoint has no image encoder
 
 
 def prepare(
@@ -48,7 +48,7 @@ def _check(node, image, vae, width, height, clip_vision):
         if size % 64:
             logging.warning("%s: %s %d is not a multiple of 64, on which SVD was trained.", node, name, size)
     if image.shape[0] > 1:
-        logging.warning("%s: init_image holds %d pictures; the first is used.", node, image.shape[0])
+        logging.warning("%s: init_image holds %d images; the first is used.", node, image.shape[0])
     if not torch.isfinite(image[:1]).all():
         raise ValueError(f"{node}: init_image holds NaN or infinite pixels; expected values from 0 to 1.")
 

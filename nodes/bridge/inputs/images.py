@@ -1,17 +1,17 @@
-"""Control images and masks as nodes get them, in the one form that controls take."""
+"""Control images and masks, from the shapes that nodes get to the one that controls take."""
 
 import torch
 
 
 def control_images(node: str, image: torch.Tensor) -> torch.Tensor:
-    """An IMAGE [n, h, w, c] of one (gray), three or four channels (transparency is left out) as [n, 3, h, w].
+    """An IMAGE [n, h, w, c] of one (gray), three or four channels (alpha is left out) as [n, 3, h, w].
 
     Raises ValueError, which names the node, where it holds none.
     """
     if image.ndim != 4 or 0 in image.shape or image.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"{node}: image has shape {list(image.shape)}, expected [images, height, width, 3] with at least one image. Connect "
-            f"a node that gives pictures."
+            f"a node that gives images."
         )
     if image.shape[-1] == 1:
         image = image.expand(-1, -1, -1, 3)

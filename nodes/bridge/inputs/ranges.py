@@ -4,10 +4,10 @@ import math
 
 
 def finite(node: str, **values: float) -> None:
-    """Raises ValueError, which names node and input, at the first of `values` (input -> its number) that is NaN or infinite.
+    """Raises ValueError, which names node and input, at the first of `values` (input -> its value) that is NaN or infinite.
 
     The host lets such a number pass: NaN is neither below an input's least value nor above its highest, and what comes from
-    another node is not looked at.
+    another node is not checked.
     """
     for name, value in values.items():
         if not math.isfinite(value):

@@ -1,14 +1,14 @@
-"""Colours and contrast of a clip or a picture, brought to those of another."""
+"""Colors and contrast of a clip or an image, matched to those of another."""
 
 import torch
 
-MOST = 1.5  # by which contrast is raised, or lowered, at most: a nearly flat picture tells nothing of it
+MOST = 1.5  # the largest factor on contrast, up or down: a nearly flat image has none to compare
 
 
 def matched(frames: torch.Tensor, seen: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`frames` [t, h, w, c] changed as makes `seen` have the mean and deviation of `wanted` ([h, w, c], in each channel).
+    """`frames` [t, h, w, c] with the change that gives `seen` [h, w, c] the mean and deviation of `wanted` [h, w, c].
 
-    After Reinhard et al. 2001, "Color transfer between images", in the channels as they are; 0 to 1 in and out.
+    All in 0..1, each channel by itself. After Reinhard et al. 2001, "Color Transfer between Images", without its color space.
     """
     wanted = wanted.to(seen)
     contrast = (wanted.std((0, 1)) / seen.std((0, 1)).clamp(min=1e-6)).clamp(1 / MOST, MOST)
@@ -16,7 +16,7 @@ def matched(frames: torch.Tensor, seen: torch.Tensor, wanted: torch.Tensor) -> t
 
 
 def matched_latent(latent: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`latent` [..., h, w] with the mean and deviation over h and w of `wanted`, of the same shape: the same, in latents.
+    """`latent` [..., h, w] with the mean and deviation over h and w of `wanted`, of the same shape.
 
     After Huang and Belongie 2017, "Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization".
     """

@@ -15,7 +15,7 @@ from ..node_names import SVD_SAMPLER
 from .preview import USUAL_FPS, prepare_callbacks
 from .windows import OWN_LEVELS, ClipWindows
 
-FORMULA = "sampler_cfg_function"  # in model_options: how a node mixes both predictions,
+FORMULA = "sampler_cfg_function"  # key in model_options: how a node mixes both predictions,
 AROUND = ("sampler_pre_cfg_function", "sampler_post_cfg_function")  # what nodes do to them before, and to the result
 
 
@@ -81,7 +81,7 @@ class FrameGuider(comfy.samplers.CFGGuider):
 
 
 def _sets_frame_scales(formula) -> bool:
-    """Is it of one of the host's nodes that do what this module does?"""
+    """Does the formula belong to one of the host's nodes that set the scale of each frame, as this module does?"""
     nodes = ("VideoLinearCFGGuidance.", "VideoTriangleCFGGuidance.")
     return isinstance(formula, FunctionType) and formula.__qualname__.startswith(nodes)
 
@@ -91,7 +91,7 @@ def _mix(args):
 
 
 def _frame_by_frame(model_options, scales):
-    """The guidance functions in `model_options`, told the scale of each frame [frames] instead of one for all."""
+    """The guidance functions in `model_options`, which get the scale of each frame [frames] instead of one for all."""
     formula = model_options.get(FORMULA, _mix)
     around = {name: [_with_scales(function, scales) for function in model_options.get(name, ())] for name in AROUND}
     return {FORMULA: _with_scales(_mix if _sets_frame_scales(formula) else formula, scales), **around}
@@ -100,8 +100,8 @@ def _frame_by_frame(model_options, scales):
 def _with_scales(function, scales):
     """The function of a guidance node that is given `scales` as its "cond_scale".
 
-    It gets them as a tensor, with which nearly every formula works as it is. One that takes a number only is called for each
-    scale, and each frame is taken from the call with its own.
+    It gets them as a tensor, with which nearly every formula works unchanged. A function that takes only a number is called
+    once for each scale, and each frame is taken from the call with its own scale.
     """
 
     def call(args, scale):
@@ -112,14 +112,14 @@ def _with_scales(function, scales):
         try:
             return call(args, scales.to(args["input"].device, copy=True).reshape(-1, 1, 1, 1))
         except (RuntimeError, TypeError, ValueError):
-            pass  # what a tensor raises that is taken for a number; any other error comes again
+            pass  # raised where a tensor is used as a number; any other error is raised again below
         out = None
         for scale in scales.unique().tolist():
             result = call(args, scale)
-            parts = result if isinstance(result, list) else [result]
-            out = out or [part.clone() for part in parts]
-            for whole, part in zip(out, parts, strict=True):
-                whole[scales == scale] = part[scales == scale]
+            results = result if isinstance(result, list) else [result]
+            out = out or [one.clone() for one in results]
+            for whole, one in zip(out, results, strict=True):
+                whole[scales == scale] = one[scales == scale]
         return out if isinstance(result, list) else out[0]
 
     return guide

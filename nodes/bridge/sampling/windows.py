@@ -1,4 +1,4 @@
-"""Clips longer than a model was trained on: windows that hand the picture on to one another and are fused smoothly."""
+"""Clips longer than a model was trained on: windows that hand the first image on to one another and are fused smoothly."""
 
 import comfy.context_windows as windows
 import comfy.model_management as management
@@ -11,7 +11,7 @@ OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
 
 
 def window_starts(total: int, length: int, overlap: int, step: int, closed_loop: bool) -> list[int]:
-    """First frames of the windows of one step, in the order of time; the first is 0, where the given picture belongs.
+    """First frames of the windows of one step, in the order of time; the first is 0, where the given image belongs.
 
     The others move from step to step, so that no joint stays in one place; in a loop the last run over the end of the clip.
     """
@@ -33,12 +33,12 @@ def pyramid(length: int) -> torch.Tensor:
 
 
 class ClipWindows(windows.IndexListContextHandler):
-    """Runs each step in windows of `length` frames, of which neighbours share `overlap`.
+    """Runs each step in windows of `length` frames, of which neighbors share `overlap`.
 
-    SVD takes the first frame of what it sees for the given picture. So a window that starts later is given, in the
-    picture's place, what the windows before it have just made of its first frame; with the picture itself each window would
-    start the clip anew. With `keep_colors` it has the picture's colours and contrast, or guidance would raise them from
-    window to window. Memory is that of one window; controls and hooks see the host's own `context_window`.
+    SVD takes the first frame that it sees to be the given image. So a window that starts later is given, in place of the
+    image, what the windows before it have just made of its first frame; with the image itself each window would start the
+    clip again. With `keep_colors` that frame has the image's colors and contrast, or guidance would raise them from window to
+    window. Memory is that of one window; controls and hooks see the host's own `context_window`.
     """
 
     def __init__(self, length: int, overlap: int, closed_loop: bool, keep_colors: bool):
@@ -49,12 +49,12 @@ class ClipWindows(windows.IndexListContextHandler):
         self.keep_colors = keep_colors
         self.own_levels = False  # does a sampler of OWN_LEVELS run?
         self._level, self._levels = None, 0
-        self.on_window = lambda indices, frames: None  # called as work on a window of a clip of `frames` frames begins
+        self.on_window = lambda indices, frames: None  # called when a window of a clip of `frames` frames begins
 
     def set_step(self, timestep, model_options):
-        """Reckons the step from the noise level timestep [t], as the host does where it is one of the schedule's.
+        """Finds the step from the noise level timestep [t], as the host does where the level is one of the schedule's.
 
-        A sampler with levels of its own keeps one offset through its step: it would take what another changes for its error.
+        A sampler with levels of its own keeps one offset through its step: it would take a change of offset for its own error.
         """
         if not self.own_levels:
             return super().set_step(timestep, model_options)
@@ -79,21 +79,21 @@ class ClipWindows(windows.IndexListContextHandler):
             indices = [(start + i) % total for i in range(self.context_length)]
             self.on_window(indices, total)
             window = windows.IndexListContextWindow(indices, dim=0, total_frames=total)
-            parts = [self.get_resized_cond(cond, x_in, window) for cond in conds]
+            window_conds = [self.get_resized_cond(cond, x_in, window) for cond in conds]
             if start > 0 and self.context_overlap > 0:
-                picture = model.process_latent_out(sums[0][start] / weight[start])
-                parts = [_given(part, picture, self.keep_colors) for part in parts]
+                image = model.process_latent_out(sums[0][start] / weight[start])
+                window_conds = [_given(cond, image, self.keep_colors) for cond in window_conds]
             options = {**model_options, "transformer_options": {
                 **model_options["transformer_options"], "context_window": window}}
-            made = calc_cond_batch(model, parts, x_in[indices], timestep[indices], options)
-            for total_of_cond, part in zip(sums, made, strict=True):
-                total_of_cond[indices] += weights * part
+            made = calc_cond_batch(model, window_conds, x_in[indices], timestep[indices], options)
+            for total_of_cond, one in zip(sums, made, strict=True):
+                total_of_cond[indices] += weights * one
             weight[indices] += weights
         return [total_of_cond / weight for total_of_cond in sums]
 
 
-def _given(conditions, picture: torch.Tensor, keep_colors: bool):
-    """The conditions with `picture` [c, h, w] where they have one (an unconditioned branch has zeros)."""
+def _given(conditions, image: torch.Tensor, keep_colors: bool):
+    """The conditions with `image` [c, h, w] in place of theirs, where they have one (an unconditioned branch has zeros)."""
     if conditions is None:
         return None
     out = []
@@ -101,7 +101,7 @@ def _given(conditions, picture: torch.Tensor, keep_colors: bool):
         model_conds = dict(condition["model_conds"])
         old = model_conds.get("c_concat")
         if old is not None and old.cond.any():
-            new = picture.to(old.cond).expand_as(old.cond)
+            new = image.to(old.cond).expand_as(old.cond)
             model_conds["c_concat"] = old._copy_with(matched_latent(new, old.cond) if keep_colors else new)
         out.append({**condition, "model_conds": model_conds})
     return out
@@ -111,5 +111,5 @@ def with_windows(model, length: int, overlap: int, closed_loop: bool, keep_color
     """A clone of the model that works in windows of `length` frames."""
     model = model.clone()
     model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, keep_colors)
-    windows.create_prepare_sampling_wrapper(model)  # memory is reckoned by the window, not by the clip
+    windows.create_prepare_sampling_wrapper(model)  # memory is estimated for the window, not for the clip
     return model
