@@ -1,6 +1,6 @@
 """Group norm in chunks: statistics pooled over chunks that are never in memory together, then applied to any of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -48,6 +48,50 @@ def pooled(
         return (x * scale.view(shape)).add_(shift.view(shape)).to(x.dtype)
 
     return apply
+
+
+def residual_in_strips(
+    block: nn.Module, seen: Iterable[Moments], strips: Callable[[], Iterator[tuple[slice, torch.Tensor]]],
+    dtype: torch.dtype, affine: Callable | None = None, shift: torch.Tensor | None = None, keep: int = 0,
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """x + out_layers(in_layers(x) + shift) of a residual block, strip by strip: (place, x, result) of each.
+
+    The norms that `in_layers` and `out_layers` begin with span all strips; their other layers must not mix strips.
+
+    Args:
+        block: has `in_layers` and `out_layers`.
+        seen: moments of x, over all strips together.
+        strips: starts a round over the strips, (place, x [b, c, …]) of each. There are two: the first finds the statistics
+            of the second norm. In the second, a strip that was yielded may be overwritten.
+        dtype: of x.
+        affine: as in `pooled`.
+        shift: added between the two halves.
+        keep: so many strips keep what the first round made for the second, which computes it again for the others.
+    """
+    norm, *convolve = block.in_layers
+    inner_norm, *inner_convolve = block.out_layers
+    normed = pooled(norm, seen, dtype, affine)
+
+    def inner(x):
+        h = _run(convolve, normed(x))
+        return h if shift is None else h + shift
+
+    kept, inner_seen = [], []
+    for _, x in strips():
+        h = inner(x)
+        inner_seen.append(moments(h, inner_norm.num_groups))
+        if len(kept) < keep:
+            kept.append(h)
+    inner_normed = pooled(inner_norm, inner_seen, dtype, affine)
+    for place, x in strips():
+        h = kept.pop(0) if kept else inner(x)
+        yield place, x, x + _run(inner_convolve, inner_normed(h))
+
+
+def _run(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def _affine(norm, dtype, device):

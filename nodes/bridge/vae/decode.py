@@ -14,10 +14,10 @@ from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
 def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) -> torch.Tensor:
     """latent [t, c, h, w] or [b, c, t, h, w] to pixels [frames, h', w', c'] from 0 to 1 on the host's intermediate device.
 
-    A VAE of single pictures decodes frame by frame. SVD's, which mixes frames, decodes chunks of `frames_per_chunk`, each equal
+    An image VAE decodes frame by frame. SVD's, which mixes frames, decodes chunks of `frames_per_chunk`, each equal
     to one batch of the host, and fades from one into the next over the `overlap` frames or more that both hold. One that
     compresses time goes to the host's own decode as a whole. Out of memory, SVD's goes on with the clip off the device; then,
-    and for single pictures at once, the host's OOM_EXCEPTION tells what to do: the host's own answer to that, tiles, changes
+    and with an image VAE at once, the host's OOM_EXCEPTION says what to do: the host's own answer to that, tiles, changes
     the result. Raises ValueError where no frame of a chunk is new.
     """
     if vae.latent_dim == 3:
@@ -28,7 +28,7 @@ def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) 
     decoder = find_video_decoder(vae.first_stage_model)
     try:
         if decoder is None:
-            return _decode_pictures(vae, latent)
+            return _decode_images(vae, latent)
         return _decode_video(vae, decoder, latent, frames_per_chunk, overlap)
     except Exception as error:
         if not is_out_of_memory(error):
@@ -39,7 +39,7 @@ def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) 
         ) from error
 
 
-def _decode_pictures(vae, latent):
+def _decode_images(vae, latent):
     _load(vae, _frame_bytes(vae, latent))
     progress = comfy.utils.ProgressBar(len(latent))
 
@@ -103,15 +103,15 @@ def _in_chunks(vae, latent, starts, length, decode):
 
 
 def chunk_starts(frames: int, length: int, overlap: int) -> list[int]:
-    """First frames of as few chunks as cover the clip with at least `overlap` frames shared by neighbours, evenly spread."""
+    """First frames of as few chunks as cover the clip with at least `overlap` frames shared by neighbors, evenly spread."""
     if frames <= length:
         return [0]
     count = math.ceil((frames - overlap) / (length - overlap))
-    return [round(number * (frames - length) / (count - 1)) for number in range(count)]
+    return [round(index * (frames - length) / (count - 1)) for index in range(count)]
 
 
 def _fade(frames):
-    """Weights [frames, 1, 1, 1] of the later of two chunks where both hold a frame: small where one lacks its neighbours.
+    """Weights [frames, 1, 1, 1] of the later of two chunks where both hold a frame: small where one lacks its neighbors.
 
     The curve is Perlin's (Improving Noise, 2002); a straight line gives the ends, which are furthest off, too much.
     """

@@ -1,4 +1,4 @@
-"""SVD's video decoder over a whole clip in the working memory of one frame, equal to the host's run of it as one batch.
+"""SVD's video decoder over a whole clip in the working memory of one frame, equal to the host's decoding in one batch.
 
 Its layers are of two kinds (`comfy/ldm/modules/temporal_ae.py`): some work within a frame, some at each pixel over time, with
 group norms whose statistics span the clip. The first run frame by frame, the second on a few rows of all frames, so no layer
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 
-from ....unet.group_norm import moments, pooled
+from ....unet.group_norm import moments, residual_in_strips
 from ..model.norm_affine import cast_affine
 
-STAGES = 15  # fourteen blocks and the way out, of which `decode_frames` reports each
+STAGES = 15  # fourteen blocks and the output layers, of which `decode_frames` reports each
 
 
 def find_video_decoder(network: torch.nn.Module) -> VideoDecoder | None:
@@ -35,7 +35,7 @@ def decode_frames(decoder: VideoDecoder, latent: torch.Tensor, storage: torch.de
     """latent [t, 4, h, w], on the device and in the dtype to compute in, to pixels [t, 3, 8h, 8w] from -1 to 1 on `storage`.
 
     Between layers the clip lies on `storage`. `tick` is called `STAGES` times. A cancel acts within a frame: every layer of
-    the host looks for one.
+    the host checks for it.
     """
     frames = list(latent)
     for layers, block in _blocks(decoder):
@@ -55,44 +55,35 @@ def _blocks(decoder):
     yield [decoder.conv_in], decoder.mid.block_1
     yield [decoder.mid.attn_1], decoder.mid.block_2
     before = []
-    for number, level in reversed(list(enumerate(decoder.up))):
+    for index, level in reversed(list(enumerate(decoder.up))):
         for block in level.block:
             yield before, block
             before = []
-        if number:
+        if index:
             before = [level.upsample]
 
 
 def _each_frame(frames, layers, device, storage, groups=1):
-    """Runs the layers on every frame, in its place; gives the moments of each result."""
+    """Runs the layers on every frame, in place; returns the moments of each result."""
     seen = []
-    for number, frame in enumerate(frames):
+    for index, frame in enumerate(frames):
         x = _run(layers, frame[None].to(device))
         seen.append(moments(x, groups))
         if frame.shape == x.shape[1:]:
             frame.copy_(x[0])
         else:
-            frames[number] = x[0].to(storage)
+            frames[index] = x[0].to(storage)
     return seen
 
 
 def _over_time(frames, block, seen, device):
     """The layers over time of a `VideoResBlock`, in place, where `seen` are the moments of the frames."""
-    norm, *convolve = block.time_stack.in_layers
-    inner_norm, *inner_convolve = block.time_stack.out_layers
-    dtype, groups = frames[0].dtype, inner_norm.num_groups
-    norm = pooled(norm, seen, dtype, cast_affine)
 
-    def inner(x):
-        return _run(convolve, norm(x))
+    def strips():
+        return ((rows, _take(frames, rows, device)) for rows in _strips(frames))
 
-    inner_norm = pooled(
-        inner_norm, (moments(inner(_take(frames, rows, device)), groups) for rows in _strips(frames)), dtype, cast_affine
-    )
     alpha = block.get_alpha(bs=1).to(device)
-    for rows in _strips(frames):
-        x = _take(frames, rows, device)
-        mixed = x + _run(inner_convolve, inner_norm(inner(x)))
+    for rows, x, mixed in residual_in_strips(block.time_stack, seen, strips, frames[0].dtype, cast_affine):
         _put(frames, rows, alpha * mixed + (1.0 - alpha) * x)
 
 
