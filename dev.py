@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Set up, run, test and try the pack with a real ComfyUI: `python dev.py run`, `python dev.py test`, `python dev.py --help`.
 
-This file holds the commands; `tools/environments.py` makes environments and hosts, `tools/server.py` runs one, and
-`tools/renew_locks.py` renews the lock files that environments are made from.
+This file holds the commands. In `tools/`, environments.py makes environments and hosts, server.py runs a host, rooms.py runs
+tests, processes.py whatever else, and renew_locks.py renews the lock files that environments are made from.
 Only the standard library is used.
 """
 from __future__ import annotations
@@ -11,22 +11,16 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from pathlib import Path
 
 from tools.environments import (
     ARCHIVES,
     NEWEST,
     PACK,
-    WINDOWS,
     DevError,
     Host,
     built,
@@ -38,7 +32,9 @@ from tools.environments import (
     test_environment,
     users_host,
 )
+from tools.processes import run_tool
 from tools.renew_locks import renew
+from tools.rooms import NodeRoom, Room, side_by_side
 from tools.server import Server, ServerError, failure, link_file
 
 ROOT = Path(__file__).resolve().parent
@@ -69,39 +65,12 @@ def host_for(args: argparse.Namespace) -> Host:
 
 
 def hosts_for_tests(args: argparse.Namespace) -> list[Host]:
-    """The user's host, or the pinned ones that --host names, the newest first."""
+    """The user's host, or the pinned ones that --host names, the newest first; with --quick the newest of them."""
     host = users_host(args)
     if host:
         return [test_environment(host)]
-    return [pinned_host(version) for version in ARCHIVES if args.host in (None, "all", version)]
-
-
-def start_child(command: list, host: Host, output=None, **environment: str) -> subprocess.Popen:
-    """A process that works from the repository root; `output` is a file for what it says, None for this terminal."""
-    env = {"OMP_WAIT_POLICY": "passive", **os.environ, **environment, "TEMPORAL_UNET_HOST": str(host.folder)}
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, stdout=output, stderr=output and subprocess.STDOUT)
-
-
-def stop_children(processes: list[subprocess.Popen], reason: BaseException) -> None:
-    """When this process is stopped, its children may tidy up first."""
-    for process in processes:
-        if not isinstance(reason, KeyboardInterrupt):  # Ctrl-C has reached the child already
-            process.terminate() if WINDOWS else process.send_signal(signal.SIGINT)
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        process.kill()
-
-
-def run_tool(host: Host, module: str, *arguments) -> int:
-    """Run a module of tools/ to its end, with the helpers of tests/support in reach; the exit status."""
-    paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = start_child([host.python, "-m", f"tools.{module}", *arguments], host, PYTHONPATH=os.pathsep.join(paths))
-    try:
-        return process.wait()
-    except BaseException as reason:
-        stop_children([process], reason)
-        raise
+    versions = [version for version in ARCHIVES if args.host in (None, "all", version)]
+    return [pinned_host(version) for version in (versions[:1] if args.quick else versions)]
 
 
 def made_models(host: Host, name: str, module: str, *sources: Path, options: tuple[str, ...] = ()) -> Path:
@@ -122,8 +91,8 @@ def untrained_models(host: Host, *options: str) -> Path:
 
 def demo_models(host: Host) -> Path:
     """The trained miniature, and an image of its world with what is known of it."""
-    miniature = TOOLS / "miniature"
-    return made_models(host, "demo", "miniature.lay_out", *(miniature / name for name in ("lay_out.py", "world.py", "weights/SHA256SUMS")))
+    sources = [TOOLS / "miniature" / name for name in ("lay_out.py", "world.py", "weights/SHA256SUMS")]
+    return made_models(host, "demo", "miniature.lay_out", *sources)
 
 
 def link_models(models: Path, base: Path) -> None:
@@ -200,88 +169,17 @@ def command_run(args: argparse.Namespace) -> None:
     say(str(video))
 
 
-class Room:
-    """The tests of one folder on one host: a process, what it said, and how many passed, failed and were skipped."""
-
-    def __init__(self, name: str, host: Host, extra: list[str], scratch: Path):
-        self.name, self.host, self.extra = name, host, extra
-        self.title = f"tests/{name} on ComfyUI {host.name}"
-        self.report, self.log = (scratch / f"{name}-{host.name}.{suffix}" for suffix in ("report", "log"))
-
-    def start(self, threads: int) -> subprocess.Popen:
-        say(f"Started {self.title}")
-        self.since = time.monotonic()
-        with self.log.open("wb") as log:
-            return start_child(self.command(), self.host, log, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(threads)))
-
-    def command(self) -> list:
-        return [self.host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", ROOT / "tests" / self.name,
-                f"--junit-xml={self.report}", *self.extra]
-
-    def tell(self, status: int) -> Counter:
-        """Print what the process said; its counts."""
-        text = self.log.read_text(encoding="utf-8", errors="replace").rstrip()
-        say(f"\n== {self.title}, {time.monotonic() - self.since:.0f} s\n{text}")
-        return self.counts(status)
-
-    def counts(self, status: int) -> Counter:
-        suites = ElementTree.parse(self.report).getroot().iter("testsuite") if self.report.exists() else ()
-        sums = Counter()
-        for suite in suites:
-            sums.update({name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")})
-        failed = sums["failures"] + sums["errors"]
-        nothing_chosen = status == 5 and self.extra  # the caller's own selection may leave a room empty
-        if status and not failed and not nothing_chosen:
-            say(f"{self.title}: pytest ended with status {status} and no failed test (5: it found no tests)")
-            failed = 1
-        return Counter(passed=sums["tests"] - failed - sums["skipped"] if sums["tests"] else 0, failed=failed, skipped=sums["skipped"])
-
-
-class NodeRoom(Room):
-    """tests/web, by node's own test runner."""
-
-    def command(self) -> list:
-        files = sorted((ROOT / "tests" / "web").rglob("*.test.*js"))  # named singly: node versions differ on a folder
-        node = shutil.which("node")
-        if not (node and files):
-            raise DevError("tests/web holds no *.test.mjs file." if node else "tests/web needs node: install Node.js 20 or newer.")
-        return [node, "--test", "--test-reporter=spec", "--test-reporter-destination=stdout", "--test-reporter=tap",
-                f"--test-reporter-destination={self.report}", *files]
-
-    def counts(self, status: int) -> Counter:
-        found = dict(re.findall(r"^# (pass|fail|skipped) (\d+)$", self.report.read_text(encoding="utf-8"), re.MULTILINE))
-        return Counter(passed=int(found["pass"]), failed=max(int(found["fail"]), int(status != 0)), skipped=int(found["skipped"]))
-
-
-def side_by_side(lanes: list[list[Room]], threads: int) -> Counter:
-    """Runs the rooms of each lane one after the other, and the lanes beside each other."""
-    total, running = Counter(), {}
-    try:
-        while any(lanes) or running:
-            for number, lane in enumerate(lanes):
-                if lane and number not in running:
-                    room = lane.pop(0)
-                    running[number] = room, room.start(threads)
-            time.sleep(0.2)
-            for number, (room, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[number]
-                    total += room.tell(process.returncode)
-    except BaseException as reason:
-        stop_children([process for _, process in running.values()], reason)
-        raise
-    return total
-
-
 def command_test(args: argparse.Namespace) -> None:
     newest, *others = hosts = hosts_for_tests(args)
+    chosen = [*(["-m", "not slow"] if args.quick else []), *args.pytest_args]
     with tempfile.TemporaryDirectory() as folder:
         def room(name, host, kind=Room):
-            return kind(name, host, args.pytest_args, Path(folder))
+            return kind(name, host, chosen, Path(folder))
 
         # Servers in one lane: the memory of two at once, with full-size models, is more than some machines have.
+        short = [room("unet", newest), room("dev", newest), room("web", newest, NodeRoom)]
         lanes = [[room("host", newest), *(room("server", host) for host in hosts)],
-                 [*(room("host", host) for host in others), room("unet", newest), room("dev", newest), room("web", newest, NodeRoom)]]
+                 [*(room("host", host) for host in others), *short]]
         if newest.name != "0.16.3":
             lanes[1].append(room("browser", newest))
         total = side_by_side(lanes, threads=max(1, (os.cpu_count() or 2) // 2))
@@ -337,9 +235,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
     def command(name: str, function, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(function=function, pytest_args=arguments[split + 1:])
+        added.set_defaults(function=function, pytest_args=arguments[split + 1:], quick=False)
         if name not in ("lock", "clean"):
-            added.add_argument("--comfyui", type=Path, metavar="PATH", help="use this ComfyUI and its Python; nothing is downloaded for it")
+            added.add_argument("--comfyui", type=Path, metavar="PATH",
+                               help="use this ComfyUI and its Python; nothing is downloaded for it")
             added.add_argument("--python", type=Path, metavar="PATH", help="the Python of that ComfyUI, where it is not found")
         if name in ("setup", "test"):
             added.add_argument("--host", choices=[*ARCHIVES, "all"], help="the ComfyUI version to fetch and use (default: all)")
@@ -348,30 +247,35 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     command("setup", command_setup, "Make the environments and hosts, nothing else.")
     run = command("run", command_run, "Animate a photo, headless; the last line names the video.")
     run.add_argument("--image", type=Path, metavar="PATH", help="the photo (default: a picture of the miniature's world)")
-    run.add_argument("--svd", type=Path, metavar="PATH", help="svd.safetensors, the full checkpoint (default: the trained miniature)")
+    run.add_argument("--svd", type=Path, metavar="PATH",
+                     help="svd.safetensors, the full checkpoint (default: the trained miniature)")
     run.add_argument("--out", type=Path, metavar="DIR", default=Path("output"), help="where the video goes (default: ./output)")
     for option in OPTION_INPUTS:
         run.add_argument(f"--{option.replace('_', '-')}", type=float if option == "max_cfg" else int, metavar="N")
-    command("test", command_test, "Run all tests; arguments after -- go to pytest.")
+    test = command("test", command_test, "Run all tests; arguments after -- go to pytest.")
+    test.add_argument("--quick", action="store_true", help="the newest ComfyUI alone, without the tests marked slow")
     serve = command("serve", command_serve, "Start the editor with the pack installed.")
     serve.add_argument("--port", type=int, default=8188)
     for name, tools, text, what in (
-        ("bench", BENCHES, "Measure", "videos of the miniature against the truth; long videos: joints, loops, chains, memory; time in chunks; time "
-         "of a controlled step"),
-        ("make", MAKERS, "Make files of the repository again", "texts of the nodes; workflows and their images; the subgraph blueprint; images of "
-         "the nodes; moving images of the help pages"),
+        ("bench", BENCHES, "Measure",
+         "videos of the miniature against the truth; long videos: joints, loops, chains, memory; time in chunks; time of a "
+         "controlled step"),
+        ("make", MAKERS, "Make files of the repository again",
+         "texts of the nodes; workflows and their images; the subgraph blueprint; images of the nodes; moving images of the help "
+         "pages"),
     ):
         tool = command(name, command_tool, f"{text}; arguments after -- go to the script.")
         tool.set_defaults(tools=tools)
         tool.add_argument("what", choices=tools, help=what)
-    command("lock", command_lock, "Renew the lock files in tools/locks; arguments after -- go to uv: --upgrade takes newer versions.")
+    command("lock", command_lock,
+            "Renew the lock files in tools/locks; arguments after -- go to uv: --upgrade takes newer versions.")
     command("clean", command_clean, "Remove what dev.py made in the cache.")
     return parser.parse_args(arguments[:split])
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks stop what they started
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (nothing else tells who has an older one)
         sys.exit(f"dev.py: this is Python {sys.version.split()[0]}; use 3.10 or newer.")
     args = parse_arguments(sys.argv[1:])
     try:
