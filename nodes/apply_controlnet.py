@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .bridge.control.frame_control import FLAT, FrameControl
+from .bridge.control.frame_control import FrameControl
 from .bridge.control.stored_control import StoredControl, as_residuals
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.images import control_images, control_masks
@@ -91,7 +91,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
                     inner = control_net.copy().set_cond_hint(images, strength, steps, vae=vae)
                 else:
                     inner = StoredControl(residuals, strength, steps)
-                control = FrameControl(NODE, inner, images, FLAT if _flat(curve) else curve, mask)
+                control = FrameControl(NODE, inner, images, None if _flat(curve) else curve, mask)
                 controls[previous] = control.set_previous_controlnet(previous)
             return controls[previous]
 

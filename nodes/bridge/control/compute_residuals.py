@@ -76,7 +76,7 @@ class _ControlStep(comfy.samplers.Sampler):
         frames, _ = frames_of(call["input"].shape[0], call["c"]["transformer_options"])
         if not self.sums:
             self.sums = [control.new_zeros(len(self.counts), *control.shape[1:], device="cpu") for control in controls]
-        for total, control in zip(self.sums, controls):
+        for total, control in zip(self.sums, controls, strict=True):
             total[frames] += control.cpu()
         self.counts[frames] += 1
         self.progress.update_absolute(int(self.counts.count_nonzero()))

@@ -1,10 +1,7 @@
-"""SVD's ControlNeXt as a CONTROL_NET of the host: loading it, and letting its feature join the UNet's way down."""
+"""SVD's ControlNeXt as a CONTROL_NET of the host: loading it, and joining its feature to the UNet's down path."""
 
 from dataclasses import dataclass
 
-import comfy.controlnet
-import comfy.model_management as management
-import comfy.ops
 import comfy.utils
 import torch
 
@@ -12,27 +9,21 @@ from ....unet import ControlNeXt, open_controlnext
 from ....unet.controlnext import join
 from ..model.memory_budget import BUDGETS, Retry
 from .frame_control import WeighsItself
+from .own_controlnet import OwnControlNet
 from .pairing import WrongModelError, check_video, levels_of
-from .svd_control import control_dtypes
 
-AFTER_SKIP = "input_block_patch_after_skip"  # both hosts' UNet and ours ask it what a block's result shall become
+AFTER_SKIP = "input_block_patch_after_skip"  # both hosts' UNet and ours let it replace an input block's result
 UNCONDITIONED = 1  # in the host's `cond_or_uncond`
 
 
 def load_controlnext(path: str) -> "ControlNeXtControl":
     """The ControlNeXt in the file `path`, under the host's device management; raises UNetFileError."""
-    opened = open_controlnext(path)
-    dtype, compute = control_dtypes(opened)
-    operations = comfy.ops.pick_operations(dtype, compute)
-    net = ControlNeXt(opened.config, operations=operations, dtype=dtype, device="meta")
-    net.load_state_dict(opened.state_dict(dtype), assign=True)
-    net.requires_grad_(False).eval()
-    return ControlNeXtControl(net, load_device=management.get_torch_device(), manual_cast_dtype=compute)
+    return ControlNeXtControl.load(ControlNeXt, open_controlnext(path))
 
 
 @dataclass(eq=False)
 class JoinFeature:
-    """A patch of one call of the UNet: the frames' feature joins what one input block has made.
+    """A patch of one call of the UNet: the frames' feature joins the result of one input block.
 
     `gains`: those of a conditioned and of an unconditioned video of the batch; `weights` as in `WeighsItself`.
     """
@@ -49,7 +40,7 @@ class JoinFeature:
         videos = h.chunk(len(transformer_options["cond_or_uncond"]))
         gains = [_gain(self.gains, kind) for kind in transformer_options["cond_or_uncond"]]
         return torch.cat([
-            join(video, feature, gain * weights) if gain else video for video, gain in zip(videos, gains)
+            join(video, feature, gain * weights) if gain else video for video, gain in zip(videos, gains, strict=True)
         ])
 
     def _weights(self, h):
@@ -67,7 +58,7 @@ def _gain(gains, kind):
     return unconditioned if kind == UNCONDITIONED else conditioned
 
 
-class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
+class ControlNeXtControl(WeighsItself, OwnControlNet):
     """One use of a ControlNeXt. It gives no residuals: it leaves a patch in the options of the call that it controls.
 
     Those options serve that one call, so nothing is left behind by a run, an error or a cancel.
@@ -75,7 +66,6 @@ class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
 
     def __init__(self, control_model=None, **more):
         super().__init__(control_model, **more)
-        self.upscale_algorithm = "bilinear"
         self.block = None  # the UNet's input block after which the feature joins
         self.retry = Retry()
 
@@ -92,42 +82,30 @@ class ControlNeXtControl(WeighsItself, comfy.controlnet.ControlNet):
                 f"SVD UNet that was trained with it."
             )
 
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        previous = None
-        if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
-            return previous
+    def act(self, x, t, cond, videos, options):
         gains = tuple(self.strength * gain for gain in self.control_model.gains())
-        if not any(_gain(gains, kind) for kind in transformer_options["cond_or_uncond"]):
-            return previous
-        image = self._image(x_noisy, self.image_indices(x_noisy.shape[0] // batched_number, transformer_options))
+        if not any(_gain(gains, kind) for kind in options["cond_or_uncond"]):
+            return None
+        image = self._image(x, self.image_indices(x.shape[0] // videos, options))
         timestep = self.model_sampling_current.timestep(t[:1]).float()
         feature = self.retry.attempt_rows(
             image.shape, len(image), self.control_model.row_bytes(image), image.device,
             lambda budget: self.control_model(image, timestep, budget),
         )
-        patches = transformer_options.get("patches", {})
+        patches = options.get("patches", {})
         ours = JoinFeature(self.block, feature, gains, self.frame_weights)
-        transformer_options["patches"] = {**patches, AFTER_SKIP: [*patches.get(AFTER_SKIP, ()), ours]}
-        return previous
+        options["patches"] = {**patches, AFTER_SKIP: [*patches.get(AFTER_SKIP, ()), ours]}
+        return None
 
-    def _image(self, x_noisy, indices):
+    def _image(self, x, indices):
         """The control images of these indices [n, 3, 8h, 8w] in 0 to 1; `cond_hint` keeps them until others are asked for."""
-        width, height = (size * self.compression_ratio for size in (x_noisy.shape[-1], x_noisy.shape[-2]))
+        height, width = (side * self.compression_ratio for side in x.shape[2:])
         if not self.has_hint_of(indices) or self.cond_hint.shape[2:] != (height, width):
             image = self.cond_hint_original[indices]
             image = comfy.utils.common_upscale(image, width, height, self.upscale_algorithm, "center")
-            self.cond_hint = image.to(device=x_noisy.device, dtype=self.manual_cast_dtype or self.control_model.dtype)
+            self.cond_hint = image.to(device=x.device, dtype=self.compute_dtype)
             self.hint_of = indices
         return self.cond_hint
 
     def inference_memory_requirements(self, dtype):
         return super().inference_memory_requirements(dtype) + BUDGETS[0]
-
-    def copy(self):
-        other = ControlNeXtControl(load_device=self.load_device, manual_cast_dtype=self.manual_cast_dtype)
-        other.control_model = self.control_model
-        other.control_model_wrapped = self.control_model_wrapped
-        self.copy_to(other)
-        return other

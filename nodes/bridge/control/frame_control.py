@@ -1,17 +1,16 @@
 """The host's ControlNets on video and batches: hints and strengths follow the frames, also inside context windows."""
 
+import comfy.controlnet
 import torch
 
-from .frame_weights import FrameWeights, numbers_for
+from .frame_weights import Curve, FrameWeights, indices_for
 from .kept_hints import KeptHints
 from .own_control import OwnControl
 from .pairing import WrongModelError, check_family
 
-FLAT = [(0.0, 1.0)]
-
 
 class WeighsItself(OwnControl):
-    """A control that takes part in another way than by residuals, and so weighs frames and regions itself.
+    """A control that acts in another way than by residuals, and so weighs frames and regions itself.
 
     FrameControl sets `frame_weights` before each of its calls: [t, 1, h, w] fp32 on the CPU (h, w of the mask, or 1) for
     the t frames at hand, or None where every weight is 1.
@@ -23,12 +22,15 @@ class WeighsItself(OwnControl):
 class FrameControl(OwnControl):
     """A CONTROL_NET of the host whose residuals follow the frames of a clip.
 
-    images [1 to frames, c, h, w]: one for all frames, or one each (of fewer the last one stays); None where the inner
-    control needs none. `curve` weighs the frames (positions over the clip), `mask` [1 to frames, h, w] weighs pixels. The
-    inner net's residuals are not changed in place. `node`: the one that made it, named in errors.
+    images [1 to frames, c, h, w] from 0 to 1: one for all frames, or one each (of fewer the last one stays); None where the
+    inner control needs none. `curve` weighs the frames (positions over the clip; None: each by 1), `mask` [1 to frames, h, w]
+    weighs pixels. The inner net's residuals are not changed in place. `node`: the one that made it, named in errors.
     """
 
-    def __init__(self, node: str, inner, images: torch.Tensor | None, curve=FLAT, mask: torch.Tensor | None = None):
+    def __init__(
+        self, node: str, inner: comfy.controlnet.ControlBase, images: torch.Tensor | None, curve: Curve | None = None,
+        mask: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.node = node
         self.inner = inner
@@ -62,47 +64,42 @@ class FrameControl(OwnControl):
             self.inner_ran = False
             self.inner.cleanup()
 
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        previous = None
-        if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        frames, total = self.frames_of(x_noisy.shape[0] // batched_number, transformer_options)
+    def act(self, x, t, cond, videos, options):
+        frames, total = self.frames_of(x.shape[0] // videos, options)
         if isinstance(self.inner, OwnControl):
             self.inner.sub_idxs, self.inner.full_latent_length = self.sub_idxs, self.full_latent_length
         weights = self._weights(total)
         weighs_itself = isinstance(self.inner, WeighsItself)
         if weighs_itself:
             self.inner.frame_weights = None if weights is None else weights.of(frames)
-        self._show(frames, total, x_noisy, batched_number)
-        control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        if control is None:
-            return previous
-        if weights is not None and not weighs_itself:
-            control = {place: [weights.apply(r, frames, batched_number) for r in rs] for place, rs in control.items()}
-        return control if previous is None else _merge(previous, control)
+        self._show(frames, total, x, videos)
+        control = self.inner.get_control(x, t, cond, videos, options)
+        if control is None or weights is None or weighs_itself:
+            return control
+        return {place: [weights.apply(r, frames, videos) for r in rs] for place, rs in control.items()}
 
     def _show(self, frames, total, x, videos):
-        """Gives the inner net the images of these frames, as it prepared them where it has before.
+        """Gives the inner net the images of these frames, already prepared where it prepared them before.
 
         (A T2I-Adapter of the host keeps residuals for the rows of its first call.)
         """
         if self.images is None:
             return
-        numbers = [0] if len(self.images) == 1 else numbers_for(self.node, len(self.images), frames, total, "control images")
-        shown = numbers, x.shape[2:], videos
+        indices = [0] if len(self.images) == 1 else indices_for(self.node, len(self.images), frames, total, "control images")
+        shown = indices, x.shape[2:], videos
         if self.shown == shown:
             return
         if self.shown is not None:
             self.hints.keep(self.inner, *self.shown[:2])
         self.shown = None  # until the images are ready: preparing them may fail
-        self.inner.cond_hint_original = self.images[numbers]
+        self.inner.cond_hint_original = self.images[indices]
         if not self.hints.give(self.inner, *shown, x.device):
             self.inner.cond_hint = None
         self.shown = shown
 
     def _weights(self, total):
         """The clip's weights, or None where every one is 1."""
-        if self.curve == FLAT and self.mask is None:
+        if self.curve is None and self.mask is None:
             return None
         if self.weights is None or self.weights.total != total:
             self.weights = FrameWeights(self.node, self.curve, self.mask, total)
@@ -114,25 +111,6 @@ class FrameControl(OwnControl):
     def inference_memory_requirements(self, dtype):
         return super().inference_memory_requirements(dtype) + self.inner.inference_memory_requirements(dtype)
 
-    def copy(self):
-        copy = FrameControl(self.node, self.inner.copy(), self.images, self.curve, self.mask)
-        self.copy_to(copy)
-        return copy
-
-    def deepclone_multigpu(self, load_device, autoregister=False):
-        clone = FrameControl(self.node, self.inner.deepclone_multigpu(load_device), self.images, self.curve, self.mask)
-        self.copy_to(clone)
-        if autoregister:
-            self.multigpu_clones[load_device] = clone
-        return clone
-
-
-def _merge(first, second):
-    """The sum of two controls, place by place; a missing residual counts as zero."""
-    merged = {}
-    for place in ("input", "middle", "output"):
-        a, b = first.get(place, []), second.get(place, [])
-        length = max(len(a), len(b))
-        pairs = zip(a + [None] * (length - len(a)), b + [None] * (length - len(b)))
-        merged[place] = [y if x is None else x if y is None else x + y for x, y in pairs]
-    return merged
+    def another(self, device=None):
+        inner = self.inner.copy() if device is None else self.inner.deepclone_multigpu(device)
+        return FrameControl(self.node, inner, self.images, self.curve, self.mask)

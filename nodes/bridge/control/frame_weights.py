@@ -5,12 +5,14 @@ import torch
 
 from ..inputs.curve import evaluate_curve
 
+Curve = list[tuple[float, float]]  # (position in the clip from 0 to 1, weight), as `parse_curve` reads it
 
-def numbers_for(node: str, count: int, frames: list[int], total: int, what: str) -> list[int]:
-    """Which of `count` images (masks, residuals: `what`) belong to these frames of a clip of `total`.
 
-    One is for all frames; of several each frame has its own, and where they end early the last one stays. More than frames
-    are an error, which names the `node`.
+def indices_for(node: str, count: int, frames: list[int], total: int, what: str) -> list[int]:
+    """Which of `count` images (masks, residuals: `what`) belong to these frames of a clip of `total` frames, as indices.
+
+    One is for all frames; of several each frame has its own, and where they end early the last one stays. Raises ValueError,
+    which names the `node`, where there are more than frames.
     """
     if count > total:
         raise ValueError(
@@ -21,15 +23,16 @@ def numbers_for(node: str, count: int, frames: list[int], total: int, what: str)
 
 
 class FrameWeights:
-    """The weights of a clip of `total` frames: of its frames by `curve`, of its pixels by `mask` [1 or frames, h, w].
+    """The weights of a clip of `total` frames: of its frames by `curve`, of its pixels by `mask` [1 to frames, h, w] from 0 to 1.
 
-    `node` is named in errors.
+    Without a curve (None) each frame has weight 1. `node` is named in errors.
     """
 
-    def __init__(self, node: str, curve, mask: torch.Tensor | None, total: int):
+    def __init__(self, node: str, curve: Curve | None, mask: torch.Tensor | None, total: int):
         self.node = node
         self.total = total
-        self.curve = torch.from_numpy(evaluate_curve(curve, total)).float().reshape(-1, 1, 1, 1)
+        weights = torch.ones(total) if curve is None else torch.from_numpy(evaluate_curve(curve, total)).float()
+        self.curve = weights.reshape(-1, 1, 1, 1)
         self.mask = None if mask is None else mask[:, None]
         self.resized = {}  # the mask at each size that residuals have, made once
 
@@ -38,7 +41,7 @@ class FrameWeights:
         weights = self.curve[frames]
         if self.mask is None:
             return weights
-        return weights * self.mask[self._numbers(frames)]
+        return weights * self.mask[self._indices(frames)]
 
     def apply(self, residual: torch.Tensor | None, frames: list[int], videos: int) -> torch.Tensor | None:
         """residual [videos * t, c, h, w] times the weights of its t frames; a new tensor."""
@@ -46,11 +49,11 @@ class FrameWeights:
             return None
         weights = self.curve[frames].to(residual)
         if self.mask is not None:
-            weights = weights * self._mask(residual)[self._numbers(frames)]
+            weights = weights * self._mask(residual)[self._indices(frames)]
         return residual * weights.repeat(videos, 1, 1, 1)
 
-    def _numbers(self, frames):
-        return numbers_for(self.node, self.mask.shape[0], frames, self.total, "masks")
+    def _indices(self, frames):
+        return indices_for(self.node, self.mask.shape[0], frames, self.total, "masks")
 
     def _mask(self, residual):
         key = residual.shape[2:], residual.device, residual.dtype

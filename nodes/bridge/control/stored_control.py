@@ -1,4 +1,4 @@
-"""Residuals that are there already, as a CONTROL_NET of the host: no net runs, they are added at every step."""
+"""Stored residuals as a CONTROL_NET of the host: no network runs, they are added at every step."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import comfy.model_management as management
 import torch
 
 from ....unet import ControlResiduals, residual_shapes
-from .frame_weights import numbers_for
+from .frame_weights import indices_for
 from .own_control import OwnControl
 from .pairing import family, family_name, levels_of
 
@@ -14,9 +14,9 @@ NODE = "Apply ControlNet Residuals"
 
 
 def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlResiduals:
-    """What came in by a CONTROL_RESIDUALS input: ours, or another node's plain list of tensors [frames, c, h, w].
+    """The value of a CONTROL_RESIDUALS input: ours, or another node's plain list of tensors [frames, c, h, w].
 
-    Raises ValueError where it is neither, or where the tensors have not the same number of frames.
+    Raises ValueError where it is neither, or where the tensors differ in their number of frames.
     """
     if isinstance(value, ControlResiduals):
         return value
@@ -26,10 +26,10 @@ def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlRes
             f"{NODE}: residuals is {type(value).__name__}, expected what Compute or Load ControlNet Residuals give, or a list of "
             f"tensors: one for each input block of the UNet, then that of its middle block."
         )
-    for number, control in enumerate(value):
+    for index, control in enumerate(value):
         if control.ndim != 4 or control.shape[0] != value[0].shape[0]:
             raise ValueError(
-                f"{NODE}: residual controls.{number} has shape {list(control.shape)}, expected [frames, channels, height, width] "
+                f"{NODE}: residual controls.{index} has shape {list(control.shape)}, expected [frames, channels, height, width] "
                 f"with as many frames as controls.0. Correct the node that makes the residuals."
             )
     return ControlResiduals(tuple(value))
@@ -38,7 +38,7 @@ def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlRes
 class StoredControl(OwnControl):
     """One use of `residuals`, which are only read. Their frames are those of the clip; a single one serves all.
 
-    It stands inside a FrameControl, which weighs what it gives and adds that of controls before it.
+    It stands inside a FrameControl, which weighs its residuals.
     """
 
     def __init__(self, residuals: ControlResiduals, strength: float, percent_range: tuple[float, float]):
@@ -51,7 +51,7 @@ class StoredControl(OwnControl):
     def release(self):
         super().release()
         self.levels = None  # of the UNet
-        self.dtype = None  # that it computes in
+        self.dtype = None  # that the UNet computes in
         self.ready = None  # (frames, videos, device) and what was made for them
 
     def pre_run(self, model, percent_to_timestep_function):
@@ -77,35 +77,33 @@ class StoredControl(OwnControl):
             )
         self._check([(shape[0],) for shape in self._expected(1, 1)], "channels")
 
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        if not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
-            return None
-        frames, total = self.frames_of(x_noisy.shape[0] // batched_number, transformer_options)
-        numbers = numbers_for(NODE, self.residuals.frames, frames, total, "frames of residuals")
-        wanted = numbers, batched_number, x_noisy.shape[2:], x_noisy.device
+    def act(self, x, t, cond, videos, options):
+        frames, total = self.frames_of(x.shape[0] // videos, options)
+        indices = indices_for(NODE, self.residuals.frames, frames, total, "frames of residuals")
+        wanted = indices, videos, x.shape[2:], x.device
         if self.ready is None or self.ready[0] != wanted:
-            self._check(self._expected(*x_noisy.shape[2:]), "channels, height and width")
+            self._check(self._expected(*x.shape[2:]), "channels, height and width")
             self.ready = None  # frees the last before the next is made
-            self.ready = wanted, [self._rows(control, *wanted[:2], x_noisy.device) for control in self.residuals.controls]
+            self.ready = wanted, [self._rows(control, indices, videos, x.device) for control in self.residuals.controls]
         rows = self.ready[1]
         return {"input": [], "middle": rows[-1:], "output": rows[:-1]}
 
-    def _rows(self, control, numbers, videos, device):
+    def _rows(self, control, indices, videos, device):
         """control [frames, c, h, w] of these frames times the strength, for every video in the batch; a new tensor."""
-        control = control if control.shape[0] == 1 else control[numbers]
+        control = control if control.shape[0] == 1 else control[indices]
         scaled = (control.to(device, torch.float32) * self.strength).to(self.dtype)
-        return scaled.expand(videos * len(numbers), -1, -1, -1) if len(scaled) == 1 else scaled.repeat(videos, 1, 1, 1)
+        return scaled.expand(videos * len(indices), -1, -1, -1) if len(scaled) == 1 else scaled.repeat(videos, 1, 1, 1)
 
     def _expected(self, height, width):
         return residual_shapes(self.levels, height, width)
 
     def _check(self, expected: list[tuple[int, ...]], what: str):
-        """Names the first residual whose shape after the frames does not begin as expected."""
-        for number, (control, shape) in enumerate(zip(self.residuals.controls, expected)):
+        """Raises ValueError for the first residual whose shape after the frames does not begin as expected."""
+        for index, (control, shape) in enumerate(zip(self.residuals.controls, expected, strict=True)):
             found = tuple(control.shape[1 : 1 + len(shape)])
             if found != shape:
                 raise ValueError(
-                    f"{NODE}: residual controls.{number} has {what} {list(found)}, expected {list(shape)}. Use residuals that "
+                    f"{NODE}: residual controls.{index} has {what} {list(found)}, expected {list(shape)}. Use residuals that "
                     f"were made for this model at this size."
                 )
 
@@ -114,13 +112,5 @@ class StoredControl(OwnControl):
         ready = rows * management.dtype_size(dtype) * sum(control.numel() for control in self.residuals.controls)
         return super().inference_memory_requirements(dtype) + ready
 
-    def copy(self):
-        other = StoredControl(self.residuals, self.strength, self.timestep_percent_range)
-        self.copy_to(other)
-        return other
-
-    def deepclone_multigpu(self, load_device, autoregister=False):
-        other = self.copy()
-        if autoregister:
-            self.multigpu_clones[load_device] = other
-        return other
+    def another(self, device=None):
+        return StoredControl(self.residuals, self.strength, self.timestep_percent_range)

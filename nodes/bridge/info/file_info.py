@@ -16,7 +16,7 @@ from ....unet import (
 )
 from ....unet.weights.detect import other_kind
 from ....unet.weights.files import main_dtype, open_any, shapes_of
-from ..control.svd_control import control_dtypes
+from ..control.own_controlnet import control_dtypes
 from ..model.memory_budget import needed
 from ..model.trained_length import trained_length, window_length
 from ..model.unet_loader import choose_config
