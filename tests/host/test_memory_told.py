@@ -69,7 +69,7 @@ def whole(svd, pack, node):
 
 
 def our_windows(svd, pack, node):
-    return pack("nodes.bridge.sampling.windows").with_windows(svd.ours, WINDOW, 1, False, False, False), WINDOW
+    return pack("nodes.bridge.sampling.windows").with_windows(svd.ours, WINDOW, 1, False, False), WINDOW
 
 
 def hosts_windows(svd, pack, node):
@@ -202,7 +202,7 @@ def test_out_of_memory_with_patched_attention_is_not_tried_again_where_that_save
 
     x = torch.empty(25, 8, 72, 128, dtype=torch.float16, device="meta")
     with pytest.raises(torch.OutOfMemoryError):
-        pack("nodes.bridge.model.memory_budget").Parts(FULL["svd"]).run(x, call, patched=True)
+        pack("nodes.bridge.model.memory_budget").ChunkedRun(FULL["svd"]).attempt_video(x, call, patched=True)
     assert len(tried) == 1
 
 

@@ -9,7 +9,7 @@ from .... import unet
 from ....unet import encoder_bytes, open_controlnet, residual_bytes
 from ....unet.chunks import by_rows
 from ..model.host_hooks import HostHooks
-from ..model.memory_budget import Parts, runs_one_by_one
+from ..model.memory_budget import ChunkedRun, runs_one_by_one
 from ..model.trained_length import LONGEST
 from .kept_hints import PreparesImages
 from .own_controlnet import OwnControlNet
@@ -23,7 +23,7 @@ class SVDControlNet(unet.SVDControlNet):
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
-        self.parts = Parts(config.encoder, encoder_bytes)
+        self.chunked_run = ChunkedRun(config.encoder, encoder_bytes)
 
     def forward(self, x, hint, timesteps, context=None, y=None, c_concat=None, num_frames=None, budget=None):
         call = {"x": x, "timesteps": timesteps, "context": context, "y": y}
@@ -33,7 +33,7 @@ class SVDControlNet(unet.SVDControlNet):
     def embed_hint(self, image):
         """The embedding of control images [n, 3, 8h, 8w] from -1 to 1, as many at a time as memory has room for."""
         bytes_each = HINT_TENSORS * self.hint_width * image[0, 0].numel() * image.element_size()
-        return self.parts.attempt_rows(
+        return self.chunked_run.attempt_rows(
             ("images", image.shape), len(image), bytes_each, image.device,
             lambda budget: by_rows(super(SVDControlNet, self).embed_hint, budget, bytes_each, image),
         )
@@ -58,7 +58,7 @@ class SVDControl(PreparesImages, OwnControlNet):
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
-        self.control_model.parts.begin()
+        self.control_model.chunked_run.begin()
         check_video(model, "ControlNet")
         config, expected = self._config, model.model_config.unet_config["adm_in_channels"]
         check_layout(model, config)
@@ -95,7 +95,7 @@ class SVDControl(PreparesImages, OwnControlNet):
 
     def _call(self, rows, frames):
         """The residuals, computed in chunks as large as memory allows."""
-        return self.control_model.parts.run(
+        return self.control_model.chunked_run.attempt_video(
             rows["x"], lambda budget: self.control_model(**rows, num_frames=frames, budget=budget)
         )
 

@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from .... import unet
 from ....unet import Residuals
 from .host_hooks import HostHooks, patched_at_large
-from .memory_budget import Parts, runs_one_by_one
+from .memory_budget import ChunkedRun, runs_one_by_one
 
 PLACES = ("input", "middle", "output")
 
@@ -17,7 +17,7 @@ class UNetModel(unet.UNetModel):
     def __init__(self, config: unet.UNetConfig, *, attn_precision: torch.dtype | None = None, **kwargs):
         super().__init__(config, **kwargs)
         self.attn_precision = attn_precision
-        self.parts = Parts(config)
+        self.chunked_run = ChunkedRun(config)
 
     @property
     def in_channels(self):
@@ -52,7 +52,7 @@ class UNetModel(unet.UNetModel):
         return torch.cat([self._in_parts(*part, frames) for part in parts])
 
     def _in_parts(self, rows, control, options, frames):
-        return self.parts.run(
+        return self.chunked_run.attempt_video(
             rows["x"], lambda budget: self._call(rows, control, options, frames, budget), patched_at_large(options)
         )
 

@@ -2,18 +2,18 @@
 
 import re
 
-LONGEST = 25  # frames: clips up to this length stay whole where the trained length is not known (SVD-XT's)
+LONGEST = 25  # frames (SVD-XT's length): clips up to this length stay whole where the trained length is not known
 FRAMES_KEY = "temporal_unet.num_frames"  # a patcher's attachment, and file metadata: the length a model was trained on
 
 
 def trained_length(metadata: dict[str, str]) -> int | None:
-    """The clip length that a model was trained on, where its file names one: 1 to 9999 frames, all else counts as none."""
+    """The clip length (1 to 9999 frames) that a model was trained on, by its file's metadata; None where they hold no such one."""
     found = metadata.get(FRAMES_KEY, "")
     return int(found) if re.fullmatch("[1-9][0-9]{0,3}", found) else None
 
 
 def window_length(trained: int | None, frames: int) -> int:
-    """The window for a clip of `frames` frames: what the model was trained on, else as much of the clip as is usual."""
+    """Frames of the window for a clip of `frames` frames: at most the trained length, or LONGEST where it is not known (None)."""
     return min(frames, trained or LONGEST)
 
 

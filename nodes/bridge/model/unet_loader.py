@@ -13,16 +13,16 @@ from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
 from .host_unet import UNetModel
-from .memory_budget import tell_memory
 from .trained_length import FRAMES_KEY, trained_length
+from .video_models import VIDEO_MODELS, follow_runs
 
-FILE_KEY = "temporal_unet.file"  # of the wrapper that looks at the file before a run
-# Tensors beside the UNet by which the host tells how a model was trained (v-prediction, EDM), and those of Zero123.
+FILE_KEY = "temporal_unet.file"  # of the wrapper that checks the file before a run
+# Tensors next to the UNet from which the host detects how a model was trained (v-prediction, EDM), and those of Zero123.
 MARKERS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
     "cc_projection.weight", "cc_projection.bias",
 )
-# The tensor of the UNet by whose spread the host tells a Stable Diffusion 2 that predicts v from one that predicts noise.
+# A tensor of the UNet, from whose spread the host detects whether a Stable Diffusion 2 predicts v or noise.
 SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
@@ -30,14 +30,14 @@ def load_model(path: str, model_options: dict | None = None, disable_dynamic: bo
     """The UNet in the file `path` as a ModelPatcher.
 
     `model_options`: "dtype" (a torch dtype for the weights; default the host's choice) and "fp8_optimizations", as the
-    host's own loaders take them. Raises UNetFileError where the file is no whole UNet of the family; nothing stays in
-    memory then.
+    host's own loaders take them. Raises UNetFileError where the file holds no complete UNet of the family; nothing stays
+    in memory then.
     """
     return load_checkpoint(open_checkpoint(path), model_options, disable_dynamic)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, disable_dynamic: bool = False):
-    """The same for a file that is open already. The patcher can be made anew from the path (multi-GPU, compiling)."""
+    """`load_model` for a file that is open already. The patcher can be made again from the path (multi-GPU, compiling)."""
     model_options = model_options or {}
     device = management.get_torch_device()
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
@@ -48,7 +48,7 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
         _watch_file(patcher, checkpoint.path, checkpoint.stamp)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
     if checkpoint.config.temporal:
-        tell_memory(patcher, checkpoint.config)
+        follow_runs(patcher)
     trained = trained_length(checkpoint.metadata)
     if trained is not None:
         patcher.set_attachments(FRAMES_KEY, trained)
@@ -56,18 +56,18 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
 
 
 def host_maps(patcher_class: type, device: torch.device) -> bool:
-    """Does the host itself leave weights mapped from their file? With dynamic offloading, which it does not do on a CPU.
+    """Whether the host itself leaves weights mapped from their file: with dynamic offloading, which it does not do on a CPU.
 
-    Otherwise it copies them, and so do we: a file that is cut or written over later then does no harm.
+    Otherwise it copies them, and so do we: a file that is cut or overwritten later then does no harm.
     """
     dynamic = issubclass(patcher_class, comfy.model_patcher.ModelPatcherDynamic) and not management.is_device_cpu(device)
     return dynamic and not comfy.utils.DISABLE_MMAP
 
 
 def _watch_file(patcher, path: Path, stamp: FileStamp):
-    """Refuses to sample once the file that the weights are mapped from was written to: they are others then, or gone.
+    """Refuses to sample after the file that the weights are mapped from was written to: they have changed then, or are gone.
 
-    It looks before the host loads the weights to the device, which reads them.
+    It checks before the host loads the weights to the device, which reads them.
     """
     def check(executor, *args, **kwargs):
         if changed_in_place(path, stamp):
@@ -81,7 +81,7 @@ def _watch_file(patcher, path: Path, stamp: FileStamp):
 
 
 def host_config(config: UNetConfig) -> dict:
-    """Our config in the terms of the host's UNet, complete: FreeU, LoRA maps and ControlLoRA read it."""
+    """Our config as arguments of the host's UNet, complete: FreeU, LoRA maps and ControlLoRA read it."""
     middle = {None: -2, 0: -1}.get(config.depth_middle, config.depth_middle)
     out = {
         "image_size": 32, "use_checkpoint": False, "use_spatial_transformer": True, "legacy": False,
@@ -105,7 +105,7 @@ def host_config(config: UNetConfig) -> dict:
 
 
 def own_config(config: UNetConfig) -> dict:
-    """What the host fixes per family and a file may say otherwise: heads, and levels without self-attention."""
+    """What the host fixes per family and a file may override: heads, and levels without self-attention."""
     out = {"num_heads": config.num_heads or -1, "num_head_channels": config.head_channels or -1}
     if config.num_classes is not None:
         out["num_classes"] = config.num_classes
@@ -138,12 +138,14 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
     """The host's BaseModel of the family with our network in it; `mapped`: weights stay mapped from the file where they can."""
     weights = checkpoint.state_dict(model_config.unet_config["dtype"], mapped)
     markers = {name: checkpoint.tensor(name).clone() for name in MARKERS if name in checkpoint.shapes}
-    if SPREAD in checkpoint.names:  # as it is in the file, and not in fp8, of which PyTorch computes no spread
+    if SPREAD in checkpoint.names:  # from the file, not in fp8, of which PyTorch computes no spread
         markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
     diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
     unet_config = model_config.unet_config
     unet_config["disable_unet_model_creation"] = True
-    if checkpoint.family.name == "zero123":
+    if checkpoint.config.temporal:
+        model = VIDEO_MODELS[checkpoint.family.host](model_config, diffusion_model.chunked_run)
+    elif checkpoint.family.name == "zero123":
         model = _Zero123(
             model_config, cc_projection_weight=markers["cc_projection.weight"],
             cc_projection_bias=markers["cc_projection.bias"],
@@ -157,7 +159,7 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
 
 
 def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetModel:
-    """Our network, built without memory: it takes these tensors as they are, so loading needs no second copy."""
+    """Our network, built on the meta device: it takes these tensors as they are, so loading needs no second copy."""
     dtype = model_config.unet_config["dtype"]
     operations = comfy.ops.pick_operations(
         dtype, model_config.manual_cast_dtype, fp8_optimizations=model_config.optimizations["fp8"],

@@ -7,7 +7,7 @@ import comfy.model_management as management
 import comfy.utils
 import torch
 
-from ..model.memory_budget import is_out_of_memory
+from ..model.memory_budget import is_out_of_memory, until_it_fits
 from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
 
 
@@ -65,17 +65,18 @@ def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
 
     def decode(chunk):
         before = progress.current
-        while True:
-            try:
-                return decode_frames(decoder, chunk, storages[0], tick=lambda: progress.update(1))
-            except Exception as error:
-                if len(storages) == 1 or not is_out_of_memory(error):
-                    raise
-            # Not before here, where the error no longer holds on to the clip.
+
+        def next_storage(_):
+            if len(storages) == 1:
+                return None
             del storages[0]
             logging.warning("Decode Video: out of memory; going on with the clip on %s between layers.", storages[0])
             progress.update_absolute(before)
-            management.soft_empty_cache()
+            return storages[0]
+
+        return until_it_fits(
+            lambda storage: decode_frames(decoder, chunk, storage, tick=lambda: progress.update(1)), storages[0], next_storage
+        )
 
     return _in_chunks(vae, latent, starts, frames_per_chunk, decode)
 
