@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 
 import {
-  caption, cellOf, cornerOf, frameAt, frameUnder, hasPicture, pictureHeight, readEvent, spansOf, timeOf,
+  caption, cellOf, cornerOf, frameAt, frameUnder, hasImage, imageHeight, readEvent, spansOf, timeOf,
 } from '../../web/js/core/preview.js'
 
 test('a clip of 4 frames at 5 frames a second begins anew after 0.8 s', () => {
@@ -53,10 +53,10 @@ test('the words tell the step, the window, the chosen frame, and how it ended', 
   assert.equal(caption({ ...run, ended: 'done' }), 'done: 100 frames, 20 steps')
 })
 
-test('only a picture in the event itself is taken', () => {
-  assert.ok(hasPicture({ image: 'data:image/jpeg;base64,AAAA' }))
+test('only an image in the event itself is taken', () => {
+  assert.ok(hasImage({ image: 'data:image/jpeg;base64,AAAA' }))
   for (const image of [undefined, null, 7, '', 'https://example.org/a.jpg', 'data:text/html,<b>', 'javascript:0']) {
-    assert.ok(!hasPicture({ image }), String(image))
+    assert.ok(!hasImage({ image }), String(image))
   }
 })
 
@@ -81,8 +81,8 @@ test('an event of any other form is none', () => {
   assert.equal(readEvent({ ...SHEET, width: 1025 }), null)
 })
 
-test('the picture is as high as its shape asks, but neither tiny nor endless', () => {
-  assert.equal(pictureHeight(320, { width: 128, height: 72 }), 180)
-  assert.equal(pictureHeight(320, { width: 72, height: 128 }), 260)
-  assert.equal(pictureHeight(100, { width: 128, height: 72 }), 96)
+test('the image is as high as its shape asks, but neither tiny nor endless', () => {
+  assert.equal(imageHeight(320, { width: 128, height: 72 }), 180)
+  assert.equal(imageHeight(320, { width: 72, height: 128 }), 260)
+  assert.equal(imageHeight(100, { width: 128, height: 72 }), 96)
 })

@@ -27,7 +27,7 @@ const SHAPES = {
   pulse: 'Pulse: short, in the middle'
 }
 
-let unfocused = null // {node, point, time} of the focus that the host's undo takes away, as it makes every node anew
+let unfocused = null // {node, point, time} of the focus that the host's undo takes away, as it creates every node again
 
 function html(tag, className, text = '') {
   const element = document.createElement(tag)
@@ -70,7 +70,7 @@ class CurveEditor {
     this.plot = new CurvePlot({
       edited: (points) => this.write(formatCurve(points)),
       committed: () => this.commit(),
-      told: (what) => this.tell(what)
+      pointed: (what) => this.describe(what)
     })
     this.readout = html('span', 'readout')
     this.message = html('div', 'message')
@@ -118,7 +118,7 @@ class CurveEditor {
     this.passOn()
     const leave = (event) => {
       if (this.element.contains(event.target)) return
-      document.removeEventListener('pointerdown', leave, true) // here: an element that is taken away tells of no lost focus
+      document.removeEventListener('pointerdown', leave, true) // here: an element that is removed gets no focusout event
       if (this.element.contains(document.activeElement)) document.activeElement.blur()
     }
     this.element.addEventListener('focusin', () => document.addEventListener('pointerdown', leave, true))
@@ -184,7 +184,7 @@ class CurveEditor {
   }
 
   /** What the pointer is on, or else what can be done. */
-  tell(what) {
+  describe(what) {
     this.readout.textContent = what ?? (this.message.textContent ? '' : this.hint)
   }
 

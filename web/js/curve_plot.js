@@ -23,7 +23,7 @@ function svg(name, attributes, ...children) {
 const percent = (position) => `${Number((position * 100).toPrecision(6))} %`
 const short = (value) => String(Number(value.toPrecision(4)))
 
-/** A number beside the axis: a long one with an exponent where that is shorter. */
+/** A number next to the axis: a long one with an exponent where that is shorter. */
 function tickLabel(value) {
   const plain = short(value)
   const exponential = Number(plain).toExponential().replace('e+', 'e')
@@ -31,12 +31,12 @@ function tickLabel(value) {
 }
 
 /**
- * `element` is the plot. `edited(points)` is called on each change, `committed()` at the end of each gesture, `told(text)` with
+ * `element` is the plot. `edited(points)` is called on each change, `committed()` at the end of each gesture, `pointed(text)` with
  * what the pointer or the focus is on (null: nothing).
  */
 export class CurvePlot {
-  constructor({ edited, committed, told }) {
-    Object.assign(this, { edited, committed, told })
+  constructor({ edited, committed, pointed }) {
+    Object.assign(this, { edited, committed, pointed })
     this.points = []
     this.drag = null // {index, from: [x, y] of the pointer, start and axis: the point and the axis then, freed: [x, y], changed}
     this.added = { index: -1, time: 0 } // by a click on the line: the double click that it begins must not delete it again
@@ -115,7 +115,7 @@ export class CurvePlot {
       handle.setAttribute('aria-valuetext', this.describe(point))
     }
     const focused = this.indexOf(document.activeElement)
-    this.told(focused >= 0 ? this.describe(this.points[focused]) : null)
+    this.pointed(focused >= 0 ? this.describe(this.points[focused]) : null)
   }
 
   describe([position, value]) {
@@ -163,11 +163,11 @@ export class CurvePlot {
     on('contextmenu', (event) => this.indexOf(event.target) >= 0 && this.remove(event, this.indexOf(event.target)))
     on('keydown', (event) => this.key(event))
     for (const type of ['pointerup', 'pointercancel']) this.svg.addEventListener(type, () => this.release())
-    this.svg.addEventListener('pointerleave', () => this.told(null))
-    this.element.addEventListener('focusout', () => this.told(null)) // not on the SVG: with it, a click would give it the focus
+    this.svg.addEventListener('pointerleave', () => this.pointed(null))
+    this.element.addEventListener('focusout', () => this.pointed(null)) // not on the SVG: with it, a click would give it the focus
     this.element.addEventListener('focusin', (event) => {
       const index = this.indexOf(event.target)
-      if (index >= 0) this.told(this.describe(this.points[index]))
+      if (index >= 0) this.pointed(this.describe(this.points[index]))
     })
   }
 
@@ -213,7 +213,7 @@ export class CurvePlot {
   hover(event) {
     const index = this.indexOf(event.target)
     const position = Math.min(Math.max(this.pointAt(...this.mouse(event))[0], 0), 1)
-    this.told(this.describe(index >= 0 ? this.points[index] : [Math.round(position * 100) / 100, valueAt(this.points, position)]))
+    this.pointed(this.describe(index >= 0 ? this.points[index] : [Math.round(position * 100) / 100, valueAt(this.points, position)]))
   }
 
   doubleClick(event) {

@@ -5,8 +5,8 @@ import { app } from '../../../scripts/app.js'
 import { clipFor, known, linesOf, notListed, valueOf } from './core/info.js'
 import { MARGIN, addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
 
-// node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that tells about
-// one, what else the answer depends on, lines seen
+// node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that answers
+// about one, what else the answer depends on, lines seen
 const NODES = {
   TemporalUNetLoader: {
     combo: 'unet_name', folders: { 'checkpoints/': 'checkpoints', '': 'diffusion_models' }, route: '/temporal_unet/unet_info',
@@ -39,7 +39,7 @@ function origins(node) {
 
 class InfoPanel {
   constructor(node, kind) {
-    Object.assign(this, { node, kind, asked: '', told: '' }) // the last question, and the words that are there
+    Object.assign(this, { node, kind, asked: '', shown: '' }) // the last question, and the words shown
     const height = kind.lines * LINE // whatever the text: the host would take a node that grows for an edit
     this.element = element('div', { position: 'relative', height: '100%', minHeight: `${height}px` })
     this.element.dataset.testid = 'temporal-unet-info'
@@ -74,9 +74,9 @@ class InfoPanel {
     }
   }
 
-  /** Asks again soon where the question has changed, or in any case where `anew`. */
-  refresh(anew = false) {
-    if (anew) this.asked = ''
+  /** Asks again soon where the question has changed, or in any case where `force`. */
+  refresh(force = false) {
+    if (force) this.asked = ''
     clearTimeout(this.timer)
     this.timer = setTimeout(() => this.ask(), DELAY)
   }
@@ -111,8 +111,8 @@ class InfoPanel {
   say({ lines, error }, question) {
     this.asked = question
     const words = (lines ?? [error]).join('\n')
-    if (words === this.told) return // it may be scrolled
-    this.told = words
+    if (words === this.shown) return // it may be scrolled
+    this.shown = words
     this.text.replaceChildren(...(lines ?? [error]).map((line, number) => {
       const row = element('div', error ? { color: ERROR_COLOR } : { fontWeight: number ? 'normal' : 'bold' })
       row.textContent = line // never as HTML: file names are anybody's
@@ -128,10 +128,10 @@ class InfoPanel {
   }
 }
 
-const refreshAll = (anew) => allNodes().forEach((node) => panels.get(node)?.refresh(anew))
+const refreshAll = (force) => allNodes().forEach((node) => panels.get(node)?.refresh(force))
 
 api.addEventListener('graphChanged', () => refreshAll(false)) // a clip's size, or a link to it
-document.addEventListener('keyup', () => refreshAll(false)) // in Nodes 2.0 the host tells of what is typed at the next click only
+document.addEventListener('keyup', () => refreshAll(false)) // in Nodes 2.0 the host reports what is typed only at the next click
 
 app.registerExtension({
   name: 'TemporalUNet.InfoPanels',

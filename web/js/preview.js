@@ -2,7 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { caption, cellOf, cornerOf, frameAt, frameUnder, pictureHeight, readEvent, spansOf, timeOf } from './core/preview.js'
+import { caption, cellOf, cornerOf, frameAt, frameUnder, imageHeight, readEvent, spansOf, timeOf } from './core/preview.js'
 import { MARGIN, addWidget, allNodes, element } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'
@@ -11,7 +11,7 @@ const HOSTS_EVENT = 'b_preview_with_metadata' // the host's own preview, of one 
 const TALLEST = 4096 // pixels of the whole, in a node that is drawn out
 const BELOW = 32 // pixels for the bar and the words
 const WINDOW_COLOR = '#4a9de0'
-const UNKNOWN_SHAPE = { width: 16, height: 9 } // until the first picture
+const UNKNOWN_SHAPE = { width: 16, height: 9 } // until the first sheet
 
 const previews = new WeakMap() // node -> its Preview
 let running = {} // {prompt_id, workflow_id} of the run that began last; the latter null where nobody knows it
@@ -92,7 +92,7 @@ class Preview {
       choose(((this.frame ?? frameAt((performance.now() - this.start) / 1000, fps, frames)) + way + frames) % frames)
     })
     for (const name of ['pointerup', 'pointercancel', 'blur']) this.canvas.addEventListener(name, release)
-    new ResizeObserver(() => this.play()).observe(this.canvas) // it is to be seen again
+    new ResizeObserver(() => this.play()).observe(this.canvas) // when it is visible again
   }
 
   followHeight() {
@@ -101,14 +101,14 @@ class Preview {
       onResize?.call(this.node, size)
       this.resized(size)
     }
-    this.node.onSerialize = (saved) => { // else the host's undo, and a file, would keep the picture's room
+    this.node.onSerialize = (saved) => { // else the host's undo, and a file, would keep the room of the preview
       onSerialize?.call(this.node, saved)
       saved.size = this.sizeWithout(saved.size)
     }
   }
 
   get height() {
-    return pictureHeight(this.node.size[0] - 2 * MARGIN, this.sheet ?? UNKNOWN_SHAPE) + BELOW
+    return imageHeight(this.node.size[0] - 2 * MARGIN, this.sheet ?? UNKNOWN_SHAPE) + BELOW
   }
 
   /** Shows what an event of the server brings. */
@@ -122,23 +122,23 @@ class Preview {
     this.write()
   }
 
-  /** Of a run nothing is known yet. `sheet` becomes the newest event with a picture, and its picture: {..., picture}. */
+  /** Nothing is known of a new run. `sheet` becomes the newest event with a sheet, `decoded` its image, `drawn` the cell shown. */
   begin() {
     Object.assign(this, { sheet: null, loading: null, window: undefined, ended: '' })
     this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
   }
 
   async load(event) {
-    const picture = new Image()
-    picture.src = event.image
-    this.loading = picture
+    const decoded = new Image()
+    decoded.src = event.image
+    this.loading = decoded
     try {
-      await picture.decode()
+      await decoded.decode()
     } catch {
-      return // it is none
+      return // it is not an image
     }
-    if (!this.about || this.loading !== picture) return // a newer one is on its way
-    this.sheet = { ...event, picture, drawn: -1 }
+    if (!this.about || this.loading !== decoded) return // a newer one is on its way
+    this.sheet = { ...event, decoded, drawn: -1 }
     this.fit()
     this.play()
   }
@@ -149,7 +149,7 @@ class Preview {
     this.fit()
   }
 
-  /** The node grows where the picture needs it. */
+  /** The node grows where the preview needs it. */
   fit() {
     this.element.style.minHeight = `${this.height}px` // all that Nodes 2.0 needs
     if (LiteGraph.vueNodesMode) return
@@ -159,7 +159,7 @@ class Preview {
     this.node.setDirtyCanvas(true, true)
   }
 
-  /** The node has a new size: drawn out by hand, or else as high as the picture needs it: `openHeight`. */
+  /** The node has a new size: drawn out by hand, or else as high as the preview needs it: `openHeight`. */
   resized([, height]) {
     if (this.about && !this.isDrawnOut(height)) this.openHeight = height
     else Object.assign(this, { closedHeight: height, openHeight: null })
@@ -170,12 +170,12 @@ class Preview {
     return height > this.node.computeSize()[1] + 1
   }
 
-  /** The node's size without the room that was made for the picture. */
+  /** The node's size without the room that was made for the preview. */
   sizeWithout([width, height]) {
     return [width, height === this.openHeight ? this.closedHeight : height]
   }
 
-  /** Takes the picture away, and the room that was made for it. */
+  /** Closes the preview, and takes away the room that was made for it. */
   close() {
     const size = this.sizeWithout(this.node.size)
     Object.assign(this, { about: null, frame: undefined })
@@ -191,7 +191,7 @@ class Preview {
     this.write()
   }
 
-  /** Plays as long as there are pictures and the canvas is on the page. */
+  /** Plays as long as there is a sheet and the canvas is on the page. */
   play() {
     if (!this.playing) requestAnimationFrame(this.draw)
     this.playing = true
@@ -201,14 +201,14 @@ class Preview {
     this.playing = false
     if (!this.about || !this.sheet || !this.canvas.checkVisibility()) return
     this.play()
-    const { frames, fps, shown, width, height, picture } = this.sheet
+    const { frames, fps, shown, width, height, decoded } = this.sheet
     const frame = this.frame ?? frameAt((now - this.start) / 1000, fps, frames)
     const cell = cellOf(frame, shown)
     this.head.style.left = `calc(${frames > 1 ? frame / (frames - 1) : 0} * (100% - 3px))`
     if (cell === this.sheet.drawn) return
     this.sheet.drawn = cell
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height })
-    this.canvas.getContext('2d').drawImage(picture, ...cornerOf(cell, this.sheet), width, height, 0, 0, width, height)
+    this.canvas.getContext('2d').drawImage(decoded, ...cornerOf(cell, this.sheet), width, height, 0, 0, width, height)
   }
 
   /** The words, and the window on the bar. */
@@ -267,7 +267,7 @@ function listen() {
 }
 
 /**
- * The host's own preview of our node is not shown beside ours. A subgraph around it, seen from outside, still shows it, and so
+ * The host's own preview of our node is not shown next to ours. A subgraph around it, seen from outside, still shows it, and so
  * does the App mode, where no node is to be seen.
  */
 function keepHostsAway(event) {

@@ -9,14 +9,14 @@ export const PRESETS = ['linear', 'triangle', 'ease', 'pulse']
 const POSITION_UNIT = 0.01 // positions that an edit makes are multiples of it, and no two points are closer
 const LARGEST = 10000 // of a value: beyond any use, and what it is multiplied with stays in the range of fp16
 const QUOTED = 40 // characters of the text that a message quotes at most
-const LEAST_SPAN = 1e-300 // of values that the axis tells apart
+const LEAST_SPAN = 1e-300 // of values that the axis shows apart
 const ROOM = 0.15 // share of the curve's span that the axis goes beyond it
 
 // Full-width signs too, as Chinese and Japanese keyboards write them.
 const SEPARATOR = /[,，、；]/
 const COLON = /[:：]/
 
-// What Python calls white space, and its numbers; those it reads as infinite or NaN are numbers, but no points of a curve.
+// What Python takes as white space and as numbers; what it reads as infinite or NaN is a number, but not a point of a curve.
 const SPACE = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/
 const UNDERSCORE = /(?<=\d)_(?=\d)/g
 const NUMBER = /^[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?$/i
@@ -64,15 +64,15 @@ function quoted(text) {
 export function readCurve(value, name) {
   const text = textOf(value)
   const points = []
-  const parts = text.split(SEPARATOR)
-  if (parts.length > 1 && !strip(parts.at(-1))) parts.pop() // after a comma at the end
+  const items = text.split(SEPARATOR)
+  if (items.length > 1 && !strip(items.at(-1))) items.pop() // after a comma at the end
   let last = ''
-  for (const part of parts) {
-    const colon = part.search(COLON)
-    const [position, value] = [strip(part.slice(0, Math.max(colon, 0))), strip(part.slice(colon + 1))]
+  for (const item of items) {
+    const colon = item.search(COLON)
+    const [position, value] = [strip(item.slice(0, Math.max(colon, 0))), strip(item.slice(colon + 1))]
     const point = [toNumber(position), toNumber(value)]
     let fault
-    if (part.includes(';')) fault = "points are separated by ',', not by ';'"
+    if (item.includes(';')) fault = "points are separated by ',', not by ';'"
     else if (colon < 0) fault = 'it has no colon'
     else if (point[0] === null) fault = 'its position is not a number'
     else if (!(point[0] >= 0 && point[0] <= 1)) fault = `position ${short(position)} is not from 0 to 1`
@@ -81,7 +81,7 @@ export function readCurve(value, name) {
     } else if (point[1] === null) fault = 'its value is not a number'
     else if (!(Math.abs(point[1]) <= LARGEST)) fault = `value ${short(value)} is not from -${LARGEST} to ${LARGEST}`
     if (fault) {
-      const [found, whole] = [strip(part), strip(text)]
+      const [found, whole] = [strip(item), strip(text)]
       const where = found === whole ? '' : ` in ${quoted(short(whole))}`
       return { error: `${name}: found ${quoted(short(found))}${where}: ${fault}; ${FORM}.` }
     }
@@ -112,7 +112,7 @@ export function roundTo(value, unit) {
   return Number((Math.round(value / unit) * unit).toFixed(clamp(-Math.floor(Math.log10(unit)), 0, 100)))
 }
 
-/** The points with one moved: it stays between its neighbours, or where it is if they leave no room; the value in its range. */
+/** The points with one moved: it stays between its neighbors, or where it is if they leave no room; the value in its range. */
 export function movePoint(points, index, [position, value]) {
   const low = index > 0 ? points[index - 1][0] + POSITION_UNIT : 0
   const high = index < points.length - 1 ? points[index + 1][0] - POSITION_UNIT : 1

@@ -1,4 +1,4 @@
-// The moving preview without a page: which frame at which time, where it lies on the sheet, and the words beside it. Frames and
+// The moving preview without a page: which frame at which time, where it lies on the sheet, and the words below it. Frames and
 // cells count from 0. The names are those of the server's event (nodes/bridge/sampling/preview.py).
 
 const LARGEST_SIDE = 1024 // pixels of a frame; the server's has 128 at most
@@ -11,7 +11,7 @@ const areFrames = (value, frames) => (
   Array.isArray(value) && value.length > 0 && value.every((frame) => isCount(frame + 1) && frame < frames)
 )
 
-/** The data of an event, or null where it has not the form that nodes/bridge/sampling/preview.py describes: the server did not send it. */
+/** The data of an event, or null where it lacks the form that preview.py describes: then the server did not send it. */
 export function readEvent(data) {
   const { node_id, prompt_id, fps, step, steps, frames, window, image } = data ?? {}
   const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && [step, steps, frames].every(isCount)
@@ -22,11 +22,11 @@ export function readEvent(data) {
 function isSheet(data) {
   const { frames, shown, columns, rows, width, height } = data
   const fits = (side) => isCount(side) && side <= LARGEST_SIDE
-  return hasPicture(data) && areFrames(shown, frames) && [columns, rows].every(isCount) && [width, height].every(fits)
+  return hasImage(data) && areFrames(shown, frames) && [columns, rows].every(isCount) && [width, height].every(fits)
 }
 
-/** Does the event bring a picture? Only one in the data itself is taken, none from elsewhere. */
-export function hasPicture({ image }) {
+/** Does the event bring an image? Only one in the data itself is taken, never an address. */
+export function hasImage({ image }) {
   return typeof image === 'string' && image.startsWith('data:image/jpeg;base64,')
 }
 
@@ -51,12 +51,12 @@ export function cornerOf(cell, { columns, width, height }) {
   return [(cell % columns) * width, Math.floor(cell / columns) * height]
 }
 
-/** The frame under a pointer at `x` on a picture that begins at `left`: from the first frame there to the last at its right. */
+/** The frame under a pointer at `x` on an image that begins at `left`: from the first frame there to the last at its right. */
 export function frameUnder(x, left, width, frames) {
   return clamp(Math.floor(((x - left) / width) * frames), 0, frames - 1)
 }
 
-/** The parts of the clip, as [start, end] of 0..1, that a window covers: two where it runs over the end into the start. */
+/** The spans of the clip, as [start, end] of 0..1, that a window covers: two where it runs over the end into the start. */
 export function spansOf([first, last], frames) {
   const start = first / frames
   const end = (last + 1) / frames
@@ -64,7 +64,7 @@ export function spansOf([first, last], frames) {
 }
 
 /**
- * The words under the picture. `frame` is one chosen by hand, `window` the [first, last] frame being worked on, `ended` is ""
+ * The words under the image. `frame` is one chosen by hand, `window` the [first, last] frame being worked on, `ended` is ""
  * while the sampler runs, then "done" or "stopped".
  */
 export function caption({ step, steps, frames, frame, window, ended }) {
@@ -75,13 +75,13 @@ export function caption({ step, steps, frames, frame, window, ended }) {
   return window ? `${progress}, frames ${range(window, frames)} of ${frames}` : progress
 }
 
-/** The frames of a window in words: in two parts where it runs over the end into the start. */
+/** The frames of a window in words: two ranges where it runs over the end into the start. */
 function range([first, last], frames) {
   const words = (from, to) => (from === to ? `${from + 1}` : `${from + 1} to ${to + 1}`)
   return first <= last ? words(first, last) : `${words(first, frames - 1)} and ${words(0, last)}`
 }
 
-/** The picture's height in a node that leaves it `room` pixels of width: as its shape asks, within reason. */
-export function pictureHeight(room, { width, height }) {
+/** The image's height in a node that leaves it `room` pixels of width: as its shape asks, within reason. */
+export function imageHeight(room, { width, height }) {
   return Math.round(clamp((room * height) / width, 96, 260))
 }
