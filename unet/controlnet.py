@@ -12,13 +12,12 @@ from torch import nn
 
 from .config import UNetConfig
 from .encoder import Builder, Encoder
-from .hooks import Hooks
-from .transformer import SpatialVideoTransformer
+from .hooks import Call, Hooks
 
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """The shape of one ControlNet: the way down that it shares with its UNet, and the net that reads the control image."""
+    """The shape of one ControlNet: the encoder that it shares with its UNet, and the net that reads the control image."""
 
     encoder: UNetConfig
     hint_channels: int  # of the control image
@@ -40,7 +39,7 @@ class HintNet(nn.Module):
 
         self.conv_in = conv(hint_channels, widths[0])
         self.blocks = nn.ModuleList()
-        for narrow, wide in zip(widths, widths[1:]):
+        for narrow, wide in zip(widths, widths[1:], strict=False):
             self.blocks += [conv(narrow, narrow), conv(narrow, wide, stride=2)]
         self.conv_out = conv(widths[-1], channels)
 
@@ -52,7 +51,7 @@ class HintNet(nn.Module):
 
 
 class SVDControlNet(Encoder):
-    """A copy of the UNet's way down that sees the control images and gives a residual for each skip and the middle."""
+    """A copy of the UNet's encoder that sees the control images and gives a residual for each skip and the middle."""
 
     def __init__(self, config: ControlNetConfig, *, operations=nn, dtype: torch.dtype | None = None, device=None):
         factory = {"dtype": dtype, "device": device}
@@ -65,12 +64,13 @@ class SVDControlNet(Encoder):
             config.hint_channels, config.hint_widths, width, operations=operations, factory=factory
         )
         self.controlnet_down_blocks = nn.ModuleList(
-            operations.Conv2d(channels, channels, 1, **factory) for channels in build.skips
+            operations.Conv2d(block.channels, block.channels, 1, **factory) for block in config.encoder.input_layout()
         )
-        self.controlnet_mid_block = operations.Conv2d(build.channels, build.channels, 1, **factory)
+        middle = config.encoder.level_channels[-1]
+        self.controlnet_mid_block = operations.Conv2d(middle, middle, 1, **factory)
 
     def embed_hint(self, image: torch.Tensor) -> torch.Tensor:
-        """Control images [n, hint_channels, 8h, 8w] in -1 to 1 to [n, model_channels, h, w]; the same at every step."""
+        """Control images [n, hint_channels, 8h, 8w] in -1 to 1 to [n, model_channels, h, w], whatever the step."""
         return self.controlnet_cond_embedding(image)
 
     def forward(
@@ -93,25 +93,30 @@ class SVDControlNet(Encoder):
         """
         hooks = hooks or Hooks()
         c_concat = None if x.shape[1] == self.config.in_channels else c_concat
-        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, None, None, hooks, budget)
+        x = self.join(x, c_concat)
+        call = Call(
+            num_frames=self.frames(x.shape[0], num_frames), emb=self.embed(timesteps, y, x, hooks),
+            context=self.attended(context, x.shape[0]), hooks=hooks, budget=budget,
+        )
         h = x
         residuals = []
-        for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.controlnet_down_blocks)):
+        for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.controlnet_down_blocks, strict=True)):
             hooks.enter_block("input", index)
-            for layer in block:
-                h = hooks.layer(layer, h, step, None)
+            for layer in block.children():
+                h = hooks.layer(layer, h, call)
             h = h + hint if index == 0 else h
             residuals.append(zero_conv(h))
         hooks.enter_block("middle", 0)
-        for layer in self.middle_block:
-            h = hooks.layer(layer, h, step, None)
+        for layer in self.middle_block.children():  # type: ignore[union-attr]  # every ControlNet has one
+            h = hooks.layer(layer, h, call)
         return [*residuals, self.controlnet_mid_block(h)]
 
 
 def _take_diffusers_eps(input_blocks: nn.ModuleList) -> None:
-    """Before an attention on the way down diffusers' video blocks, in which these nets were trained, normalise with 1e-6."""
+    """Sets the eps of the norms before an attention to 1e-6, as in diffusers' video blocks, in which these nets were trained."""
     for block in input_blocks:
-        if isinstance(block[-1], SpatialVideoTransformer):
-            for norm in block[0].modules():
+        res, *attention = block.children()
+        if attention:
+            for norm in res.modules():
                 if isinstance(norm, nn.GroupNorm):
                     norm.eps = 1e-6

@@ -1,4 +1,6 @@
-"""What a host may interpose in one forward call of the network. By default: nothing."""
+"""What the layers of one forward call are given, and what a host may interpose in it: by default nothing."""
+
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +11,16 @@ from .group_norm import read_affine
 class Hooks:
     """The places where a host can watch or change a running `UNetModel`.
 
-    One object serves one forward call. The network tells it where it is (`enter_*`) and passes every value that a host
-    may replace through it. This class returns each value as it came and computes attention with PyTorch's own kernel; a
-    host subclasses it (see `nodes/bridge/model/host_hooks.py` for ComfyUI's patches).
+    One object serves one forward call. The network reports to it where it is (`enter_*`) and passes every value that a
+    host may replace through it. This class returns each value unchanged and computes attention with PyTorch's own kernel;
+    a host subclasses it.
     """
 
-    # Does anything look into this block's attention? Then that is not run in parts: it may count on the whole batch.
+    # Does anything look into this block's attention? Then it does not run in chunks: a patch may count on the whole batch.
     patched = False
 
     def enter_block(self, kind: str, index: int) -> None:
-        """The network starts `kind` ("input", "middle", "output") block number `index`."""
+        """The network starts the block at `index` of a `kind` ("input", "middle", "output")."""
 
     def enter_transformer(self, shape: torch.Size) -> None:
         """A spatial (or video) transformer starts on activations of `shape` [b*t, c, h, w]."""
@@ -30,16 +32,16 @@ class Hooks:
         """The timestep embedding [b*t, 4*model_channels] before the label embedding is added."""
         return emb
 
-    def layer(self, layer: torch.nn.Module, x: torch.Tensor, step, next_skip: torch.Size | None) -> torch.Tensor:
-        """Runs one layer of a block. `step` is an `encoder.Step`, `next_skip` the shape that an upsampling must meet."""
-        return step.run(layer, x, next_skip)
+    def layer(self, layer: torch.nn.Module, x: torch.Tensor, call: "Call") -> torch.Tensor:
+        """Runs one layer of a block on x [b*t, c, h, w]."""
+        return layer(x, call)
 
     def input_block(self, h: torch.Tensor) -> torch.Tensor:
         """The result of an input block, before it is kept as a skip."""
         return h
 
     def after_skip(self, h: torch.Tensor) -> torch.Tensor:
-        """The same, after it was kept as a skip."""
+        """The result of an input block, after it was kept as a skip."""
         return h
 
     def middle_block(self, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
@@ -70,3 +72,25 @@ class Hooks:
     def affine(self, norm: torch.nn.GroupNorm, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias [c] of a GroupNorm that runs in chunks, where the layer itself is not called."""
         return read_affine(norm, dtype, device)
+
+
+@dataclass
+class Call:
+    """What layers need besides their activations: the second argument of each, which takes from it what its formula needs.
+
+    Rows are the frames of one video after another: b videos of t frames.
+    """
+
+    emb: torch.Tensor  # [b*t, emb_channels]
+    context: torch.Tensor | None = None  # [b*t, keys, context_dim]
+    time_context: torch.Tensor | None = None  # [b*t, keys, context_dim], for the layers over time; None = context
+    num_frames: int = 1  # t
+    image_only: torch.Tensor | None = None  # [b*t], set where a row is a still image
+    hooks: Hooks = field(default_factory=Hooks)
+    budget: int | None = None  # working memory of one layer in bytes, as in `chunks.by_rows`
+    next_skip: torch.Size | None = None  # [b*t, c, h, w] that the next output block joins; an upsampling reaches this h and w
+
+    @property
+    def attention_budget(self) -> int | None:
+        """The budget of a whole transformer block: none where a patch may look at the whole batch."""
+        return None if self.hooks.patched else self.budget

@@ -1,18 +1,21 @@
 """The convolutional layers of the UNet: embeddings, residual blocks in space and time, resampling.
 
+A block's layers are called as `layer(x, call)` with x [b*t, c, h, w] and the `Call` that all layers of one forward share.
 `operations` is the namespace that layers are taken from: `torch.nn`, or a host's own with the same names (Linear, Conv2d,
 Conv3d, GroupNorm, LayerNorm, Embedding). `factory` is `{"dtype": …, "device": …}`. Attribute names are the key names on disk.
 """
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .chunks import by_rows, spans
-from .group_norm import moments, pooled
+from .group_norm import Moments, moments, pooled
+from .hooks import Call
 
 GROUPS = 32
 WHOLE = 4  # working memory of the block over time in copies of its input …
@@ -31,18 +34,16 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling to `size` (h, w), or by 2 where no skip tells a size, then a 3x3 convolution."""
+    """Nearest-neighbor upsampling to the size of the next skip, or by 2 where there is none, then a 3x3 convolution."""
 
     def __init__(self, channels: int, *, operations, factory: dict):
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
 
-    def forward(
-        self, x: torch.Tensor, size: tuple[int, int] | None = None, budget: int | None = None
-    ) -> torch.Tensor:
-        size = size or (x.shape[-2] * 2, x.shape[-1] * 2)
+    def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
+        size = (x.shape[-2] * 2, x.shape[-1] * 2) if call.next_skip is None else call.next_skip[2:]
         row = 2 * x.shape[1] * size[0] * size[1] * x.element_size()
-        return by_rows(lambda rows: self.conv(F.interpolate(rows, size=size, mode="nearest")), budget, row, x)
+        return by_rows(lambda rows: self.conv(F.interpolate(rows, size=size, mode="nearest")), call.budget, row, x)
 
 
 class Downsample(nn.Module):
@@ -52,8 +53,18 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1, **factory)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, call: Call | None = None) -> torch.Tensor:
         return self.op(x)
+
+
+def first_convolution(in_channels: int, channels: int, *, operations, factory: dict) -> nn.Module:
+    """A 3x3 convolution of `operations` that takes a call as every layer does, and needs nothing of it."""
+
+    class FirstConvolution(operations.Conv2d):
+        def forward(self, x: torch.Tensor, call: Call | None = None) -> torch.Tensor:
+            return super().forward(x)
+
+    return FirstConvolution(in_channels, channels, 3, padding=1, **factory)
 
 
 class AlphaBlender(nn.Module):
@@ -95,15 +106,16 @@ class ResBlock(nn.Module):
             nn.Identity() if channels == out_channels else operations.Conv2d(channels, out_channels, 1, **factory)
         )
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor, budget: int | None = None) -> torch.Tensor:
-        """x [n, channels, h, w], emb [n, emb_channels] to [n, out_channels, h, w]; `budget` as in `chunks.by_rows`."""
-        row = (2 * x.shape[1] + 3 * self.out_channels) * x.shape[2] * x.shape[3] * x.element_size()
-        return by_rows(self._rows, budget, row, x, emb)
+    def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
+        """x [n, channels, h, w] to [n, out_channels, h, w]; with a budget some images at a time."""
 
-    def _rows(self, x, emb):
-        h = self.in_layers(x)
-        h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        def formula(x, emb):
+            h = self.in_layers(x)
+            h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+            return self.skip_connection(x) + self.out_layers(h)
+
+        row = (2 * x.shape[1] + 3 * self.out_channels) * x.shape[2] * x.shape[3] * x.element_size()
+        return by_rows(formula, call.budget, row, x, call.emb)
 
 
 class TemporalResBlock(nn.Module):
@@ -124,41 +136,45 @@ class TemporalResBlock(nn.Module):
             operations.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), **factory),
         )
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """x [b, channels, t, h, w], emb [b, t, emb_channels] to x's shape."""
+    def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
+        """x [b, channels, t, h, w] to its shape."""
         h = self.in_layers(x)
-        h = h + self._shift(emb, h.dtype)
+        h = h + self._shift(call, h.dtype)
         return x + self.out_layers(h)
 
-    def in_strips(self, x: torch.Tensor, emb: torch.Tensor, budget: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The same of x [b, channels, t, 1, pixels] in `budget` bytes: spans of pixels, and the result at each of them.
+    def in_strips(self, x: torch.Tensor, call: Call, budget: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """What `forward` makes of x [b, channels, t, 1, pixels] in `budget` bytes: spans of pixels, each with its result.
 
-        Three rounds: the statistics of the first norm, of the second, then the result, from where on a strip that was given
-        may be overwritten. Half of the budget keeps what it can of the second round for the third, which makes the rest anew.
+        Three rounds: the statistics of the first norm, those of the second, then the result. Once a strip's result is given,
+        that strip of x may be overwritten. Half of the budget keeps what fits of the second round for the third, which
+        computes the rest again.
         """
-        parts = list(spans(x.shape[-1], STRIP * x[..., 0].nbytes, budget // 2))
-        keep = budget // 2 // x[..., parts[0]].nbytes
+        half, affine = budget // 2, call.hooks.affine
+        strips = list(spans(x.shape[-1], STRIP * x[..., 0].nbytes, half))
+        keep = half // x[..., strips[0]].nbytes
         norm, *convolve = self.in_layers
         inner_norm, *inner_convolve = self.out_layers
-        norm = pooled(norm, (moments(x[..., part], GROUPS) for part in parts), x.dtype)
-        shift = self._shift(emb, x.dtype)
+        first = pooled(cast(nn.GroupNorm, norm), (moments(x[..., strip], GROUPS) for strip in strips), x.dtype, affine)
+        shift = self._shift(call, x.dtype)
 
         def inner(own):
-            return _run(convolve, norm(own)) + shift
+            return _run(convolve, first(own)) + shift
 
-        kept, seen = [], []
-        for part in parts:
-            h = inner(x[..., part].contiguous())
+        kept: list[torch.Tensor] = []
+        seen: list[Moments] = []
+        for strip in strips:
+            h = inner(x[..., strip].contiguous())
             seen.append(moments(h, GROUPS))
             if len(kept) < keep:
                 kept.append(h)
-        inner_norm = pooled(inner_norm, seen, x.dtype)
-        for part in parts:
-            own = x[..., part].contiguous()
+        second = pooled(cast(nn.GroupNorm, inner_norm), seen, x.dtype, affine)
+        for strip in strips:
+            own = x[..., strip].contiguous()
             h = kept.pop(0) if kept else inner(own)
-            yield part, own + _run(inner_convolve, inner_norm(h))
+            yield strip, own + _run(inner_convolve, second(h))
 
-    def _shift(self, emb, dtype):
+    def _shift(self, call, dtype):
+        emb = call.emb.unflatten(0, (-1, call.num_frames))  # [b, t, emb_channels]
         return self.emb_layers(emb).to(dtype).movedim(1, 2)[..., None, None]
 
 
@@ -176,27 +192,23 @@ class VideoResBlock(ResBlock):
         self.time_stack = TemporalResBlock(out_channels, emb_channels, operations=operations, factory=factory)
         self.time_mixer = AlphaBlender(factory=factory)
 
-    def forward(
-        self, x: torch.Tensor, emb: torch.Tensor, num_frames: int, image_only: torch.Tensor | None = None,
-        budget: int | None = None,
-    ) -> torch.Tensor:
-        """x [b*t, channels, h, w], emb [b*t, emb_channels], image_only [b*t] to [b*t, out_channels, h, w].
+    def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
+        """x [b*t, channels, h, w] to [b*t, out_channels, h, w].
 
-        With a `budget` the part in space runs by frames, the part over time by pixels.
+        With a budget the block in space runs by frames, the block over time by pixels.
         """
-        x = super().forward(x, emb, budget)
-        emb = emb.unflatten(0, (-1, num_frames))
-        if budget is not None and WHOLE * x.nbytes > budget:
-            return self._over_time_in_strips(x, emb, image_only, budget)
-        video = x.unflatten(0, (-1, num_frames)).transpose(1, 2)  # [b, c, t, h, w]
-        video = self.time_stack(video, emb)
-        return self.time_mixer(x, video.transpose(1, 2).flatten(0, 1), image_only)
+        x = super().forward(x, call)
+        if call.budget is not None and WHOLE * x.nbytes > call.budget:
+            return self._over_time_in_strips(x, call)
+        video = x.unflatten(0, (-1, call.num_frames)).transpose(1, 2)  # [b, c, t, h, w]
+        video = self.time_stack(video, call)
+        return self.time_mixer(x, video.transpose(1, 2).flatten(0, 1), call.image_only)
 
-    def _over_time_in_strips(self, x, emb, image_only, budget):
+    def _over_time_in_strips(self, x, call):
         """Blends x with what the block over time makes of it, in place."""
         pixels = x.view(*x.shape[:2], 1, -1)
-        video = pixels.unflatten(0, emb.shape[:2]).transpose(1, 2)  # [b, c, t, 1, h*w]
-        for part, mixed in self.time_stack.in_strips(video, emb, budget):
-            own = pixels[..., part]
-            own.copy_(self.time_mixer(own, mixed.transpose(1, 2).flatten(0, 1), image_only))
+        video = pixels.unflatten(0, (-1, call.num_frames)).transpose(1, 2)  # [b, c, t, 1, h*w]
+        for strip, mixed in self.time_stack.in_strips(video, call, call.budget):
+            own = pixels[..., strip]
+            own.copy_(self.time_mixer(own, mixed.transpose(1, 2).flatten(0, 1), call.image_only))
         return x

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from .config import UNetConfig
-from .encoder import Builder, Encoder
-from .hooks import Hooks
+from .encoder import Builder, Encoder, Layers, expand
+from .hooks import Call, Hooks
 from .layers import GROUPS
 from .residuals import Residuals
 
@@ -19,9 +19,11 @@ class UNetModel(Encoder):
     (2311.15127); the layout is that of Stability's generative-models and of stable-diffusion.cpp's `unet.hpp`.
     """
 
-    def __init__(self, config: UNetConfig, *, operations=nn, dtype: torch.dtype | None = None, device=None):
+    def __init__(
+        self, config: UNetConfig, *, operations=nn, layers: type[Layers] = Layers, dtype: torch.dtype | None = None, device=None
+    ):
         factory = {"dtype": dtype, "device": device}
-        build = Builder(config, operations, factory)
+        build = Builder(config, operations, factory, layers)
         super().__init__(config, build, dtype)
         self.output_blocks = nn.ModuleList(build.output_blocks())
         self.out = nn.Sequential(
@@ -50,38 +52,44 @@ class UNetModel(Encoder):
 
         x [b*t, c, h, w] (b videos of `num_frames` frames, all of one video after another; None = one video), of any h
         and w; timesteps [b*t] or [1]; context [b*t, keys, context_dim]; y [b*t, adm_channels], or [b*t] class
-        numbers; c_concat [b*t, c', h, w] is joined to x's channels. One row of timesteps, context, c_concat or y serves
+        indices; c_concat [b*t, c', h, w] is joined to x's channels. One row of timesteps, context, c_concat or y serves
         the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each times
         `control_strength`; they are only read. `budget`: working memory in bytes that a layer shall keep to, by running
-        on a part of the frames or pixels at a time; the result is the same to rounding. Raises ValueError where shapes do
+        on some of the frames or pixels at a time; the result is the same to rounding. Raises ValueError where shapes do
         not fit the network.
         """
         hooks = hooks or Hooks()
         residuals = self._residuals(controls, control_strength)
-        x, step = self.begin(x, timesteps, context, y, c_concat, num_frames, time_context, image_only, hooks, budget)
+        x = self.join(x, c_concat)
+        call = Call(
+            num_frames=self.frames(x.shape[0], num_frames), emb=self.embed(timesteps, y, x, hooks),
+            context=self.attended(context, x.shape[0]), time_context=expand(time_context, x.shape[0], "time_context"),
+            image_only=image_only, hooks=hooks, budget=budget,
+        )
 
         h = x
         skips = []
         for index, block in enumerate(self.input_blocks):
             hooks.enter_block("input", index)
-            for layer in block:
-                h = hooks.layer(layer, h, step, None)
+            for layer in block.children():
+                h = hooks.layer(layer, h, call)
             h = hooks.input_block(residuals.add("input", h))
             skips.append(h)
             h = hooks.after_skip(h)
 
         hooks.enter_block("middle", 0)
-        for layer in self.middle_block or ():
-            h = hooks.layer(layer, h, step, None)
-        h = hooks.middle_block(residuals.add("middle", h), step.emb)
+        for layer in () if self.middle_block is None else self.middle_block.children():
+            h = hooks.layer(layer, h, call)
+        h = hooks.middle_block(residuals.add("middle", h), call.emb)
 
         for index, block in enumerate(self.output_blocks):
             hooks.enter_block("output", index)
             h, skip = hooks.output_block(h, residuals.add("output", skips.pop()))
             h = h if skip is None else torch.cat([h, skip], dim=1)
             del skip
-            for layer in block:
-                h = hooks.layer(layer, h, step, skips[-1].shape if skips else None)
+            call.next_skip = skips[-1].shape if skips else None
+            for layer in block.children():
+                h = hooks.layer(layer, h, call)
 
         return self.out(h.to(x.dtype))
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .chunks import by_rows, spans
-from .hooks import Hooks
+from .hooks import Call, Hooks
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
 WORK = 18  # working memory of a transformer block in copies of its input, most of it in the feed-forward
@@ -67,10 +67,10 @@ class CrossAttention(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each on a normalised residual (Rombach et al. 2022, fig. 3).
+    """Self-attention, cross-attention and feed-forward, each on the normalized residual stream (Rombach et al. 2022, fig. 3).
 
     With `ff_in` a feed-forward comes first: the block over time of SVD. With `self_attention` False the first attention
-    also looks at the context (x4 upscaler, SDXS 0.9).
+    attends to the context as well (x4 upscaler, SDXS 0.9).
     """
 
     def __init__(
@@ -82,9 +82,7 @@ class BasicTransformerBlock(nn.Module):
         self.self_attention = self_attention
         if ff_in:
             self.norm_in = operations.LayerNorm(dim, **factory)
-            self.ff_in = FeedForward(dim, **layer)
-        else:
-            self.ff_in = None
+        self.ff_in = FeedForward(dim, **layer) if ff_in else None
         self.norm1 = operations.LayerNorm(dim, **factory)
         self.attn1 = CrossAttention(dim, dim if self_attention else context_dim, heads, dim_head, **layer)
         self.norm2 = operations.LayerNorm(dim, **factory)
@@ -92,20 +90,21 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = operations.LayerNorm(dim, **factory)
         self.ff = FeedForward(dim, **layer)
 
-    def forward(
-        self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks, budget: int | None = None
-    ) -> torch.Tensor:
-        """x [n, tokens, dim], context [n, keys, context_dim] to x's shape; feed-forwards keep to the `budget`."""
+    def forward(self, x: torch.Tensor, context: torch.Tensor, call: Call) -> torch.Tensor:
+        """x [n, tokens, dim], context [n, keys, context_dim] to x's shape; feed-forwards keep to the call's budget.
+
+        The context is not always the call's: attention over time has one row a pixel.
+        """
         if self.ff_in is not None:
-            x = _fed(self.norm_in, self.ff_in, x, budget)
-        x = x + hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else context)
-        x = hooks.between(x)
-        x = x + hooks.attn2(self.attn2, self.norm2(x), context)
-        return _fed(self.norm3, self.ff, x, budget)
+            x = _fed(self.norm_in, self.ff_in, x, call.budget)
+        x = x + call.hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else context)
+        x = call.hooks.between(x)
+        x = x + call.hooks.attn2(self.attn2, self.norm2(x), context)
+        return _fed(self.norm3, self.ff, x, call.budget)
 
 
 def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: int | None) -> torch.Tensor:
-    """x plus the feed-forward of its norm, so many rows at a time as the budget allows."""
+    """x plus the feed-forward of its norm, as many rows at a time as the budget allows."""
     return by_rows(lambda rows: rows + feed_forward(norm(rows)), budget, WORK * x[0].numel() * x.element_size(), x)
 
 
@@ -150,21 +149,23 @@ class SpatialTransformer(nn.Module):
             return self.proj_out(tokens).transpose(1, 2).unflatten(2, size).contiguous()
         return self.proj_out(tokens.transpose(1, 2).unflatten(2, size).contiguous())
 
-    def forward(
-        self, x: torch.Tensor, context: torch.Tensor | None, hooks: Hooks, budget: int | None = None
-    ) -> torch.Tensor:
-        """x [n, c, h, w], context [n, keys, context_dim] to x's shape; `budget` as in `chunks.by_rows`."""
-        hooks.enter_transformer(x.shape)
+    def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
+        """x [n, c, h, w] to its shape; with a budget some images at a time."""
+        call.hooks.enter_transformer(x.shape)
         row = WORK * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
-        tokens = by_rows(self.to_tokens, budget, row, x)
-        attention = None if hooks.patched else budget  # a patch may look at the whole batch
+        tokens = by_rows(self.to_tokens, call.budget, row, x)
         for depth, block in enumerate(self.transformer_blocks):
-            hooks.enter_depth(depth)
-            tokens = by_rows(lambda *rows: block(*rows, hooks, budget), attention, row, tokens, context)  # noqa: B023
-        return self._back(tokens, x, row, budget)
+            call.hooks.enter_depth(depth)
+            tokens = by_rows(
+                lambda rows, context, block=block: block(rows, context, call),
+                call.attention_budget, row, tokens, call.context,  # type: ignore[arg-type]  # with transformers there is one
+            )
+            tokens = self.over_time(depth, tokens, call)
+        return by_rows(lambda rows, image: self.to_image(rows, x.shape[2:]) + image, call.budget, row, tokens, x)
 
-    def _back(self, tokens, x, row, budget):
-        return by_rows(lambda part, image: self.to_image(part, x.shape[2:]) + image, budget, row, tokens, x)
+    def over_time(self, depth: int, tokens: torch.Tensor, call: Call) -> torch.Tensor:
+        """What follows the block at `depth`, on tokens [n, h*w, inner]: nothing, in images."""
+        return tokens
 
 
 class SpatialVideoTransformer(SpatialTransformer):
@@ -198,52 +199,26 @@ class SpatialVideoTransformer(SpatialTransformer):
         frames = torch.arange(num_frames, device=like.device)
         return self.time_pos_embed(timestep_embedding(frames, self.channels).to(like.dtype))[None, :, None]
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        context: torch.Tensor,
-        hooks: Hooks,
-        num_frames: int,
-        time_context: torch.Tensor | None = None,
-        image_only: torch.Tensor | None = None,
-        budget: int | None = None,
-    ) -> torch.Tensor:
-        """x [b*t, c, h, w], context and time_context [b*t, keys, context_dim], image_only [b*t] to x's shape.
+    def over_time(self, depth: int, tokens: torch.Tensor, call: Call) -> torch.Tensor:
+        """Tokens [b*t, h*w, c] blended with what the block over time at `depth` makes of them, in place where in chunks.
 
-        The blocks over time see the context of the first frame of each video at every pixel. With a `budget` the blocks in
-        space run by frames and those over time by pixels.
+        It sees the context of the first frame of each video at every pixel. With a budget it runs by pixels.
         """
-        hooks.enter_transformer(x.shape)
-        row = WORK * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
-        time_context = (context if time_context is None else time_context)[::num_frames]
-        tokens = by_rows(self.to_tokens, budget, row, x)
-        positions = self.frame_positions(num_frames, tokens)
-        attention = None if hooks.patched else budget  # a patch may look at the whole batch
-        for depth, (block, time_block) in enumerate(zip(self.transformer_blocks, self.time_stack)):
-            hooks.enter_depth(depth)
-            tokens = by_rows(lambda *rows: block(*rows, hooks, budget), attention, row, tokens, context)  # noqa: B023
-            tokens = self._over_time(
-                time_block, tokens, positions, time_context, hooks, num_frames, image_only, attention, budget
-            )
-        return self._back(tokens, x, row, budget)
-
-    def _over_time(self, block, tokens, positions, time_context, hooks, num_frames, image_only, attention, budget):
-        """Tokens [b*t, h*w, c] blended with what the block over time makes of them; written in place where in parts.
-
-        `attention`: the budget of the whole block, None where a patch may look at all pixels.
-        """
-        pixels = tokens.shape[1]
-        each = WORK * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
-        parts = list(spans(pixels, each, attention))
-        for part in parts:
-            own = tokens[:, part]
+        block = self.time_stack[depth]
+        positions = self.frame_positions(call.num_frames, tokens)
+        context = call.context if call.time_context is None else call.time_context
+        context = context[::call.num_frames]  # type: ignore[index]  # with transformers there is one
+        pixel = WORK * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
+        chunks = list(spans(tokens.shape[1], pixel, call.attention_budget))
+        for chunk in chunks:
+            own = tokens[:, chunk]
             count = own.shape[1]
-            video = own.unflatten(0, (-1, num_frames)) + positions  # [b, t, pixels, c]
+            video = own.unflatten(0, (-1, call.num_frames)) + positions  # [b, t, pixels, c]
             video = video.transpose(1, 2).flatten(0, 1)  # [b*pixels, t, c]
-            video = block(video, time_context.repeat_interleave(count, dim=0), hooks, budget)
+            video = block(video, context.repeat_interleave(count, dim=0), call)
             video = video.unflatten(0, (-1, count)).transpose(1, 2).flatten(0, 1)  # [b*t, pixels, c]
-            mixed = self.time_mixer(own, video, image_only)
-            if len(parts) == 1:
+            mixed = self.time_mixer(own, video, call.image_only)
+            if len(chunks) == 1:
                 return mixed
-            tokens[:, part] = mixed
+            tokens[:, chunk] = mixed
         return tokens

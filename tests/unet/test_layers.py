@@ -8,6 +8,7 @@ from support import formulas
 from support.families import relative_error
 from support.formulas import fill, randn
 from unet import layers
+from unet.hooks import Call
 
 PLAIN = {"operations": nn, "factory": {"dtype": None, "device": None}}
 
@@ -37,7 +38,7 @@ def test_an_odd_embedding_ends_in_a_zero():
 def test_res_block_equals_its_formula(channels, out_channels):
     block, w = fill(layers.ResBlock(channels, 16, out_channels, **PLAIN))
     x, emb = randn(2, channels, 5, 6) * 0.01, randn(2, 16)  # small, so that the eps of the norms shows
-    assert relative_error(block(x, emb), formulas.res_block(x, emb, w)) <= 1e-10
+    assert relative_error(block(x, Call(emb)), formulas.res_block(x, emb, w)) <= 1e-10
 
 
 @pytest.mark.parametrize("budget", [None, 1, 15_000, 60_000], ids=["whole", "pixels", "strips", "strips, some kept"])
@@ -46,22 +47,23 @@ def test_res_block_equals_its_formula(channels, out_channels):
 def test_video_res_block_equals_its_formula(frames, batch, budget):
     block, w = fill(layers.VideoResBlock(64, 16, 32, **PLAIN))
     x, emb = randn(batch * frames, 64, 5, 3) * 0.01, randn(batch * frames, 16)
-    assert relative_error(block(x, emb, frames, budget=budget), formulas.video_res_block(x, emb, w, frames)) <= 1e-10
+    made = block(x, Call(emb, num_frames=frames, budget=budget))
+    assert relative_error(made, formulas.video_res_block(x, emb, w, frames)) <= 1e-10
 
 
 @pytest.mark.parametrize("still", [None, [1, 0, 0, 1, 1, 0]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_strips_are_as_near_to_the_formula_as_the_whole(dtype, still):
-    """Two videos of three frames with means far from zero; what is given is left as it is."""
+    """Two videos of three frames with means far from zero; the input is left as it is."""
     block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
     block = block.to(dtype)
     x, emb = (4 + randn(6, 32, 7, 5)).to(dtype), randn(6, 16).to(dtype)
     still = still and torch.tensor(still)
     before = x.clone()
-    strips = block(x, emb, 3, still, budget=10_000)
+    strips = block(x, Call(emb, num_frames=3, image_only=still, budget=10_000))
     assert torch.equal(x, before)
-    whole = block(x, emb, 3, still)
-    exact = block.double()(x.double(), emb.double(), 3, still)
+    whole = block(x, Call(emb, num_frames=3, image_only=still))
+    exact = block.double()(x.double(), Call(emb.double(), num_frames=3, image_only=still))
     assert strips.dtype == dtype
     assert relative_error(strips, exact) <= 1.05 * relative_error(whole, exact)
     assert dtype != torch.float32 or relative_error(strips, exact) <= 1e-6
@@ -70,36 +72,36 @@ def test_strips_are_as_near_to_the_formula_as_the_whole(dtype, still):
 def test_a_video_that_fits_its_budget_runs_whole():
     block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
     x, emb = randn(4, 32, 4, 4), randn(4, 16)
-    assert torch.equal(block(x, emb, 4, budget=8 * x.nbytes), block(x, emb, 4))
+    assert torch.equal(block(x, Call(emb, num_frames=4, budget=8 * x.nbytes)), block(x, Call(emb, num_frames=4)))
 
 
-@pytest.mark.parametrize(("budget", "strips", "anew"), [(1, 16, 16), (16_384, 16, 8), (65_535, 4, 0)])
-def test_strips_that_the_budget_cannot_keep_are_made_twice(budget, strips, anew):
+@pytest.mark.parametrize(("budget", "strips", "again"), [(1, 16, 16), (16_384, 16, 8), (65_535, 4, 0)])
+def test_strips_that_the_budget_cannot_keep_are_computed_twice(budget, strips, again):
     block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
     x, emb = randn(4, 32, 4, 4), randn(4, 16)
     calls = {"first": 0, "second": 0}
     for name, layer in (("first", block.time_stack.in_layers), ("second", block.time_stack.out_layers)):
         layer[-1].register_forward_pre_hook(lambda module, args, name=name: calls.update({name: calls[name] + 1}))
-    block(x, emb, 4, budget=budget)
-    assert calls == {"first": strips + anew, "second": strips}
+    block(x, Call(emb, num_frames=4, budget=budget))
+    assert calls == {"first": strips + again, "second": strips}
 
 
 def test_norms_over_time_see_every_frame_of_the_video():
     """Two convolutions reach 2 frames; the last of 6 frames reaches the first through the norms alone."""
     block, _ = fill(layers.TemporalResBlock(32, 16, **PLAIN))
-    x, emb = randn(1, 32, 6, 4, 4), randn(1, 6, 16)
+    x, call = randn(1, 32, 6, 4, 4), Call(randn(6, 16), num_frames=6)
     changed = x.clone()
     changed[:, :, -1] *= 3
-    difference = block(changed, emb)[:, :, 0] - block(x, emb)[:, :, 0]
+    difference = block(changed, call)[:, :, 0] - block(x, call)[:, :, 0]
     assert difference.abs().max() > 1e-3
 
 
 def test_videos_of_a_batch_do_not_mix_in_a_video_res_block():
     block, _ = fill(layers.VideoResBlock(32, 16, 32, **PLAIN))
     x, emb = randn(6, 32, 4, 4), randn(6, 16)
-    both = block(x, emb, 3)
+    both = block(x, Call(emb, num_frames=3))
     for rows in (slice(0, 3), slice(3, 6)):
-        assert relative_error(both[rows], block(x[rows], emb[rows], 3)) <= 1e-12
+        assert relative_error(both[rows], block(x[rows], Call(emb[rows], num_frames=3))) <= 1e-12
 
 
 def test_alpha_blender_multiplies_the_spatial_branch_by_the_sigmoid():
@@ -126,14 +128,14 @@ def test_alpha_blender_keeps_its_mix_factor_in_fp32(dtype):
 
 
 @pytest.mark.parametrize("size", [None, (6, 10), (5, 9), (7, 3)])
-def test_upsample_takes_the_nearest_pixel_of_the_given_size_then_convolves(size):
+def test_upsample_takes_the_nearest_pixel_up_to_the_size_of_the_next_skip_then_convolves(size):
     layer, w = fill(layers.Upsample(4, **PLAIN))
     x = randn(2, 4, 3, 5)
     height, width = size or (6, 10)
     rows = [i * 3 // height for i in range(height)]
     columns = [j * 5 // width for j in range(width)]
     expected = formulas.conv2d(x[:, :, rows][:, :, :, columns], w, "conv")
-    assert relative_error(layer(x, size), expected) <= 1e-12
+    assert relative_error(layer(x, Call(None, next_skip=size and torch.Size((2, 8, *size)))), expected) <= 1e-12
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1), (3, 8)])
@@ -147,4 +149,4 @@ def test_downsample_takes_every_second_pixel_and_rounds_odd_sizes_up(size):
         for j in range(expected.shape[3]):
             window = padded[:, :, 2 * i:2 * i + 3, 2 * j:2 * j + 3]
             expected[:, :, i, j] = torch.einsum("nchw,ochw->no", window, w["op.weight"]) + w["op.bias"]
-    assert relative_error(layer(x), expected) <= 1e-12
+    assert relative_error(layer(x, Call(None)), expected) <= 1e-12

@@ -67,14 +67,14 @@ def test_one_row_serves_the_whole_batch(name):
     assert relative_error(model(**one, num_frames=3), model(**repeated, num_frames=3)) <= TOLERANCE
 
 
-def test_one_class_number_serves_the_whole_batch():
+def test_one_class_index_serves_the_whole_batch():
     model = small.build(small.CLASSES)
     call = inputs(small.CLASSES, batch=3)
     one, repeated = torch.tensor([7]), torch.tensor([7, 7, 7])
     assert torch.equal(model(**{**call, "y": one}), model(**{**call, "y": repeated}))
 
 
-def test_class_numbers_pick_a_row_of_the_table():
+def test_class_indices_pick_a_row_of_the_table():
     model = small.build(small.CLASSES)
     call = inputs(small.CLASSES, batch=2)
     both = model(**{**call, "y": torch.tensor([2, 9])})
@@ -121,7 +121,6 @@ def test_there_is_a_label_embedding_only_where_the_network_takes_y(config, there
 def test_odd_sizes_keep_their_size(size):
     model = small.build(small.SVD)
     assert model(**inputs(small.SVD, frames=3, size=size)).shape == (3, 4, *size)
-
 
 
 @pytest.mark.parametrize(
@@ -232,9 +231,9 @@ class Recorder(Hooks):
         self.seen.append(f"embedding {tuple(emb.shape)}")
         return emb
 
-    def layer(self, layer, x, step, next_skip):
+    def layer(self, layer, x, call):
         self.seen.append(type(layer).__name__)
-        return super().layer(layer, x, step, next_skip)
+        return super().layer(layer, x, call)
 
     def input_block(self, h):
         self.seen.append("input_block")
@@ -286,7 +285,7 @@ def test_hooks_are_called_in_the_order_of_the_network():
     kept = ["input_block", "after_skip"]
     assert recorder.seen == [
         "embedding (6, 128)",
-        "input 0", "Conv2d", *kept,
+        "input 0", "FirstConvolution", *kept,
         "input 1", *layers(32, 8, 6), *kept,
         "input 2", "Downsample", *kept,
         "input 3", *layers(64, 4, 3), *kept,
@@ -345,4 +344,4 @@ def test_no_input_is_changed_in_place():
     controls_before = [control.clone() for control in controls]
     model(**call, num_frames=3, controls=controls, control_strength=2.0)
     assert [key for key in call if not torch.equal(call[key], before[key])] == []
-    assert all(torch.equal(old, new) for old, new in zip(controls_before, controls))
+    assert all(torch.equal(old, new) for old, new in zip(controls_before, controls, strict=True))

@@ -7,7 +7,8 @@ from torch import nn
 from support import formulas
 from support.families import relative_error
 from support.formulas import fill, randn
-from unet import Hooks, transformer
+from unet import transformer
+from unet.hooks import Call
 
 PLAIN = {"operations": nn, "factory": {"dtype": None, "device": None}}
 
@@ -48,7 +49,7 @@ def test_transformer_block_equals_its_formula(ff_in, self_attention):
     )
     x, context = randn(2, 5, 16) * 0.01, randn(2, 3, 10, seed=2)  # small, so that the eps of the norms shows
     expected = formulas.transformer_block(x, context, w, 2, self_attention)
-    assert relative_error(block(x, context, Hooks()), expected) <= 1e-10
+    assert relative_error(block(x, context, Call(None)), expected) <= 1e-10
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -57,7 +58,7 @@ def test_spatial_transformer_equals_its_formula(linear, depth):
     layer, w = fill(transformer.SpatialTransformer(32, 2, 16, depth, 10, linear=linear, **PLAIN))
     x, context = randn(2, 32, 3, 4) * 0.003, randn(2, 5, 10, seed=2)
     expected = formulas.spatial_transformer(x, context, w, 2, depth)
-    assert relative_error(layer(x, context, Hooks()), expected) <= 1e-10
+    assert relative_error(layer(x, Call(None, context)), expected) <= 1e-10
 
 
 def video_transformer(depth=1):
@@ -70,14 +71,14 @@ def test_video_transformer_equals_its_formula(frames, batch, depth):
     layer, w = video_transformer(depth)
     x, context = randn(batch * frames, 32, 2, 3), randn(batch * frames, 3, 10, seed=2)
     expected = formulas.video_transformer(x, context, w, 2, depth, frames)
-    assert relative_error(layer(x, context, Hooks(), frames), expected) <= 1e-6  # frame positions are fp32
+    assert relative_error(layer(x, Call(None, context, num_frames=frames)), expected) <= 1e-6  # frame positions are fp32
 
 
 def test_video_transformer_takes_a_time_context_of_its_own():
     layer, w = video_transformer()
     x, context, time_context = randn(6, 32, 2, 2), randn(6, 3, 10, seed=2), randn(6, 3, 10, seed=3)
     expected = formulas.video_transformer(x, context, w, 2, 1, 3, time_context)
-    assert relative_error(layer(x, context, Hooks(), 3, time_context), expected) <= 1e-6
+    assert relative_error(layer(x, Call(None, context, time_context, 3)), expected) <= 1e-6
 
 
 def test_blocks_over_time_see_the_context_of_the_first_frame_alone():
@@ -87,9 +88,9 @@ def test_blocks_over_time_see_the_context_of_the_first_frame_alone():
     others[[1, 2, 4, 5]] = 7.0
     first = time_context.clone()
     first[3] = 7.0
-    out = layer(x, context, Hooks(), 3, time_context)
-    assert torch.equal(layer(x, context, Hooks(), 3, others), out)
-    changed = layer(x, context, Hooks(), 3, first)
+    out = layer(x, Call(None, context, time_context, 3))
+    assert torch.equal(layer(x, Call(None, context, others, 3)), out)
+    changed = layer(x, Call(None, context, first, 3))
     assert torch.equal(changed[:3], out[:3])
     assert relative_error(changed[3:], out[3:]) > 1e-3
 
@@ -97,13 +98,13 @@ def test_blocks_over_time_see_the_context_of_the_first_frame_alone():
 def test_videos_of_a_batch_do_not_mix_in_a_video_transformer():
     layer, _ = video_transformer()
     x, context = randn(6, 32, 2, 3), randn(6, 3, 10, seed=2)
-    both = layer(x, context, Hooks(), 3)
+    both = layer(x, Call(None, context, num_frames=3))
     for rows in (slice(0, 3), slice(3, 6)):
-        assert relative_error(both[rows], layer(x[rows], context[rows], Hooks(), 3)) <= 1e-12
+        assert relative_error(both[rows], layer(x[rows], Call(None, context[rows], num_frames=3))) <= 1e-12
 
 
 def test_still_images_pass_the_blocks_over_time_by():
     layer, w = video_transformer()
     x, context = randn(3, 32, 2, 2), randn(3, 3, 10, seed=2)
-    out = layer(x, context, Hooks(), 3, image_only=torch.ones(3))
+    out = layer(x, Call(None, context, num_frames=3, image_only=torch.ones(3)))
     assert relative_error(out, formulas.spatial_transformer(x, context, w, 2, 1)) <= 1e-10

@@ -17,7 +17,8 @@ from torch import nn
 
 from support.families import relative_error
 from tools.miniature.lay_out import WEIGHTS
-from unet import Hooks, load_unet
+from unet import load_unet
+from unet.hooks import Call
 from unet.layers import VideoResBlock
 from unet.transformer import SpatialVideoTransformer
 
@@ -46,7 +47,12 @@ def block(device, height=40, width=64):
     res = VideoResBlock(320, 1280, 320, **make)
     transformer = SpatialVideoTransformer(320, 5, 64, 1, 1024, linear=True, **make)
     x, emb, context = (torch.randn(14, *shape, device=device) for shape in ((320, height, width), (1280,), (1, 1024)))
-    return lambda budget: transformer(res(x, emb, 14, None, budget), context, Hooks(), 14, budget=budget)
+
+    def both_layers(budget):
+        call = Call(emb, context, num_frames=14, budget=budget)
+        return transformer(res(x, call), call)
+
+    return both_layers
 
 
 def large_block(device):
@@ -81,7 +87,7 @@ def costs(call, rounds: int, device: str) -> dict:
     return {
         name: {
             "seconds": round(median(times[name]), 4),
-            "ratio": round(median(own / base for own, base in zip(times[name], times["whole"])), 3),
+            "ratio": round(median(own / base for own, base in zip(times[name], times["whole"], strict=True)), 3),
             "off": float(f"{off[name]:.1e}"),
         }
         for name in BUDGETS

@@ -28,17 +28,17 @@ class HostHooks(Hooks):
 
     The marks ("block", "block_index", "transformer_index", "activations_shape", "original_shape") and the arguments of
     each patch are the host's own (`comfy/ldm/modules/diffusionmodules/openaimodel.py` and `attention.py`), since packs
-    read them. `call` holds what patches may ask for beyond the activations: x, timesteps, context, y, frames.
+    read them. `asked` holds what patches may ask for besides the activations: x, timesteps, context, y, image_only_indicator.
     """
 
-    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, call: dict):
+    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, asked: dict):
         self.options = options
         self.model_channels = model_channels
         self.attn_precision = attn_precision
-        self.call = call
+        self.asked = asked
         self.patches = options.get("patches", {})
         self.replacements = options.get("patches_replace", {})
-        options["original_shape"] = list(call["x"].shape)
+        options["original_shape"] = list(asked["x"].shape)
         options["transformer_index"] = 0
 
     @property
@@ -63,14 +63,14 @@ class HostHooks(Hooks):
             emb = patch(emb, self.model_channels, self.options)
         return emb
 
-    def layer(self, layer, x, step, next_skip):
+    def layer(self, layer, x, call):
         for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
             if isinstance(layer, kind):
                 return patch(
-                    layer, x, step.emb, step.context, self.options, next_skip,
-                    step.time_context, step.num_frames, self.call["image_only_indicator"],
+                    layer, x, call.emb, call.context, self.options, call.next_skip,
+                    call.time_context, call.num_frames, self.asked["image_only_indicator"],
                 )
-        x = super().layer(layer, x, step, next_skip)
+        x = super().layer(layer, x, call)
         if isinstance(layer, SpatialTransformer):
             self.options["transformer_index"] += 1
         return x
@@ -88,8 +88,8 @@ class HostHooks(Hooks):
     def middle_block(self, h, emb):
         for patch in self.patches.get("middle_block_after_patch", ()):
             h = patch({
-                "h": h, "x": self.call["x"], "emb": emb, "context": self.call["context"], "y": self.call["y"],
-                "timesteps": self.call["timesteps"], "transformer_options": self.options,
+                "h": h, "x": self.asked["x"], "emb": emb, "context": self.asked["context"], "y": self.asked["y"],
+                "timesteps": self.asked["timesteps"], "transformer_options": self.options,
             })["h"]
         return h
 
