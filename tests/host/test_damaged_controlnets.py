@@ -79,7 +79,7 @@ DAMAGED = {  # name -> (what makes the file, words)
     "old, cut early": (lambda found, path: (old(found, path), os.truncate(path, 20)), "it is damaged or cut off"),
     "old, scribbled over": (lambda found, path: (old(found, path), scribble(path, b"collections")), "damaged"),
     "scribbled over": (lambda found, path: (torch.save(found, path), scribble(path, b"data.pkl")), "it is damaged or cut off"),
-    "an object": (lambda found, path: torch.save({**found, "thing": Thing()}, path), "or holds Python objects beside tensors"),
+    "an object": (lambda found, path: torch.save({**found, "thing": Thing()}, path), "or holds Python objects besides tensors"),
 }
 
 
@@ -122,7 +122,8 @@ OF_OTHER_KINDS = {  # a tensor's name -> what such a file is, and where it belon
 @pytest.mark.parametrize("save", ["safetensors", "pt"])
 @pytest.mark.parametrize("name", OF_OTHER_KINDS)
 def test_another_kind_of_model_is_named_before_and_while_loading(node, pack, folder, name, save):
-    tensors = {name: torch.zeros(2, 2), "model.diffusion_model.output_blocks.0.0.weight" if "input_blocks" in name else "a": torch.zeros(1)}
+    other = "model.diffusion_model.output_blocks.0.0.weight" if "input_blocks" in name else "a"
+    tensors = {name: torch.zeros(2, 2), other: torch.zeros(1)}
     path = folder / f"other_kind.{save}"
     save_file(tensors, path) if save == "safetensors" else torch.save(tensors, path)
     with pytest.raises(pack("unet").UNetFileError) as told:

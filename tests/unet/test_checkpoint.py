@@ -81,10 +81,10 @@ def test_tensors_under_the_prefix_that_the_unet_does_not_use_are_listed(path):
 
 
 @pytest.mark.parametrize("name", ["out.2.scale_weight", "scaled_fp8", "middle_block.1.proj_in.comfy_quant"])
-def test_quantised_weights_with_scales_beside_them_are_an_error_that_names_one(name, path):
+def test_quantized_weights_with_scales_of_their_own_are_an_error_that_names_one(name, path):
     write(path, random_weights(CONFIG) | {name: torch.ones(1)})
     message = error_of(path)
-    assert "quantised" in message and name in message and "Load Diffusion Model" in message
+    assert "quantized" in message and name in message and "Load Diffusion Model" in message
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn])
@@ -210,8 +210,13 @@ def test_a_file_of_another_format_is_an_error_that_says_what_it_is_and_what_to_d
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "a.pth: it is empty"), (b"<html>", "a.pth: it is a web page.* Download the .pth file"), (b"version https://git-lfs", "git lfs pull"),
-    (b"hello", "a.pth cannot be read as a PyTorch file .it begins as another kind of file.. Download it again, or take the .safetensors"),
+    (b"", "a.pth: it is empty"),
+    (b"<html>", "a.pth: it is a web page.* Download the .pth file"),
+    (b"version https://git-lfs", "git lfs pull"),
+    (
+        b"hello",
+        "a.pth cannot be read as a PyTorch file .it begins as another kind of file.. Download it again, or take the .safetensors",
+    ),
     (b"PK\x03\x04" + bytes(99), "a.pth cannot be read as a PyTorch file .it is cut off.. Download it again"),
 ])
 def test_a_pickled_controlnet_is_looked_at_before_it_is_left_to_the_host(content, words, tmp_path):

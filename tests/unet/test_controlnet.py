@@ -95,7 +95,7 @@ def test_residuals_equal_diffusers(file, tensors, frames):
         same = {name: value.to(dtype) for name, value in call.items()}
         ours = net(same.pop("x"), net.embed_hint(hint.to(dtype)), **same, num_frames=frames)
         assert len(ours) == len(expected) == 13
-        assert max(relative_error(a, b) for a, b in zip(ours, expected)) <= bound
+        assert max(relative_error(a, b) for a, b in zip(ours, expected, strict=True)) <= bound
 
 
 BESIDE = {"_class_name": "ControlNetSDVModel", "block_out_channels": [64, 128, 256, 256]}
@@ -137,7 +137,8 @@ def test_a_config_of_something_else_is_no_matter(file, name):
 
 def test_heads_of_unlike_widths_are_refused(file):
     file.with_name("config.json").write_text(json.dumps({**BESIDE, "num_attention_heads": [1, 2, 2, 4]}))
-    with pytest.raises(UNetFileError, match=r"^depth.safetensors: config.json beside it counts .* widths \[64, 128\], expected one"):
+    found = r"^depth.safetensors: config.json next to it counts .* widths \[64, 128\], expected one"
+    with pytest.raises(UNetFileError, match=found):
         open_controlnet(file)
 
 
@@ -186,7 +187,9 @@ def test_a_file_that_lacks_a_tensor_is_refused(tensors, tmp_path):
         open_controlnet(tmp_path / "cut.safetensors")
 
 
-@pytest.mark.parametrize("gone", ["down_blocks.0.", "down_blocks.1.", "down_blocks.3.", "mid_block.", "conv_in.", "controlnet_cond_"])
+@pytest.mark.parametrize(
+    "gone", ["down_blocks.0.", "down_blocks.1.", "down_blocks.3.", "mid_block.", "conv_in.", "controlnet_cond_"]
+)
 def test_a_file_that_lacks_a_whole_level_is_refused(tensors, tmp_path, gone):
     cut = {name: value.contiguous() for name, value in tensors.items() if not name.startswith(gone)}
     save_file(cut, tmp_path / "cut.safetensors")

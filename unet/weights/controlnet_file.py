@@ -35,8 +35,8 @@ OUTSIDE = (
 def is_svd_controlnet(shapes: Shapes) -> bool:
     """Do these tensors make an SVD ControlNet in the public layout?
 
-    One without layers over time is told from those of image models by the image latent that it takes with the noise, or by
-    SVD's vector condition; what it attends to is as wide as SVD's.
+    One without layers over time differs from those of image models in the image latent that it takes with the noise, or in
+    SVD's vector condition; its context is as wide as SVD's.
     """
     if not any(name.startswith("controlnet_mid_block.") for name in shapes):
         return False
@@ -70,7 +70,7 @@ def _input_blocks(names) -> dict[str, range]:
 
 def _original(name: str, places: dict[str, range]) -> str:
     found = re.match(r"down_blocks\.(\d+)\.", name)
-    if found and found[1] not in places:  # a level before it is missing: what lacks shows the damage
+    if found and found[1] not in places:  # a level before it is missing: the check of the keys reports it
         return name
     if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
         block = f"input_blocks.{places[found[1]].start + int(found[3])}"
@@ -85,7 +85,7 @@ def _original(name: str, places: dict[str, range]) -> str:
 
 
 def _res(name: str) -> str:
-    """Both parts of a name such as `temporal_res_block.conv1.weight`."""
+    """The original name of a name such as `temporal_res_block.conv1.weight`."""
     for pattern, new in INSIDE:
         name = re.sub(rf"^(time_stack\.)?{pattern}", rf"\g<1>{new}", name)
     return name
@@ -118,10 +118,10 @@ def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = 
     return ControlNetConfig(encoder, channels, tuple(widths))
 
 
-def head_width_beside(path: Path) -> dict[str, str]:
+def head_width_next_to(path: Path) -> dict[str, str]:
     """As a file's metadata would say it, the width of attention heads that diffusers' `config.json` next to `path` gives.
 
-    Empty where there is none, or one of another network. Raises UNetFileError where levels have heads of unlike widths.
+    Empty where there is none, or one of another network. Raises UNetFileError where levels have heads of different widths.
     """
     try:
         with open_regular(path.with_name("config.json")) as file:
@@ -135,13 +135,13 @@ def head_width_beside(path: Path) -> dict[str, str]:
             pass
         case _:
             return {}
-    numbers = all(isinstance(number, int) and number > 0 for number in (*heads, *widths))
-    if not kind.startswith("ControlNetSDV") or not widths or len(heads) != len(widths) or not numbers:
+    counts = all(isinstance(count, int) and count > 0 for count in (*heads, *widths))
+    if not kind.startswith("ControlNetSDV") or not widths or len(heads) != len(widths) or not counts:
         return {}
     found = {width // count for width, count in zip(widths, heads, strict=True)}
     if len(found) > 1:
         raise UNetFileError(
-            f"config.json beside it counts {shorten(heads)} heads for channels {shorten(widths)}: heads of widths "
+            f"config.json next to it counts {shorten(heads)} heads for channels {shorten(widths)}: heads of widths "
             f"{shorten(sorted(found))}, expected one width in all levels (64 in SVD's own). Such a net cannot be loaded here."
         )
     return {HEAD_CHANNELS: str(*found)}

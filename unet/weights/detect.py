@@ -1,4 +1,4 @@
-"""Which UNet is in a file? Told from the names and shapes of its tensors alone."""
+"""Which UNet is in a file? Detected from the names and shapes of its tensors alone."""
 
 import re
 from collections import defaultdict
@@ -9,7 +9,7 @@ from ..config import FAMILIES, Family, UNetConfig
 from .errors import UNetFileError, shorten
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
-HEAD_CHANNELS = "temporal_unet.head_channels"  # file metadata: head width of a miniature, which no shape tells
+HEAD_CHANNELS = "temporal_unet.head_channels"  # file metadata: head width of a miniature, which no shape shows
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_BLOCKS = 500  # residual and transformer blocks of one network; SDXL, the deepest of the family, has fewer than 100
@@ -21,7 +21,7 @@ CONTROLNET = "a ControlNet"
 OTHER_KINDS = (
     (LORA, "a LoRA", "Load it with a LoRA loader, on top of a UNet."),
     (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", CONTROLNET, "Load it with a ControlNet loader."),
-    (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes beside it."),
+    (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes."),
     (r"^(double_blocks|joint_blocks|model\.diffusion_model\.(double|joint)_blocks)\.|\bdouble_stream", "a transformer (DiT)",
      "Load it with the host's Load Diffusion Model node."),
     (r"^(unet\.)?down_blocks\.\d+\.(resnets|attentions)\.", "a UNet in diffusers' layout",
@@ -33,10 +33,10 @@ OTHER_KINDS = (
 
 
 def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[UNetConfig, Family, dict[str, str]]:
-    """The network's config, its row in the table of families, and for each of its key names the name in the file.
+    """The network's config, its row in the table of families, and the name in the file of each of its key names.
 
     `shapes` maps every tensor's name to its shape; `metadata` is the file's. Raises UNetFileError where the file holds
-    none of the family or one that is too damaged to tell.
+    none of the family, or one that is too damaged to be detected.
     """
     prefix = find_prefix(shapes)
     names = canonical_names([name[len(prefix):] for name in shapes if name.startswith(prefix)])
@@ -48,7 +48,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[U
 
 
 def find_prefix(names: Collection[str]) -> str:
-    """What stands before the UNet's own key names in this file."""
+    """The prefix of the UNet's own key names in this file."""
     prefix = _unet_prefix(names)
     if prefix is not None:
         return prefix
@@ -71,7 +71,7 @@ def _unet_prefix(names):
 
 
 def other_kind(names: Collection[str]) -> tuple[str, str] | None:
-    """What a file that holds no ControlNet is, and where it belongs; None where that cannot be told."""
+    """What a file that holds no ControlNet is, and where it belongs; None where that is unknown."""
     if _unet_prefix(names) is not None:
         return "a UNet", "Load it with Load UNet, or its checkpoint with the loader of checkpoints."
     kinds = [kind for kind in OTHER_KINDS if kind[1] != CONTROLNET]
@@ -82,9 +82,9 @@ NUMBERED = r"(input_blocks|output_blocks)\.(\d{1,6})\.(\d{1,6})\."
 
 
 def canonical_names(names: Collection[str]) -> dict[str, str]:
-    """Maps contiguous block numbers to those on disk, which have gaps in the tiny models (1, 3, 4, 6, 7).
+    """Maps key names with contiguous block indices to those on disk, which have gaps in the tiny models (1, 3, 4, 6, 7).
 
-    There an upsampling has a number of its own; it becomes the last layer of the block before, as everywhere else.
+    There an upsampling has an index of its own; it becomes the last layer of the block before, as everywhere else.
     """
     layers: dict[tuple[str, int], set[int]] = {}
     for name in names:
@@ -97,11 +97,11 @@ def canonical_names(names: Collection[str]) -> dict[str, str]:
 
 
 def _contiguous(layers):
-    """(kind, number on disk) to (contiguous number, layer number of an upsampling that stands alone, else None)."""
+    """Maps (kind, index on disk) to (contiguous index, layer index of an upsampling that stands alone, else None)."""
     places = {}
     for kind in ("input_blocks", "output_blocks"):
         count, last = 0, 0
-        for block in sorted(number for k, number in layers if k == kind):
+        for block in sorted(index for k, index in layers if k == kind):
             alone = 0 not in layers[kind, block]
             places[kind, block] = (count - 1, last + 1) if alone else (count, None)
             last = max(layers[kind, block])
@@ -113,8 +113,8 @@ def _renumber(name, places):
     found = re.match(NUMBERED, name)
     if not found:
         return name
-    number, alone = places[found[1], int(found[2])]
-    return f"{found[1]}.{number}.{found[3] if alone is None else alone}.{name[found.end():]}"
+    index, alone = places[found[1], int(found[2])]
+    return f"{found[1]}.{index}.{found[3] if alone is None else alone}.{name[found.end():]}"
 
 
 def read_config(shapes: Shapes) -> UNetConfig:
@@ -130,7 +130,7 @@ def read_config(shapes: Shapes) -> UNetConfig:
 
 
 def read_encoder(shapes: Shapes) -> UNetConfig:
-    """The same of the way down and the middle alone, as a ControlNet has them; out_channels is 0, depth_out empty."""
+    """The config of the down path and middle block alone, as a ControlNet has them; out_channels is 0, depth_out empty."""
     model_channels, in_channels = matrix_shape(shapes, "input_blocks.0.0.weight")[:2]
     depths = _depths(shapes)
     mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels, depths)
@@ -157,7 +157,7 @@ def read_encoder(shapes: Shapes) -> UNetConfig:
 
 
 def _checked(config: UNetConfig) -> UNetConfig:
-    """The config, where a network of the family can have so many blocks: one is built of it to compare with."""
+    """The config; raises where it has more blocks than any of the family, since a network is built of it to compare with."""
     blocks = sum((*config.num_res_blocks, *config.depth_in, *config.depth_out, config.depth_middle or 0))
     if blocks > MOST_BLOCKS:
         raise UNetFileError(f"it has {blocks:,} blocks, expected {MOST_BLOCKS} at most: the file is damaged or no such UNet.")
@@ -165,7 +165,7 @@ def _checked(config: UNetConfig) -> UNetConfig:
 
 
 def own_head_width(config: UNetConfig, metadata: Mapping[str, str] | None) -> UNetConfig:
-    """The config with the head width that the file's metadata names, where it names one; raises where it does not fit."""
+    """The config with the head width that the file's metadata gives, where it gives one; raises where it does not fit."""
     if metadata and HEAD_CHANNELS in metadata:
         config = replace(config, num_heads=None, head_channels=_head_channels(metadata[HEAD_CHANNELS]))
     _check_heads(config)
@@ -225,15 +225,13 @@ def _head_channels(text):
 
 
 def _check_heads(config):
-    depths = iter(config.depth_in)
-    for level, (mult, blocks) in enumerate(zip(config.channel_mult, config.num_res_blocks, strict=True)):
-        channels = mult * config.model_channels
-        attends = any([next(depths) for _ in range(blocks)])
-        heads, dim_head = config.heads(channels)
-        if attends and heads * dim_head != channels:
+    for block in config.input_layout():
+        heads, dim_head = config.heads(block.channels)
+        attends = block.residual is not None and config.depth_in[block.residual] > 0
+        if attends and heads * dim_head != block.channels:
             raise UNetFileError(
-                f"level {level} is {channels} channels wide, which heads of width {dim_head} do not divide. A miniature "
-                f"names its own head width in the file's metadata as {HEAD_CHANNELS}."
+                f"level {block.level} is {block.channels} channels wide, which heads of width {dim_head} do not divide. A "
+                f"miniature names its own head width in the file's metadata as {HEAD_CHANNELS}."
             )
 
 

@@ -17,7 +17,7 @@ from .pickles import BEFORE_1_6, ZIPPED, PickledFile
 from .pickles import DAMAGED as DAMAGED  # for hosts that load what is no network of ours
 from .pickles import unpickled as unpickled
 
-SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is taken for a pickled one
+SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is opened as a pickled one
 MOST_HEADER = 100_000_000  # bytes; safetensors reads no longer header
 MOST_LISTED = 2 * 2**20  # bytes of a header without its strings; SDXL's whole header has 0.3 MB
 OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
@@ -38,7 +38,7 @@ def shapes_of(file) -> dict[str, tuple[int, ...]]:
 
 
 def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
-    """The dtype that most of the numbers in these tensors have."""
+    """The dtype that most of the values in these tensors have."""
     counts: dict[torch.dtype, int] = {}
     for name, shape in shapes.items():
         dtype = DTYPES.get(file.get_slice(name).get_dtype(), torch.float32)

@@ -1,4 +1,4 @@
-"""What files of every kind have in common: opening them, what their first bytes say, noticing that one was written over."""
+"""What files of every kind have in common: opening them, what their first bytes say, detecting that one was changed."""
 
 import os
 import stat
@@ -45,7 +45,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells whether a file was written to since: the same file has another size or time then."""
+    """What shows whether a file was written to since: the same file has another size or time then."""
 
     device: int
     inode: int

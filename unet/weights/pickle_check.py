@@ -21,10 +21,10 @@ MOST_BYTES = 4 * 2**20  # of instructions, and of an archive's list of contents;
 MOST_STEPS = 400_000  # a net of 1,000 tensors has 32,000
 MOST_DEPTH = 50  # of tuples in tuples; those of tensors are 2 deep
 MOST_TEXT = 1000  # characters of an argument
-LONG_BYTES = 9  # of a whole number; the largest seed takes so many
+LONG_BYTES = 9  # of an integer; the largest seed takes so many
 
 CUT = "it is damaged or cut off"
-OBJECTS = "it is damaged, or holds Python objects beside tensors"
+OBJECTS = "it is damaged, or holds Python objects besides tensors"
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:]  # begins files of before PyTorch 1.6, after the bytes of the protocol
 
 DICTS = {"collections.OrderedDict", "collections.Counter"}
@@ -59,7 +59,7 @@ def check_archive(opened: BinaryIO) -> None:
 
 
 def check_before_1_6(file: BinaryIO) -> None:
-    """The check of a file in the format before PyTorch 1.6, which begins with five pickles, a number first; raises Refused."""
+    """The check of a file in the format before PyTorch 1.6, which begins with five pickles, the first a number; raises Refused."""
     data = file.read(MOST_BYTES)
     if not data[2:].startswith(MAGIC) or _is_tar(data):
         raise Refused(CUT)
@@ -70,7 +70,7 @@ def check_before_1_6(file: BinaryIO) -> None:
 
 
 class _SmallReads(io.FileIO):
-    """A file of which little is read at a time, whatever an archive says of the size of its parts."""
+    """A file of which little is read at a time, whatever an archive says of the size of its contents."""
 
     def read(self, size: int | None = -1) -> bytes:
         size = _size(self) - self.tell() if size is None or size < 0 else size
@@ -80,7 +80,7 @@ class _SmallReads(io.FileIO):
 
 
 def _stored(file: io.FileIO, part: zipfile.ZipInfo) -> bytes:
-    """The bytes of a part that is not compressed. Its checksum may be absent (`torch.serialization.set_crc32_options`)."""
+    """The bytes of an uncompressed file in an archive. Its checksum may be absent (`torch.serialization.set_crc32_options`)."""
     file.seek(part.header_offset)
     name_size, extra_size = struct.unpack("<26x2H", file.read(30).ljust(30, b"\0"))
     file.seek(name_size + extra_size, os.SEEK_CUR)
@@ -134,7 +134,7 @@ class _Walk:
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
         self.storages: set[object] = set()
-        self.numbers = 0  # in the storages
+        self.values = 0  # in the storages
         try:
             while (step := self.data[self.at]) != pickle.STOP[0]:
                 self.at += 1
@@ -194,13 +194,13 @@ class _Walk:
         self.stack.append(_DICT if called in DICTS else None)
 
     def storage(self) -> None:
-        """A storage by its name and count of numbers: all of them are in the file, each of a byte at least."""
+        """A storage by its name and count of values: all of them are in the file, each of a byte at least."""
         (found,) = self.pop(1)
         if type(found) is not _Tuple or len(found) < 5 or found[0] != "storage" or type(found[4]) is not int or found[4] < 0:
             raise Refused(CUT)
-        self.numbers += 0 if found[2] in self.storages else found[4]
+        self.values += 0 if found[2] in self.storages else found[4]
         self.storages.add(found[2])
-        if self.numbers > self.size:
+        if self.values > self.size:
             raise Refused(CUT)
         self.stack.append(None)
 

@@ -13,7 +13,7 @@ from .errors import UNetFileError, shorten
 from .on_disk import DTYPES, no_model, open_regular
 from .pickle_check import CUT, OBJECTS, Refused, check_archive, check_before_1_6
 
-ZIPPED, BEFORE_1_6 = b"PK\x03", b"\x80"  # how a pickled PyTorch file begins, since PyTorch 1.6 and before
+ZIPPED, BEFORE_1_6 = b"PK\x03", b"\x80"  # how a pickled PyTorch file begins: since PyTorch 1.6, and before
 DAMAGED = (  # what reading a damaged pickle ends with: its bytes are instructions, and any of them may fail
     pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, AttributeError, ValueError, struct.error,
     AssertionError, OverflowError,
@@ -32,7 +32,7 @@ class PickledFile:
         self.mapped = zipfile.is_zipfile(path)
         self.outlines = _tensors(unpickled(path, "meta"))
         for name, outline in self.outlines.items():
-            if outline.numel() * outline.element_size() > size:  # a few numbers that stand for many
+            if outline.numel() * outline.element_size() > size:  # a few values that stand for many
                 raise unreadable_pickle(path, f"its tensor {shorten(name)} is larger than the file")
 
     @cached_property

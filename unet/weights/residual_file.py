@@ -39,7 +39,7 @@ def write_residuals(path: str | Path, residuals: ControlResiduals, metadata: Map
 
     Raises OSError where it cannot be written.
     """
-    tensors = {f"controls.{number}": control.contiguous().cpu() for number, control in enumerate(residuals.controls)}
+    tensors = {f"controls.{index}": control.contiguous().cpu() for index, control in enumerate(residuals.controls)}
     part = Path(path).with_name(f"{uuid4().hex}.part")  # other processes may be writing to the same path
     try:
         save_file(tensors, part, {**residuals.about, **(metadata or {}), "controls": str(len(tensors))})
@@ -51,9 +51,9 @@ def write_residuals(path: str | Path, residuals: ControlResiduals, metadata: Map
 
 
 def read_residuals(path: str | Path) -> ControlResiduals:
-    """The residuals in a file: all its tensors `controls.i`, of any float dtype; others are left alone.
+    """The residuals in a file: all its tensors `controls.i`, of any float dtype; other tensors are ignored.
 
-    They are in memory of their own, and stay as they are whatever becomes of the file. Raises UNetFileError, which names the
+    They are copies in memory, which stay as they are whatever happens to the file. Raises UNetFileError, which names the
     file, where it is missing, damaged, or holds no usable residuals.
     """
     path = Path(path)
