@@ -1,5 +1,7 @@
 """SVD in its real size on the meta device, where nothing is computed and nothing needs memory."""
 
+import functools
+
 import torch
 
 from support.live import peak_bytes
@@ -19,6 +21,7 @@ class OutputOnly(Hooks):
         return torch.empty_like(q)
 
 
+@functools.cache
 def svd_peak(frames, budget, size=(72, 128)):
     """Peak live bytes of one call of the full SVD in fp16, beside the weights and the call's own arguments."""
     net = UNetModel(SVD, dtype=torch.float16, device="meta")

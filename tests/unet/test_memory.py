@@ -15,9 +15,8 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(("frames", "size", "budget"), [
-    (25, (72, 128), 512 * MIB), (25, (72, 128), 128 * MIB), (14, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB),
-    (14, (72, 128), 32 * MIB), (14, (40, 64), 512 * MIB), (14, (40, 64), 128 * MIB), (14, (40, 64), 32 * MIB),
-    (25, (72, 128), None), (3, (33, 57), None), (3, (33, 57), 32 * MIB), (25, (64, 64), 64 * MIB),
+    (25, (72, 128), None), (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), 32 * MIB), (3, (33, 57), None),
+    (3, (33, 57), 32 * MIB),
 ])
 def test_counted_is_at_most_what_was_estimated_and_near_it(frames, size, budget):
     counted = svd_peak(frames, budget, size)
@@ -44,7 +43,7 @@ def test_more_frames_need_more():
 
 
 @pytest.mark.parametrize(("frames", "size", "budget"), [
-    (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (72, 128), 32 * MIB), (14, (40, 64), None), (3, (33, 57), None),
+    (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), 32 * MIB), (3, (33, 57), None),
 ])
 def test_a_controlnets_memory_and_residuals(frames, size, budget):
     half = {"dtype": torch.float16, "device": "meta"}
