@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,10 +9,11 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-MODULE = Path(__file__).resolve().parents[2] / "nodes" / "bridge" / "file_questions.py"
+from support.children import run_python
+
+ROOM = Path(__file__).resolve().parents[2] / "nodes" / "bridge" / "info"
 PROGRAM = """
-import asyncio, sys, time
-sys.path.insert(0, sys.argv[1])
+import asyncio, time
 from file_questions import FileQuestions, NoAnswer
 
 async def main():
@@ -49,12 +48,12 @@ def disk():
 @pytest.fixture
 def questions(pack):
     """`questions(patience)` in 4 threads, made where they are asked."""
-    return lambda patience: pack("nodes.bridge.info.describe.file_questions").FileQuestions(4, patience)
+    return lambda patience: pack("nodes.bridge.info.file_questions").FileQuestions(4, patience)
 
 
 @pytest.fixture
 def no_answer(pack):
-    return pack("nodes.bridge.info.describe.file_questions").NoAnswer
+    return pack("nodes.bridge.info.file_questions").NoAnswer
 
 
 def test_many_questions_about_one_stuck_file_take_one_thread(questions, disk):
@@ -121,13 +120,13 @@ def test_an_error_is_raised_where_it_was_asked(questions):
 
 
 def test_a_process_ends_while_a_disk_does_not_answer():
-    done = subprocess.run([sys.executable, "-c", PROGRAM, MODULE.parent], capture_output=True, text=True, timeout=15)
+    done = run_python("-c", PROGRAM, paths=[ROOM], timeout=15, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "said\n", "")
 
 
 @pytest.mark.parametrize("route", ["unet_info", "controlnet_info"])
 def test_the_browser_is_told_that_the_disk_does_not_answer(pack, questions, disk, monkeypatch, route):
-    routes = pack("nodes.bridge.info.describe.routes")
+    routes = pack("nodes.bridge.info.routes")
     monkeypatch.setattr(routes, "QUESTIONS", questions(0.1))
     monkeypatch.setattr(routes, "_look", lambda *_: disk.read())
     answer = asyncio.run(getattr(routes, route)(make_mocked_request("GET", f"/{route}?name=far.safetensors")))
