@@ -94,7 +94,12 @@ class CurveEditor {
     const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg')
     svg.setAttribute('viewBox', '0 0 18 12')
     const line = document.createElementNS('http://www.w3.org/2000/svg', 'polyline')
-    line.setAttribute('points', preset(name, 10, 2).map(([x, y]) => `${1 + 16 * x},${y}`).join(' '))
+    line.setAttribute(
+      'points',
+      preset(name, 10, 2)
+        .map(([x, y]) => `${1 + 16 * x},${y}`)
+        .join(' ')
+    )
     svg.append(line)
     button.append(svg)
     button.addEventListener('click', () => {

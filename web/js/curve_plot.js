@@ -7,8 +7,12 @@ const GAP = 6 // between a value's label and the plot
 const LABEL = MARGIN.left - GAP - 2 // the most that a value's label is wide
 const STICKY = 3 // pixels that a drag must go sideways to change the position, and up or down to change the value
 export const MOST_POINTS = 64 // a curve with more is drawn, and edited as text
-const TIMES = [ // position, label, its anchor, the least width at which there is room for it
-  [0, 'first frame', 'start', 0], [0.25, '25 %', 'middle', 280], [0.5, '50 %', 'middle', 160], [0.75, '75 %', 'middle', 280],
+const TIMES = [
+  // position, label, its anchor, the least width at which there is room for it
+  [0, 'first frame', 'start', 0],
+  [0.25, '25 %', 'middle', 280],
+  [0.5, '50 %', 'middle', 160],
+  [0.75, '75 %', 'middle', 280],
   [1, 'last frame', 'end', 0]
 ]
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] } // in units, with shift in tens
@@ -69,7 +73,7 @@ export class CurvePlot {
     Object.assign(this, { left, top, width: width - left - right, height: height - top - bottom })
     this.drawGrid()
     const corners = thin(this.points, this.width).map((point) => this.place(point))
-    if (corners.length) corners.unshift([left, corners[0][1]]), corners.push([left + this.width, corners.at(-1)[1]])
+    if (corners.length) (corners.unshift([left, corners[0][1]]), corners.push([left + this.width, corners.at(-1)[1]]))
     const path = corners.map(([x, y], i) => `${i ? 'L' : 'M'}${x} ${y}`).join('')
     const base = this.place([0, Math.max(this.axis.low, 0)])[1]
     this.line.setAttribute('d', path)
@@ -91,7 +95,8 @@ export class CurvePlot {
       return width < room ? [line] : [line, label(x, top + height + 14, anchor, text)]
     })
     this.grid.replaceChildren(...columns, ...rows)
-    for (const row of rows) { // squeezed where they are wider than the margin
+    for (const row of rows) {
+      // squeezed where they are wider than the margin
       if (row.localName !== 'text' || row.getComputedTextLength() <= LABEL) continue
       row.setAttribute('textLength', LABEL)
       row.setAttribute('lengthAdjust', 'spacingAndGlyphs')
@@ -213,7 +218,9 @@ export class CurvePlot {
   hover(event) {
     const index = this.indexOf(event.target)
     const position = Math.min(Math.max(this.pointAt(...this.mouse(event))[0], 0), 1)
-    this.pointed(this.describe(index >= 0 ? this.points[index] : [Math.round(position * 100) / 100, valueAt(this.points, position)]))
+    this.pointed(
+      this.describe(index >= 0 ? this.points[index] : [Math.round(position * 100) / 100, valueAt(this.points, position)])
+    )
   }
 
   doubleClick(event) {

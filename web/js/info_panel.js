@@ -9,12 +9,19 @@ import { MARGIN, addWidget, allNodes, element, growNode, instancesOf } from './w
 // about one, what else the answer depends on, lines seen
 const NODES = {
   TemporalUNetLoader: {
-    combo: 'unet_name', folders: { 'checkpoints/': 'checkpoints', '': 'diffusion_models' }, route: '/temporal_unet/unet_info',
-    dtype: 'weight_dtype', clip: true, lines: 9,
+    combo: 'unet_name',
+    folders: { 'checkpoints/': 'checkpoints', '': 'diffusion_models' },
+    route: '/temporal_unet/unet_info',
+    dtype: 'weight_dtype',
+    clip: true,
+    lines: 9
   },
   TemporalUNetControlNetLoader: {
-    combo: 'control_net_name', folders: { '': 'controlnet' }, route: '/temporal_unet/controlnet_info', lines: 8,
-  },
+    combo: 'control_net_name',
+    folders: { '': 'controlnet' },
+    route: '/temporal_unet/controlnet_info',
+    lines: 8
+  }
 }
 const LINE = 15 // pixels
 const FADE = 'linear-gradient(to top, transparent, black 30px)' // of the last lines: there are more below
@@ -29,12 +36,18 @@ function linked(node, ends) {
 
 function targets(node) {
   const links = (node.outputs ?? []).flatMap((output) => output.links ?? [])
-  return linked(node, links.map((id) => node.graph?.getLink(id)?.target_id))
+  return linked(
+    node,
+    links.map((id) => node.graph?.getLink(id)?.target_id)
+  )
 }
 
 function origins(node) {
   const links = (node.inputs ?? []).map((input) => input.link).filter((id) => id != null)
-  return linked(node, links.map((id) => node.graph?.getLink(id)?.origin_id))
+  return linked(
+    node,
+    links.map((id) => node.graph?.getLink(id)?.origin_id)
+  )
 }
 
 class InfoPanel {
@@ -44,8 +57,14 @@ class InfoPanel {
     this.element = element('div', { position: 'relative', height: '100%', minHeight: `${height}px` })
     this.element.dataset.testid = 'temporal-unet-info'
     this.text = element('div', {
-      position: 'absolute', inset: '0', padding: '0 4px', overflow: 'hidden auto', font: `12px/${LINE}px sans-serif`,
-      overflowWrap: 'anywhere', userSelect: 'text', color: 'var(--input-text)',
+      position: 'absolute',
+      inset: '0',
+      padding: '0 4px',
+      overflow: 'hidden auto',
+      font: `12px/${LINE}px sans-serif`,
+      overflowWrap: 'anywhere',
+      userSelect: 'text',
+      color: 'var(--input-text)'
     })
     Object.assign(this.text, { tabIndex: 0, role: 'region', ariaLive: 'polite', ariaLabel: `About ${kind.combo}` })
     this.text.dataset.captureWheel = 'true' // Nodes 2.0 leaves it the wheel while it has the focus
@@ -113,11 +132,13 @@ class InfoPanel {
     const words = (lines ?? [error]).join('\n')
     if (words === this.shown) return // it may be scrolled
     this.shown = words
-    this.text.replaceChildren(...(lines ?? [error]).map((line, number) => {
-      const row = element('div', error ? { color: ERROR_COLOR } : { fontWeight: number ? 'normal' : 'bold' })
-      row.textContent = line // never as HTML: file names are anybody's
-      return row
-    }))
+    this.text.replaceChildren(
+      ...(lines ?? [error]).map((line, number) => {
+        const row = element('div', error ? { color: ERROR_COLOR } : { fontWeight: number ? 'normal' : 'bold' })
+        row.textContent = line // never as HTML: file names are anybody's
+        return row
+      })
+    )
     this.text.scrollTop = 0
     this.fade()
   }
@@ -148,5 +169,5 @@ app.registerExtension({
     panel.refresh()
   },
   afterConfigureGraph: () => refreshAll(false),
-  refreshComboInNodes: () => refreshAll(true),
+  refreshComboInNodes: () => refreshAll(true)
 })

@@ -33,16 +33,30 @@ class Preview {
 
   build() {
     this.element = element('div', {
-      display: 'none', flexDirection: 'column', gap: '5px', boxSizing: 'border-box', height: '100%',
+      display: 'none',
+      flexDirection: 'column',
+      gap: '5px',
+      boxSizing: 'border-box',
+      height: '100%'
     })
     this.element.dataset.testid = 'temporal-unet-preview'
     this.canvas = element('canvas', {
-      flex: '1 1 0', minHeight: '0', width: '100%', objectFit: 'contain', borderRadius: '6px', background: 'rgb(0 0 0 / 25%)',
-      cursor: 'ew-resize', touchAction: 'none',
+      flex: '1 1 0',
+      minHeight: '0',
+      width: '100%',
+      objectFit: 'contain',
+      borderRadius: '6px',
+      background: 'rgb(0 0 0 / 25%)',
+      cursor: 'ew-resize',
+      touchAction: 'none'
     })
     this.bar = element('div', {
-      flex: 'none', position: 'relative', height: '6px', borderRadius: '3px', overflow: 'hidden',
-      background: 'var(--border-color)',
+      flex: 'none',
+      position: 'relative',
+      height: '6px',
+      borderRadius: '3px',
+      overflow: 'hidden',
+      background: 'var(--border-color)'
     })
     this.head = element('div', { position: 'absolute', top: '0', bottom: '0', width: '3px', background: 'var(--input-text)' })
     this.words = element('div', { flex: 'none', font: '12px/16px sans-serif', textAlign: 'center', color: 'var(--input-text)' })
@@ -101,7 +115,8 @@ class Preview {
       onResize?.call(this.node, size)
       this.resized(size)
     }
-    this.node.onSerialize = (saved) => { // else the host's undo, and a file, would keep the room of the preview
+    this.node.onSerialize = (saved) => {
+      // else the host's undo, and a file, would keep the room of the preview
       onSerialize?.call(this.node, saved)
       saved.size = this.sizeWithout(saved.size)
     }
@@ -215,10 +230,16 @@ class Preview {
   write() {
     this.words.textContent = caption({ ...this.about, frame: this.frame, window: this.window, ended: this.ended })
     const spans = this.window ? spansOf(this.window, this.about.frames) : []
-    const marks = spans.map(([start, end]) => element('div', {
-      position: 'absolute', top: '0', bottom: '0', left: `${start * 100}%`, width: `${(end - start) * 100}%`,
-      background: WINDOW_COLOR,
-    }))
+    const marks = spans.map(([start, end]) =>
+      element('div', {
+        position: 'absolute',
+        top: '0',
+        bottom: '0',
+        left: `${start * 100}%`,
+        width: `${(end - start) * 100}%`,
+        background: WINDOW_COLOR
+      })
+    )
     this.bar.replaceChildren(...marks, this.head)
   }
 }
@@ -231,7 +252,10 @@ function nodeOf(id) {
   return graph?.getNodeById(last)
 }
 
-const shown = () => allNodes().map((node) => previews.get(node)).filter((preview) => preview?.about)
+const shown = () =>
+  allNodes()
+    .map((node) => previews.get(node))
+    .filter((preview) => preview?.about)
 
 /** Remembers from which workflow the prompt comes: its nodes may have the ids of nodes in the one that is open. */
 async function begin({ prompt_id }) {
@@ -284,5 +308,5 @@ app.registerExtension({
   name: 'TemporalUNet.MovingPreview',
   nodeCreated(node) {
     if (node.constructor.comfyClass === NODE) previews.set(node, new Preview(node))
-  },
+  }
 })

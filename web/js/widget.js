@@ -51,13 +51,14 @@ export function addWidget(node, name, type, root, heights) {
     getMaxHeight: () => heights()[1],
     onDraw: () => dim(root.parentElement, node.mode), // called by the classic renderer alone
     getValue: () => '',
-    setValue: () => {},
+    setValue: () => {}
   })
   widget.serialize = false // … and not in a workflow
   root.addEventListener('wheel', (event) => {
     if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event) // the classic renderer's canvas lies beneath
   })
-  root.addEventListener('contextmenu', (event) => { // the node's menu, in Nodes 2.0: the widget's would offer to promote it
+  root.addEventListener('contextmenu', (event) => {
+    // the node's menu, in Nodes 2.0: the widget's would offer to promote it
     const rows = root.closest('.lg-node-widgets')
     if (!rows) return
     event.preventDefault()

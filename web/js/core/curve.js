@@ -169,10 +169,23 @@ function extent(points, least = Infinity, most = -Infinity) {
 export function preset(name, low, high) {
   const round = (value) => Number(value.toPrecision(4))
   const shapes = {
-    linear: [[0, 0], [1, 1]],
-    triangle: [[0, 0], [0.5, 1], [1, 0]],
+    linear: [
+      [0, 0],
+      [1, 1]
+    ],
+    triangle: [
+      [0, 0],
+      [0.5, 1],
+      [1, 0]
+    ],
     ease: [0, 0.2, 0.4, 0.6, 0.8, 1].map((p) => [p, p * p * (3 - 2 * p)]), // smoothstep
-    pulse: [[0, 0], [0.4, 0], [0.5, 1], [0.6, 0], [1, 0]]
+    pulse: [
+      [0, 0],
+      [0.4, 0],
+      [0.5, 1],
+      [0.6, 0],
+      [1, 0]
+    ]
   }
   return shapes[name].map(([position, share]) => [position, round(low * (1 - share) + high * share)])
 }

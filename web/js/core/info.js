@@ -4,8 +4,11 @@ import { textOf } from './text.js'
 
 export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
 
-const CLIP = { // -> the widget that gives it, and what it is called
-  width: ['width', 'the width'], height: ['height', 'the height'], frames: ['video_frames', 'the number of frames']
+const CLIP = {
+  // -> the widget that gives it, and what it is called
+  width: ['width', 'the width'],
+  height: ['height', 'the height'],
+  frames: ['video_frames', 'the number of frames']
 }
 const MOST_HOPS = 50 // links that are followed to find a value: only links in a circle need more
 const CONSTANT = /primitive|constant/i // types of nodes that hand on their widget `value` as it is
@@ -69,7 +72,9 @@ export function known(clip) {
  */
 export function linesOf({ lines, clip }, asked) {
   if (!clip) return lines
-  const unknown = Object.keys(asked).filter((key) => asked[key] === null).map((key) => CLIP[key][1])
+  const unknown = Object.keys(asked)
+    .filter((key) => asked[key] === null)
+    .map((key) => CLIP[key][1])
   if (!unknown.length) return [...lines, memoryLine(clip)]
   return [...lines, `${unknown.join(' and ')} ${unknown.length > 1 ? 'come' : 'comes'} from another node`]
 }

@@ -7,9 +7,8 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
 
 const isText = (value) => typeof value === 'string'
 const isCount = (value) => Number.isSafeInteger(value) && value > 0
-const areFrames = (value, frames) => (
+const areFrames = (value, frames) =>
   Array.isArray(value) && value.length > 0 && value.every((frame) => isCount(frame + 1) && frame < frames)
-)
 
 /** The data of an event, or null where it lacks the form that preview.py describes: then the server did not send it. */
 export function readEvent(data) {
@@ -60,7 +59,12 @@ export function frameUnder(x, left, width, frames) {
 export function spansOf([first, last], frames) {
   const start = first / frames
   const end = (last + 1) / frames
-  return start < end ? [[start, end]] : [[start, 1], [0, end]]
+  return start < end
+    ? [[start, end]]
+    : [
+        [start, 1],
+        [0, end]
+      ]
 }
 
 /**
