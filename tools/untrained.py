@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def controlnet_weights(seed: int) -> dict[str, torch.Tensor]:
             if name.startswith(("time_embed.", "input_blocks.", "middle_block."))}
     width, blocks = SD15.model_channels, len({name.split(".")[1] for name in unet if name.startswith("input_blocks.")})
     taps = {}
-    for number, (into, out) in enumerate(zip(HINT_CHANNELS, (*HINT_CHANNELS[1:], width))):
+    for number, (into, out) in enumerate(zip(HINT_CHANNELS, (*HINT_CHANNELS[1:], width), strict=True)):
         taps |= conv(f"input_hint_block.{2 * number}", into, out, 3)
     for number in range(blocks):
         taps |= conv(f"zero_convs.{number}.0", width, width, 1)
@@ -170,7 +171,7 @@ def write_small_files(out: Path) -> None:
     unets = out / "diffusion_models"
     for seed, (name, config) in enumerate({"svd": SVD, "sd15": SD15, "sdxl": SDXL}.items()):
         place(unets / f"untrained_{name}.safetensors",
-              lambda part: write_unet(part, config, seed=seed, dtype=torch.float16))
+              partial(write_unet, config=config, seed=seed, dtype=torch.float16))
     write(out / "controlnet" / "untrained_sd15_controlnet.safetensors", controlnet_weights(seed=3))
     write(out / "vae" / "untrained_vae.safetensors", vae_weights(VAE_SEED))
 

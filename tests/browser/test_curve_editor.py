@@ -1,6 +1,7 @@
 """The curve editor below the text inputs: drawn with a real mouse and keyboard, in both renderers, and seen by Python."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_the_plotted_line_is_the_curve_that_python_evaluates(strengths):
         corners = strengths.line()
         for i, value in enumerate(case["values"]):
             x, y = strengths.at(i / max(count - 1, 1), value)
-            (x0, y0), (x1, y1) = next((a, b) for a, b in zip(corners, corners[1:]) if b[0] > a[0] and b[0] >= x - 0.1)
+            (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(corners) if b[0] > a[0] and b[0] >= x - 0.1)
             assert y0 + (y1 - y0) * (x - x0) / (x1 - x0) == pytest.approx(y, abs=1), case["text"]
 
 

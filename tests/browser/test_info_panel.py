@@ -116,7 +116,7 @@ def contrast(colors):
     """WCAG 2: https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
     def luminance(color):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in color)]
-        return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear))
+        return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
     low, high = sorted(map(luminance, colors))
     return (high + 0.05) / (low + 0.05)
@@ -270,7 +270,7 @@ def test_it_is_not_saved_and_a_reopened_workflow_tells_of_its_own_file(editor, p
 
 def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
     page, size = editor.page, "() => app.graph.getNodeById(1).size[1]"
-    queues = "() => (({undoQueue, redoQueue}) => [undoQueue.length, redoQueue.length])(%s)" % TRACKER
+    queues = "() => (({undoQueue, redoQueue}) => [undoQueue.length, redoQueue.length])" f"({TRACKER})"
     capture = "() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange() }"  # as after a click
     editor.look_at(LOADER)
     page.evaluate(capture)

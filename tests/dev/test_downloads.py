@@ -1,4 +1,4 @@
-"""What `dev.py` downloads is compared with its hash before anything of it runs: a mirror on this disk, with pip as `dev.py` calls it."""
+"""What `dev.py` downloads is compared with its hash before anything of it runs: a mirror on this disk, pip as `dev.py` calls it."""
 import base64
 import hashlib
 import io
@@ -41,12 +41,14 @@ class Mirror:
         return hashlib.sha256(content).hexdigest()
 
     def offer_wheel(self, name: str, needs: str = "") -> str:
-        files = {f"{name}.py": "", f"{name}.pth": f"import {name}", f"{name}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+        files = {f"{name}.py": "", f"{name}.pth": f"import {name}",
+                 f"{name}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
                  f"{name}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"}
-        record = [f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}"
-                  for path, text in files.items()]
+        digests = {path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()) for path, text in files.items()}
+        record = [f"{path},sha256={digests[path].rstrip(b'=').decode()},{len(text)}" for path, text in files.items()]
+        files[f"{name}-1.0.dist-info/RECORD"] = "\n".join([*record, f"{name}-1.0.dist-info/RECORD,,\n"])
         with zipfile.ZipFile(wheel := io.BytesIO(), "w") as archive:
-            for path, text in {**files, f"{name}-1.0.dist-info/RECORD": "\n".join([*record, f"{name}-1.0.dist-info/RECORD,,\n"])}.items():
+            for path, text in files.items():
                 archive.writestr(path, text)
         return self.offer(name, f"{name}-1.0-py3-none-any.whl", wheel.getvalue())
 

@@ -12,7 +12,8 @@ HOSTS = [f"comfyui-{version}.txt" for version in ARCHIVES]
 
 def locked(name):
     """(requirement, its hashes) of each entry."""
-    entries = re.findall(r"^(\w.*?) \\\n((?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", (LOCKS / name).read_text(encoding="utf-8"), re.MULTILINE)
+    text = (LOCKS / name).read_text(encoding="utf-8")
+    entries = re.findall(r"^(\w.*?) \\\n((?: {4}--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE)
     return [(Requirement(requirement), hashes.split()) for requirement, hashes in entries]
 
 

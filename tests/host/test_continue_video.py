@@ -26,7 +26,7 @@ def test_it_starts_from_the_last_frame(node, vae, video):
     plain = run_node(
         node("TemporalUNetSVDConditioning"), video[-1:], vae, 72, 64, 6, 90, 7, augmentation_level=0.1, seed=3
     )
-    for mine, other in zip(ours[:2], plain[:2]):
+    for mine, other in zip(ours[:2], plain[:2], strict=True):
         assert torch.equal(mine[0][1]["concat_latent_image"], other[0][1]["concat_latent_image"])
         assert mine[0][1]["motion_bucket_id"] == 90 and mine[0][1]["fps"] == 7
     assert ours[2]["samples"].shape == (6, 4, 8, 9)
@@ -77,9 +77,11 @@ def test_a_drift_in_colour_and_contrast_is_taken_back(node, video):
 
 def test_a_flat_frame_does_not_blow_up_contrast(node, video):
     flat = torch.full((3, 64, 72, 3), 0.5)
-    assert torch.allclose(run_node(node("TemporalUNetJoinVideo"), video, flat, match_colors=True)[0][5:], video[-1].mean((0, 1)), atol=1e-4)
+    joined = run_node(node("TemporalUNetJoinVideo"), video, flat, match_colors=True)[0]
+    assert torch.allclose(joined[5:], video[-1].mean((0, 1)), atol=1e-4)
 
 
 def test_another_size_is_refused(node, video):
-    with pytest.raises(ValueError, match="Join Video: the video's frames are 72x64 with 3 channels, those of the continuation 64x64"):
+    found = "Join Video: the video's frames are 72x64 with 3 channels, those of the continuation 64x64"
+    with pytest.raises(ValueError, match=found):
         run_node(node("TemporalUNetJoinVideo"), video, torch.rand(2, 64, 64, 3))

@@ -154,7 +154,7 @@ def test_stored_residuals_where_the_unet_is_held_back(svd, node, svd_net):
     expected = sampled(svd, controlled)
     with LowVRAM(svd, svd_net.get_models(), loads_a_quarter) as low:
         again = run_node(compute, low.model, conds[0], svd_net, images, latent)[0]
-    assert all(torch.equal(a, b) for a, b in zip(again.controls, stored.controls))
+    assert all(torch.equal(a, b) for a, b in zip(again.controls, stored.controls, strict=True))
     with LowVRAM(svd, [], loads_a_quarter) as low:
         assert torch.equal(sampled(low.model, controlled), expected)
     control = controlled[0][0][1]["control"]

@@ -35,7 +35,8 @@ def test_a_net_or_adapter_for_a_larger_relative_is_refused(nets, ours):
     assert "this ControlNet is for a UNet with channels [32, 64, 128] in [2, 2, 2] blocks, the model has" in error_of(
         model, ours(conds, nets("sdxl"), hints(1))
     )
-    assert "this ControlNet is a T2I-Adapter for SDXL, the model is SDXL" in error_of(model, ours(conds, nets("sdxl adapter"), hints(1)))
+    error = error_of(model, ours(conds, nets("sdxl adapter"), hints(1)))
+    assert "this ControlNet is a T2I-Adapter for SDXL, the model is SDXL" in error
 
 
 def test_those_of_stable_diffusion_1_are_refused_by_its_tiny_relative(pairs, nets, ours):
@@ -48,7 +49,8 @@ def test_those_of_stable_diffusion_1_are_refused_by_its_tiny_relative(pairs, net
 def test_an_svd_net_is_refused_by_a_model_that_takes_another_motion(ours, svd_net, name, width):
     config = replace(TINY[name], model_channels=32, head_channels=32)
     model = host_model(random_weights(config), ROWS[name], head_channels=32)
-    assert f"takes a motion vector of width 768, the model one of {width}. Load" in error_of(model, ours(prompts(config), svd_net, hints(1)))
+    error = error_of(model, ours(prompts(config), svd_net, hints(1)))
+    assert f"takes a motion vector of width 768, the model one of {width}. Load" in error
 
 
 def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, ours):
@@ -111,7 +113,8 @@ def test_one_picture_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_n
     pair, sizes = pairs("svd"), [(8, 8), (8, 4), (8, 8), (8, 4)]
     control = ours(prompts(pair.config), svd_net, hints(1))[0][0][1]["control"]
     rows = []
-    handle = svd_net.control_model.controlnet_cond_embedding.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    embedding = svd_net.control_model.controlnet_cond_embedding
+    handle = embedding.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     model = pair.ours.model
     control.pre_run(model, model.model_sampling.percent_to_sigma)
     given = []
@@ -129,7 +132,8 @@ def test_one_picture_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_n
 def test_fewer_pictures_than_frames_are_each_prepared_once(pairs, ours, svd_net):
     pair, rows = pairs("svd"), []
     conds = ours(prompts(pair.config), svd_net, hints(2))
-    handle = svd_net.control_model.controlnet_cond_embedding.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    embedding = svd_net.control_model.controlnet_cond_embedding
+    handle = embedding.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     sample(pair.ours, *conds, frames=7)
     handle.remove()
     assert sum(rows) == 2

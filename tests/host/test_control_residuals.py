@@ -139,7 +139,7 @@ def test_frames_and_regions_are_weighed_and_nothing_is_changed(pairs, apply, res
     mask[:, :, :32] = 1
     x = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(6))
     given = given_by(apply(prompts(pair.config), stored, 0.5, frame_strengths="0.4:0, 0.6:1", mask=mask), pair, x)
-    for residual, control in zip(given["output"] + given["middle"], stored.controls):
+    for residual, control in zip(given["output"] + given["middle"], stored.controls, strict=True):
         assert residual[[0, 1, 4, 5]].abs().max() == 0
         middle = residual.shape[-1] // 2
         if middle:
@@ -147,7 +147,7 @@ def test_frames_and_regions_are_weighed_and_nothing_is_changed(pairs, apply, res
             left = slice(0, max(1, middle - 1))
             assert relative_error(residual[[2, 3, 6, 7]][..., left], 0.5 * control[[2, 3, 2, 3]][..., left]) <= 1e-6
     sample(pair.ours, *apply(prompts(pair.config), stored, 2.0), frames=4)
-    assert all(torch.equal(a, b) for a, b in zip(stored.controls, before))
+    assert all(torch.equal(a, b) for a, b in zip(stored.controls, before, strict=True))
 
 
 @pytest.mark.parametrize("stored_first", [True, False])
@@ -161,7 +161,7 @@ def test_chained_with_a_net_they_add_up(pairs, nets, apply, ours, theirs, residu
         both = apply(theirs(conds, nets("sd1"), image), stored, 0.5)
     given, alone = given_by(both, pair, x), given_by(theirs(conds, nets("sd1"), image), pair, x)
     for place, controls in (("output", stored.controls[:-1]), ("middle", stored.controls[-1:])):
-        for residual, net, control in zip(given[place], alone[place], controls):
+        for residual, net, control in zip(given[place], alone[place], controls, strict=True):
             assert relative_error(residual, net + 0.5 * control.repeat(2, 1, 1, 1)) <= 1e-6
 
 
@@ -194,7 +194,7 @@ def test_a_multigpu_clone_gives_the_same(pairs, apply, residuals):
     clone = control.deepclone_multigpu(torch.device("cpu"), autoregister=True)
     assert control.get_instance_for_device(torch.device("cpu")) is clone and clone.inner is not control.inner
     first, second = residuals_of(control, pair, x), residuals_of(clone, pair, x)
-    assert all(torch.equal(a, b) for place in first for a, b in zip(first[place], second[place]))
+    assert all(torch.equal(a, b) for place in first for a, b in zip(first[place], second[place], strict=True))
 
 
 def test_the_host_is_told_what_they_take(pairs, apply, residuals):
@@ -230,7 +230,8 @@ def test_computed_ones_know_their_family(pairs, compute, apply, nets, other):
     """These fit by count and widths: a run of SD 1's on another family would be spoilt without a word."""
     made = compute(pairs("sd1").ours, nets("sd1"), prompts(SMALL["sd1"])[0], hints(1))
     patched, calls = recorded(pairs(other).ours)
-    with pytest.raises(ValueError, match="^Apply ControlNet Residuals: the residuals were made for Stable Diffusion 1, the model is Stable"):
+    found = "^Apply ControlNet Residuals: the residuals were made for Stable Diffusion 1, the model is Stable"
+    with pytest.raises(ValueError, match=found):
         sample(patched, *apply(prompts(SMALL[other]), made))
     assert not calls
     assert torch.isfinite(sample(pairs("sd1").ours, *apply(prompts(SMALL["sd1"]), made))).all()
@@ -249,7 +250,10 @@ def test_a_plain_list_of_tensors_is_taken(pairs, apply, residuals):
     (lambda controls: [], "residuals is list, expected what Compute or Load"),
     (lambda controls: [*controls[:3], None, *controls[4:]], "residuals is list, expected what Compute or Load"),
     (lambda controls: [*controls[:3], controls[3][:1], *controls[4:]], r"controls.3 has shape .1, .*as many frames as controls.0"),
-    (lambda controls: [*controls[:3], controls[3][0], *controls[4:]], r"controls.3 has shape .*expected .frames, channels, height, width"),
+    (
+        lambda controls: [*controls[:3], controls[3][0], *controls[4:]],
+        r"controls.3 has shape .*expected .frames, channels, height, width",
+    ),
 ])
 def test_what_is_no_list_of_residuals_is_refused(apply, residuals, spoil, words):
     with pytest.raises(ValueError, match=f"^Apply ControlNet Residuals: .*{words}"):
@@ -263,7 +267,7 @@ def test_the_strength_multiplies_in_fp32(pairs, apply, residuals, pack):
     control = apply(prompts(SMALL["svd"]), halves, strength=10.0)[0][0][1]["control"]
     x = torch.randn(2 * FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(6))
     given = residuals_of(control, pairs("svd"), x)
-    for row, control in zip([*given["output"], *given["middle"]], halves.controls):
+    for row, control in zip([*given["output"], *given["middle"]], halves.controls, strict=True):
         assert torch.equal(row[:FRAMES], control.float() * 10)
 
 
@@ -309,7 +313,7 @@ def test_computed_ones_are_the_nets_at_that_noise_level(pairs, nets, compute, fr
     )
     expected = [*expected["output"], *expected["middle"]]
     assert len(stored.controls) == len(expected) == 13
-    assert max(relative_error(a, b) for a, b in zip(stored.controls, expected)) <= 1e-5
+    assert max(relative_error(a, b) for a, b in zip(stored.controls, expected, strict=True)) <= 1e-5
     assert stored.about["percent"] == "0.3" and float(stored.about["sigma"]) == pytest.approx(sigma.item(), rel=1e-4)
 
 
@@ -348,7 +352,7 @@ def test_the_hosts_model_gives_the_same(nets, pairs, compute):
     pair = pairs("sd1")
     host = host_model(random_weights(SMALL["sd1"]), ROWS["sd1"])
     first, second = (compute(m, nets("sd1"), prompts(pair.config)[0], hints(1)) for m in (pair.ours, host))
-    assert all(torch.equal(a, b) for a, b in zip(first.controls, second.controls))
+    assert all(torch.equal(a, b) for a, b in zip(first.controls, second.controls, strict=True))
 
 
 def test_longer_clips_are_computed_in_the_models_windows(pairs, svd_net, node, compute):
@@ -364,7 +368,7 @@ def test_longer_clips_are_computed_in_the_models_windows(pairs, svd_net, node, c
     whole = {"samples": torch.zeros(7, 4, 8, 8), "batch_index": list(range(7))}
     made = compute(windows_of(pair.ours, node, 4, 1), svd_net, positive, images, whole)
     first, last = alone([0, 1, 2, 3]), alone(second)
-    for control, a, b in zip(made.controls, first.controls, last.controls):
+    for control, a, b in zip(made.controls, first.controls, last.controls, strict=True):
         assert relative_error(control[:2], a[:2]) <= 1e-5
         assert relative_error(control[4:], b[-3:]) <= 1e-5
         assert relative_error(control[3], (a[3] + b[-4]) / 2) <= 1e-5
@@ -450,7 +454,7 @@ def test_saved_and_loaded_they_are_the_same(node, saved):
     load = node("TemporalUNetLoadControlNetResiduals")
     assert load.validate_inputs(name) is True
     back = run_node(load, name)[0]
-    assert all(torch.equal(a, b) for a, b in zip(back.controls, stored.controls))
+    assert all(torch.equal(a, b) for a, b in zip(back.controls, stored.controls, strict=True))
     with safe_open(path, framework="pt") as file:
         assert list(sorted(file.keys(), key=len))[:2] == ["controls.0", "controls.1"]
         metadata = file.metadata()

@@ -141,5 +141,5 @@ def test_a_window_over_images_that_earlier_windows_prepared_gets_its_own(pairs, 
 
     windows = [IndexListContextWindow(frames, dim=0, total_frames=CLIP) for frames in ([0, 1, 2], [4, 5, 6], [5, 1, 4])]
     kept, alone = given(images, windows), given(images[[5, 1, 4]], [None])
-    pieces = [(a, b) for place in alone for a, b in zip(kept[place], alone[place]) if b is not None]
+    pieces = [(a, b) for place in alone for a, b in zip(kept[place], alone[place], strict=True) if b is not None]
     assert len(pieces) >= 4 and max(relative_error(a, b) for a, b in pieces) <= 1e-5

@@ -185,7 +185,7 @@ def test_the_mask_weighs_every_residual(pairs, nets, ours, net, per_frame):
     masked = residuals_of(ours(prompts(pair.config), nets(net), hints(3), mask=mask)[0][0][1]["control"], pair, x)
     seen = 0
     for place in plain:
-        for whole, part in zip(plain[place], masked[place]):
+        for whole, part in zip(plain[place], masked[place], strict=True):
             if whole is None or whole.shape[-1] < 2:
                 continue
             seen += 1
@@ -215,7 +215,7 @@ def test_nothing_is_changed_in_place(pairs, nets, ours):
     chain = ours(ours(conds, nets("sd1 adapter"), images), nets("sd1"), images, mask=mask, frame_strengths="0:0.5, 1:1")
     first = run(pair.ours, chain)
     assert torch.equal(run(pair.ours, chain), first), "a second run of the same conditioning differs"
-    assert all(torch.equal(a, b) for a, b in zip(before, [images, mask, conds[0][0][0]]))
+    assert all(torch.equal(a, b) for a, b in zip(before, [images, mask, conds[0][0][0]], strict=True))
     assert all(torch.equal(v, weights[k]) for k, v in nets("sd1").control_model.state_dict().items())
     assert "control" not in conds[0][0][1] and nets("sd1").cond_hint_original is None
     assert nets("sd1").previous_controlnet is None
@@ -301,7 +301,8 @@ def test_more_masks_than_frames_are_an_error(pairs, nets, ours):
 def test_a_number_that_is_none_is_refused(node, nets, name, value, found):
     with pytest.raises(ValueError, match=f"^Apply ControlNet Residuals: {name} is {found}, expected a finite number"):
         run_node(
-            node("TemporalUNetApplyControlNetResiduals"), *prompts(SMALL["sd1"]), control_net=nets("sd1"), image=hints(1), **{name: value}
+            node("TemporalUNetApplyControlNetResiduals"), *prompts(SMALL["sd1"]), control_net=nets("sd1"), image=hints(1),
+            **{name: value},
         )
 
 
@@ -348,7 +349,7 @@ def test_a_multigpu_clone_gives_the_same_residuals(pairs, nets, svd_net, ours, n
     theirs = {p.data_ptr() for p in net.control_model.parameters()}
     assert not theirs & {p.data_ptr() for p in own.model.parameters()}
     ours_, theirs_ = residuals_of(control, pair, x), residuals_of(clone, pair, x)
-    assert all(torch.equal(a, b) for place in ours_ for a, b in zip(ours_[place], theirs_[place]))
+    assert all(torch.equal(a, b) for place in ours_ for a, b in zip(ours_[place], theirs_[place], strict=True))
 
 
 # SVD's net
@@ -365,7 +366,7 @@ def test_svds_net_on_video(pairs, svd_net, ours, theirs):
     assert relative_error(result, run(pair.ours, ours(conds, svd_net, images), frames=3)) > 1e-3
     x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(6))
     one, two = (residuals_of(ours(conds, svd_net, images, s)[0][0][1]["control"], pair, x) for s in (1.0, 2.0))
-    assert all(torch.equal(2 * a, b) for place in one for a, b in zip(one[place], two[place]))
+    assert all(torch.equal(2 * a, b) for place in one for a, b in zip(one[place], two[place], strict=True))
 
 
 def test_frames_of_strength_zero_have_residuals_of_exactly_zero(pairs, svd_net, ours):

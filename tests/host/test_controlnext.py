@@ -105,7 +105,7 @@ def test_v2_leaves_the_unconditioned_half_untouched(pair, nets, ours, model):
 
         def call(apply_model, args):
             out = apply_model(args["input"], args["timestep"], **args["c"])
-            seen.update(zip(args["cond_or_uncond"], out.chunk(2)))
+            seen.update(zip(args["cond_or_uncond"], out.chunk(2), strict=True))
             return out
 
         watched.set_model_unet_function_wrapper(call)
@@ -279,7 +279,8 @@ def test_a_multigpu_clone_acts_the_same(pair, nets, ours):
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_an_image_model_is_refused(nets, ours, name):
     model = host_model(random_weights(SMALL[name]), ROWS[name])
-    with pytest.raises(ValueError, match="^Apply ControlNet Residuals: this ControlNeXt is for Stable Video Diffusion, the model is"):
+    found = "^Apply ControlNet Residuals: this ControlNeXt is for Stable Video Diffusion, the model is"
+    with pytest.raises(ValueError, match=found):
         run(model, ours(prompts(SMALL[name]), nets(2), hints(1)))
 
 

@@ -1,5 +1,7 @@
 """Decode Video against the host's own VAE Decode, which on a CPU with room takes all frames as one batch."""
 
+from itertools import pairwise
+
 import comfy.model_management as management
 import comfy.sd
 import comfy.taesd.taehv
@@ -11,6 +13,7 @@ from comfy.ldm.models.autoencoder import AutoencodingEngine
 from support.oracle import run_node
 from tools.untrained import VAE_SEED, vae_weights
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
 NARROW = 32  # channels of the narrowest level, a quarter of the real VAEs'
 LAYOUT = {
     "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": NARROW, "ch_mult": [1, 2, 4, 4],
@@ -137,7 +140,7 @@ def test_chunks_fade_where_they_overlap(svd_vae, ours, host):
 def test_chunks_cover_the_clip_and_share_what_was_asked(pack, frames, length, overlap):
     starts = pack("nodes.bridge.vae.decode").chunk_starts(frames, length, overlap)
     assert starts[0] == 0 and starts[-1] == frames - length
-    assert all(0 < later - start <= length - overlap for start, later in zip(starts, starts[1:]))
+    assert all(0 < later - start <= length - overlap for start, later in pairwise(starts))
     assert frames > (len(starts) - 1) * (length - overlap) + overlap, "one chunk less would do"
 
 
@@ -155,7 +158,7 @@ def test_a_clip_in_chunks_stays_near_the_whole(ours, host):
 def test_the_result_does_not_depend_on_free_memory(svd_vae, ours, host, monkeypatch):
     latent, results = clip(4), []
     for free in (1, 2**60):
-        monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: free)
+        monkeypatch.setattr(management, "get_free_memory", lambda *_, free=free, **__: free)
         results.append((ours(svd_vae, latent), host(svd_vae, latent)))
     (ours_little, host_little), (ours_much, host_much) = results
     assert torch.equal(ours_little, ours_much)
@@ -267,7 +270,7 @@ def run_out(svd_vae):
     """run_out(times, error): so many times memory runs out late in the decoder; gives the calls made."""
     hooks = []
 
-    def start(times, error=torch.OutOfMemoryError("CUDA out of memory.")):
+    def start(times, error=OUT_OF_MEMORY):
         calls = []
 
         def hook(*_):

@@ -75,7 +75,8 @@ def test_without_a_feature(pairs, plain):
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_runs(pairs, sampler):
     options = {"steps": 2, "scheduler": "karras"}
-    assert torch.isfinite(sample(pairs("svd").ours, *prompts(SMALL["svd"]), frames=2, size=(4, 4), sampler=sampler, **options)).all()
+    out = sample(pairs("svd").ours, *prompts(SMALL["svd"]), frames=2, size=(4, 4), sampler=sampler, **options)
+    assert torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
@@ -197,9 +198,10 @@ def test_merging_of_video_models(pairs, plain):
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_what_is_saved_is_what_the_host_saves_and_loads(pairs, node, tmp_path, name, with_lora):
     files = []
-    for side, model in zip(("ours", "host"), pairs(name)):
+    for side, model in zip(("ours", "host"), pairs(name), strict=True):
         if with_lora:
-            model = run_node(node("LoraLoaderModelOnly"), model, lora_file("sd1 ldm" if name == "sd1" else "svd ldm, over time"), 0.8)[0]
+            lora = lora_file("sd1 ldm" if name == "sd1" else "svd ldm, over time")
+            model = run_node(node("LoraLoaderModelOnly"), model, lora, 0.8)[0]
         files.append(tmp_path / f"{side}.safetensors")
         comfy.sd.save_checkpoint(str(files[-1]), model)
     ours, host = (load_file(path) for path in files)
@@ -380,7 +382,8 @@ def test_context_windows_on_video_with_default_options(pairs, plain, node):
 def test_context_windows_without_the_anchor_equal_the_host(pairs, node):
     import inspect
 
-    options = {"causal_window_fix": False} if "causal_window_fix" in inspect.signature(node("ContextWindowsManual").execute).parameters else {}
+    parameters = inspect.signature(node("ContextWindowsManual").execute).parameters
+    options = {"causal_window_fix": False} if "causal_window_fix" in parameters else {}
     results = [sample(windowed(model, node, **options), *prompts(SMALL["svd"]), frames=7) for model in pairs("svd")]
     assert relative_error(*results) <= 1e-3
 
@@ -421,7 +424,8 @@ def test_partial_loading(pairs, node, name, with_lora):
     for model in pairs(name):
         patched = model.clone()
         if with_lora:
-            patched = run_node(node("LoraLoaderModelOnly"), model, lora_file("sd1 ldm" if name == "sd1" else "svd ldm, over time"), 0.8)[0]
+            lora = lora_file("sd1 ldm" if name == "sd1" else "svd ldm, over time")
+            patched = run_node(node("LoraLoaderModelOnly"), model, lora, 0.8)[0]
         expected = sample(patched, *prompts(config), steps=1)
         patched.detach()
         patched.load(CPU, lowvram_model_memory=patched.model_size() // 4)

@@ -178,7 +178,8 @@ def forward(patcher, config, options=None, controls=True, frames=3):
         generator = torch.Generator().manual_seed(9)
         sizes = [(8, 10), (8, 10), (8, 10), (4, 5), (4, 5), (4, 5), (2, 3), (2, 3), (2, 3), (1, 2), (1, 2), (1, 2)]
         widths = [1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4]
-        skips = [torch.randn(rows, w * config.model_channels, *size, generator=generator) for w, size in zip(widths, sizes)]
+        shapes = [(rows, width * config.model_channels, *size) for width, size in zip(widths, sizes, strict=True)]
+        skips = [torch.randn(shape, generator=generator) for shape in shapes]
         middle = torch.randn(rows, 4 * config.model_channels, 1, 2, generator=generator)
         control = {"output": [0.3 * s for s in skips], "middle": [middle], "input": [0.2 * s for s in reversed(skips)]}
     y = call.pop("y", None)

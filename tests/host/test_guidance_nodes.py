@@ -1,4 +1,4 @@
-"""Guidance nodes on the MODEL of SVD Temporal UNet Sampler: each frame is guided as the host would with that frame's scale for all."""
+"""Guidance nodes on the MODEL of SVD Temporal UNet Sampler: each frame is guided as the host does with its scale for all frames."""
 
 import math
 

@@ -193,7 +193,8 @@ def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
 
     path = tmp_path / "changed.safetensors"
     small_checkpoint(path, beside_mib=8)
-    model = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": torch.float32})  # as in the file: nothing is converted
+    options = {"dtype": torch.float32}  # as in the file: nothing is converted
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(path), options)
     before = sample(model, *prompts(SMALL["svd"]), steps=1)
     change(path, damage)
     assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)

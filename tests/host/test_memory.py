@@ -10,6 +10,7 @@ from support.families import relative_error
 from support.oracle import Pair, prompts, run_node, sample
 
 FRAMES = 4
+OUT_OF_MEMORY = torch.OutOfMemoryError("out of memory (raised by the test)")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def run_out(svd):
     """run_out(largest, error): memory runs out in every call with a budget above `largest`; gives the budgets tried."""
     handles = []
 
-    def start(largest, error=torch.OutOfMemoryError("out of memory (raised by the test)")):
+    def start(largest, error=OUT_OF_MEMORY):
         tried = []
 
         def hook(module, args):

@@ -158,7 +158,8 @@ def real(pack):
 @pytest.fixture
 def counted(real, pack, monkeypatch):
     """Peak bytes of one call of it on the meta device, where attention costs its output alone as a GPU's kernels do."""
-    monkeypatch.setattr(pack("nodes.bridge.model.host_hooks").HostHooks, "attention", lambda self, q, k, v, heads: torch.empty_like(q))
+    hooks = pack("nodes.bridge.model.host_hooks").HostHooks
+    monkeypatch.setattr(hooks, "attention", lambda self, q, k, v, heads: torch.empty_like(q))
     monkeypatch.setattr(management, "get_free_memory", lambda *_: 100 * GIB)
     half = {"dtype": torch.float16, "device": "meta"}
 

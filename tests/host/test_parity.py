@@ -59,7 +59,7 @@ def test_control_residuals_equal_the_host(name):
     expected = call_host(host, call, frames, control=host_control)
     result = ours(**call, num_frames=frames, controls=controls, control_strength=0.5)
     assert relative_error(result, expected) <= 1e-5
-    assert all(torch.equal(old, new) for old, new in zip(before, controls)), "controls were changed in place"
+    assert all(torch.equal(old, new) for old, new in zip(before, controls, strict=True)), "controls were changed in place"
 
 
 def test_without_a_middle_block_its_residual_leaves_the_skip_alone():
@@ -137,5 +137,5 @@ def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
         hooks = HostAttention(host_unet_config(weights, ROWS[name]).get("attn_precision"))
         result = ours(**call, num_frames=frames, hooks=hooks)
         errors.append((relative_error(result, exact), relative_error(call_host(host, call, frames), exact)))
-    our_error, host_error = (sum(each) / len(errors) for each in zip(*errors))
+    our_error, host_error = (sum(each) / len(errors) for each in zip(*errors, strict=True))
     assert our_error <= 1.03 * host_error, f"ours {our_error:.2e}, the host's {host_error:.2e}"

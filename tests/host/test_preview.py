@@ -5,6 +5,7 @@ import base64
 import io
 import os
 import sys
+from itertools import pairwise
 
 import comfy.latent_formats
 import comfy.model_management
@@ -214,7 +215,7 @@ def test_fast_steps_are_shown_four_times_a_second_at_most(preview):
     times = [time for _, time in sent]
     assert sent[0][0] == 1 and sent[-1][0] == 200
     assert 4 * 0.8 <= (len(sent) - 1) / (times[-1] - times[0]) <= 4.2
-    assert min(b - a for a, b in zip(times[:-1], times[1:-1])) >= 0.25
+    assert min(b - a for a, b in pairwise(times[:-1])) >= 0.25
 
 
 @pytest.mark.parametrize("step, cost", [(0.02, 0.01), (0.5, 0.05), (1.0, 0.3), (0.3, 0.006)])
@@ -268,7 +269,7 @@ def test_the_last_sheet_shows_what_the_run_made(preview):
     """And comes once, however often a sampler told its step: dpm_fast does it less often than it has steps, dpm_adaptive more."""
     for told in (1, 3, 10, 17):
         run, pictures = Run(preview, step=1.0, cost=0.001), []
-        run.preview.send = lambda data: pictures.append(data)
+        run.preview.send = pictures.append
         for step in range(told):
             run.now += run.step
             run.preview(step, run.latents, 10)
@@ -294,8 +295,8 @@ def test_steps_too_fast_to_show_are_told_four_times_a_second_at_most(preview):
     run = Run(preview, step=0.1, cost=0.2)
     run.go(100)
     times = sorted(time for _, time in [*run.sent, *run.told])
-    assert 0.25 <= min(b - a for a, b in zip(times[:-1], times[1:-1]))
-    assert max(b - a for a, b in zip(times, times[1:])) <= 0.6  # with a sheet in between
+    assert 0.25 <= min(b - a for a, b in pairwise(times[:-1]))
+    assert max(b - a for a, b in pairwise(times)) <= 0.6  # with a sheet in between
 
 
 def test_other_latents_are_passed_over(preview):
@@ -330,8 +331,8 @@ def server(monkeypatch):
 def sampled(svd, node):
     """Our sampler as node "9:1" of prompt "p", which stands for node "9"; gives the frames and the host's progress calls."""
 
-    def run(frames=4, model=svd.ours, conditioning={}, max_cfg=2.5, sampler="euler", steps=STEPS, more=()):
-        positive, negative = ([[c, {**options, **conditioning}] for c, options in conds] for conds in prompts(svd.config))
+    def run(frames=4, model=svd.ours, conditioning=None, max_cfg=2.5, sampler="euler", steps=STEPS, more=()):
+        positive, negative = ([[c, {**options, **(conditioning or {})}] for c, options in conds] for conds in prompts(svd.config))
         graph, progress = DynamicPrompt({}), []
         graph.add_ephemeral_node("9:1", {}, "9", "9")
         reset_progress_state("p", graph)
@@ -373,8 +374,8 @@ def test_from_the_second_step_on_sheets_are_in_taesds_colors_where_the_host_has_
         assert distances[0] < 8 and distances[0] < 0.5 * min(distances[1:])
 
 
-def test_taesd_is_not_tried_in_a_run_too_short_for_a_second_sheet(sampled, server, taesd, monkeypatch):
-    """The miniature takes a few ms a step here; by the real clock."""
+def test_taesd_is_not_tried_where_there_is_no_time_for_a_second_sheet(sampled, server, preview, taesd, monkeypatch):
+    monkeypatch.setattr(preview, "SHARE", 0)
     decoded = []
     decode = comfy.taesd.taesd.TAESD.decode
     monkeypatch.setattr(

@@ -390,7 +390,7 @@ def condition(node, image, vae, width=64, height=64, frames=3, **options):
 def test_conditioning_equals_the_hosts_without_augmentation(node, image, vae, clip_vision):
     ours = condition(node, image, vae, clip_vision=clip_vision)
     host = run_node(node("SVD_img2vid_Conditioning"), clip_vision, image, vae, 64, 64, 3, 127, 6, 0.0)
-    for (ours_cond, ours_extra), (host_cond, host_extra) in zip([ours[0][0], ours[1][0]], [host[0][0], host[1][0]]):
+    for (ours_cond, ours_extra), (host_cond, host_extra) in zip([ours[0][0], ours[1][0]], [host[0][0], host[1][0]], strict=True):
         assert ours_cond.shape == (1, 1, 1024) and torch.equal(ours_cond, host_cond)
         assert ours_extra.keys() == host_extra.keys()
         assert torch.equal(ours_extra["concat_latent_image"], host_extra["concat_latent_image"])

@@ -1,6 +1,7 @@
 """ControlNets without layers over time on an SVD model: SVD's own spatial-only ones, and those of SD 2.1."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import comfy.model_detection
 import comfy.utils
@@ -28,12 +29,12 @@ def public_names(tensors):
 def taps(config, make):
     """The parts that a ControlNet has beside the UNet's way down; `make(shape)` gives a tensor."""
     layers = {"conv_in": (HINT_WIDTHS[0], 3), "conv_out": (config.model_channels, HINT_WIDTHS[-1])}
-    for i, (narrow, wide) in enumerate(zip(HINT_WIDTHS, HINT_WIDTHS[1:])):
+    for i, (narrow, wide) in enumerate(pairwise(HINT_WIDTHS)):
         layers |= {f"blocks.{2 * i}": (narrow, narrow), f"blocks.{2 * i + 1}": (wide, narrow)}
     shapes = {f"controlnet_cond_embedding.{name}": (*widths, 3, 3) for name, widths in layers.items()}
     widths = [mult * config.model_channels for mult in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4, 4)]
     names = [*(f"controlnet_down_blocks.{i}" for i in range(12)), "controlnet_mid_block"]
-    shapes |= {name: (width, width, 1, 1) for name, width in zip(names, widths)}
+    shapes |= {name: (width, width, 1, 1) for name, width in zip(names, widths, strict=True)}
     weights = {f"{name}.weight": make(shape) for name, shape in shapes.items()}
     return weights | {f"{name}.bias": make(shape[:1]) for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""SVD's ControlNet in bounded memory: videos one by one, smaller parts where memory runs out, a truthful estimate; and other SVDs."""
+"""SVD's ControlNet in bounded memory: videos one by one, smaller chunks where memory runs out, a true estimate; and other SVDs."""
 
 import logging
 from dataclasses import replace
@@ -29,7 +29,7 @@ def residuals(pairs, ours, svd_net):
 
 
 def same(given, expected):
-    return all(relative_error(a, b) <= 1e-5 for place in expected for a, b in zip(given[place], expected[place]))
+    return all(relative_error(a, b) <= 1e-5 for place in expected for a, b in zip(given[place], expected[place], strict=True))
 
 
 def rows_of(net):
@@ -131,10 +131,12 @@ def test_a_net_of_another_svd_is_refused_before_any_network_runs(pack, pairs, no
     config = pack("unet").ControlNetConfig(replace(SMALL["svd"], **changes), 3, (4, 6, 8, 10))
     net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
     control = bridge.SVDControl(fill(net, 13), load_device=CPU)
-    model, apply = getattr(pair, model), node("ControlNetApplyAdvanced" if model == "host" else "TemporalUNetApplyControlNetResiduals")
+    apply = node("ControlNetApplyAdvanced" if model == "host" else "TemporalUNetApplyControlNetResiduals")
+    model = getattr(pair, model)
     names = "" if model is pair.host else "Apply ControlNet Residuals: "
     handles = [n.register_forward_pre_hook(lambda module, args: calls.append(1)) for n in (net, model.model.diffusion_model)]
-    with pytest.raises(ValueError, match=f"^{names}this ControlNet is for a UNet with .* Load the UNet that it was trained with") as error:
+    message = f"^{names}this ControlNet is for a UNet with .* Load the UNet that it was trained with"
+    with pytest.raises(ValueError, match=message) as error:
         sample(model, *run_node(apply, *prompts(pair.config), control, hints(FRAMES), 1.0, 0.0, 1.0), frames=FRAMES)
     for handle in handles:
         handle.remove()

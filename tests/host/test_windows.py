@@ -1,4 +1,4 @@
-"""Windows over long clips: every frame covered, joints that move, what each window is given, memory, the miniature's long flights."""
+"""Windows over long clips: every frame covered, joints that move, what each window is given, memory, long flights."""
 
 import itertools
 
@@ -30,9 +30,9 @@ def svd(pack, tmp_path_factory):
 
 @pytest.fixture
 def run(svd, node):
-    def run(model=None, frames=TOTAL, steps=2, sampler="euler", latent={}, **options):
+    def run(model=None, frames=TOTAL, steps=2, sampler="euler", latent=None, **options):
         positive, negative = prompts(svd.config)
-        latent = {"samples": torch.zeros(frames, 4, 8, 8), **latent}
+        latent = {"samples": torch.zeros(frames, 4, 8, 8), **(latent or {})}
         options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
         return run_node(
             node("TemporalUNetSVDSampler"), model or svd.ours, positive, negative, latent, 5, steps, 1.0, 2.5, "linear", sampler,
@@ -101,7 +101,7 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows
 def in_colors_of(picture, latent):
     """Each channel of latent [c, h, w] with the mean and spread that it has in the picture; contrast changes by 1.5 at most."""
     channels = []
-    for seen, wanted in zip(latent, picture):
+    for seen, wanted in zip(latent, picture, strict=True):
         contrast = min(max(float(wanted.std() / seen.std()), 1 / 1.5), 1.5)
         channels.append((seen - seen.mean()) * contrast + wanted.mean())
     return torch.stack(channels)

@@ -81,7 +81,8 @@ def write_bad_files(folder: Path, good: Path) -> None:
     dev.link_file(good / "vae" / "untrained_vae.safetensors", folder / "vae.safetensors")
     weights = load_file(good / "diffusion_models" / "untrained_sdxl.safetensors")
     prefix = "model.diffusion_model."
-    save_file({name: value for name, value in weights.items() if name != prefix + "time_embed.2.bias"}, folder / "missing_key.safetensors")
+    most = {name: value for name, value in weights.items() if name != prefix + "time_embed.2.bias"}
+    save_file(most, folder / "missing_key.safetensors")
     save_file({**weights, prefix + "out.0.weight": torch.zeros(7)}, folder / "misshaped_key.safetensors")
 
 
@@ -116,7 +117,8 @@ def server(host, tmp_path_factory):
     """The server that the tests share."""
     base, small = tmp_path_factory.mktemp("comfyui"), dev.untrained_models(host)
     # As a checkpoint without an image encoder.
-    dev.link_file(small / "diffusion_models" / "untrained_sd15.safetensors", base / "models" / "checkpoints" / "untrained_sd15.safetensors")
+    name = "untrained_sd15.safetensors"
+    dev.link_file(small / "diffusion_models" / name, base / "models" / "checkpoints" / name)
     running = start(host, base, [small, dev.untrained_models(host, *LARGE)])
     write_bad_files(base / "models" / "diffusion_models", small)
     write_bad_controlnets(base / "models" / "controlnet")

@@ -41,8 +41,12 @@ def copies(amount: int) -> dict:
 PROBE_IMAGE = {"probe": node("ProbeImage")}
 NO_ENCODER = {"checkpoint": node("ImageOnlyCheckpointLoader", ckpt_name=SD15)}
 RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message must say)
-    "truncated file": (unet("truncated.safetensors"), "TemporalUNetLoader", ["truncated.safetensors", "cut off", "Download it again"]),
-    "web page": (unet("web_page.safetensors"), "TemporalUNetLoader", ["web_page.safetensors", "web page", r"\.safetensors file itself"]),
+    "truncated file": (
+        unet("truncated.safetensors"), "TemporalUNetLoader", ["truncated.safetensors", "cut off", "Download it again"],
+    ),
+    "web page": (
+        unet("web_page.safetensors"), "TemporalUNetLoader", ["web_page.safetensors", "web page", r"\.safetensors file itself"],
+    ),
     "LoRA": (unet("lora.safetensors"), "TemporalUNetLoader", ["lora.safetensors", "a LoRA, not a UNet", "LoRA loader"]),
     "VAE": (unet("vae.safetensors"), "TemporalUNetLoader", ["vae.safetensors", "a VAE, not a UNet", "Load VAE"]),
     "missing key": (
@@ -55,7 +59,10 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
     ),
     "SD1 ControlNet on SVD": (
         controlled_svd(), SAMPLER,
-        ["Apply ControlNet Residuals: this ControlNet is for Stable Diffusion 1, the model is Stable Video Diffusion", "Load a ControlNet"],
+        [
+            "Apply ControlNet Residuals: this ControlNet is for Stable Diffusion 1, the model is Stable Video Diffusion",
+            "Load a ControlNet",
+        ],
     ),
     "SD1 ControlNet on SDXL": (
         controlled_image(SDXL, 2048), "KSampler",
@@ -67,17 +74,23 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
     ),
     "curve of frame strengths": (
         controlled_image(SD15, 768, frame_strengths="0:1, half:2"), "TemporalUNetApplyControlNetResiduals",
-        ["Apply ControlNet Residuals: frame_strengths", "'half:2'.*: its position is not a number", "expected position:value points"],
+        [
+            "Apply ControlNet Residuals: frame_strengths", "'half:2'.*: its position is not a number",
+            "expected position:value points",
+        ],
     ),
     "curve that overflows": (
-        controlled_image(SD15, 768, frame_strengths="0:1e308"), APPLY, ["frame_strengths", "value 1e308 is not from -10000 to 10000"],
+        controlled_image(SD15, 768, frame_strengths="0:1e308"), APPLY,
+        ["frame_strengths", "value 1e308 is not from -10000 to 10000"],
     ),
     "long curve": (controlled_image(SD15, 768, frame_strengths="0:1, " * 4000), APPLY, ["frame_strengths", "'0:1, 0:1.*…'"]),
     "NaN as strength": (
         controlled_image(SD15, 768, strength=float("nan")), APPLY,
         ["^Apply ControlNet Residuals: strength is NaN, expected a finite number"],
     ),
-    "ControlNet: web page": (controlnet("web_page.pth"), CONTROLNET_LOADER, [r"web_page\.pth: it is a web page", r"the \.pth file itself"]),
+    "ControlNet: web page": (
+        controlnet("web_page.pth"), CONTROLNET_LOADER, [r"web_page\.pth: it is a web page", r"the \.pth file itself"],
+    ),
     "ControlNet: cut off": (
         controlnet("cut_off.pth"), CONTROLNET_LOADER,
         [r"^cut_off\.pth cannot be read as a PyTorch file \(it is cut off\)", "Download it again"],
@@ -86,9 +99,12 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
         controlnet("damaged.bin"), CONTROLNET_LOADER,
         [r"^damaged\.bin cannot be read as a PyTorch file \(it is damaged", "Download it again"],
     ),
-    "ControlNet: list": (controlnet("list.pt"), CONTROLNET_LOADER, ["Load ControlNet.*: list.pt holds no ControlNet", "Choose a ControlNet"]),
+    "ControlNet: list": (
+        controlnet("list.pt"), CONTROLNET_LOADER, ["Load ControlNet.*: list.pt holds no ControlNet", "Choose a ControlNet"],
+    ),
     "latent of 16 channels": (
-        svd_with(SAMPLER, {"sd3": node("EmptySD3LatentImage", width=64, height=64, batch_size=3)}, latent_image=["sd3", 0]), SAMPLER,
+        svd_with(SAMPLER, {"sd3": node("EmptySD3LatentImage", width=64, height=64, batch_size=3)}, latent_image=["sd3", 0]),
+        SAMPLER,
         ["SVD Temporal UNet Sampler: latent_image", r"\[3, 16, 8, 8\]", r"expected \[frames, 4, "],
     ),
     "latent of 0 frames": (

@@ -169,7 +169,7 @@ def test_the_node_is_as_the_contract_says(node_info, node_id):
     for name, (type_, options) in expected.items():
         assert found[name][0] == type_, name
         assert {key: found[name][1].get(key) for key in options} == options, name
-    assert list(zip(info["output"], info["output_name"])) == outputs
+    assert list(zip(info["output"], info["output_name"], strict=True)) == outputs
 
 
 @pytest.mark.parametrize("node_id", CONTRACT)

@@ -44,7 +44,8 @@ def overhear(server, prompt: dict, queued_by: str | None, **extra_data) -> tuple
     async def run():
         async with aiohttp.ClientSession() as session:
             sockets = [await session.ws_connect(f"{server.url}/ws?clientId={name}", max_msg_size=0) for name in clients]
-            listening = [asyncio.create_task(client.listen(socket)) for client, socket in zip(clients.values(), sockets)]
+            pairs = zip(clients.values(), sockets, strict=True)
+            listening = [asyncio.create_task(client.listen(socket)) for client, socket in pairs]
             prompt_id = (await asyncio.to_thread(server.post, "/prompt", request))["prompt_id"]
             entry = await asyncio.to_thread(server.wait, prompt_id, PROMPT_TIMEOUT)
             await asyncio.sleep(SETTLE)

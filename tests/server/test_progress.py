@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+from itertools import pairwise
 
 from PIL import Image
 
@@ -38,7 +39,7 @@ def test_a_cancel_ends_the_sampling_within_one_network_call(server):
 
     watched = watch(server, prompt, cancel_after_the_third_step)
     steps = watched.progress(sampler)
-    step_times = [later[0] - earlier[0] for earlier, later in zip(steps, steps[1:]) if later[1] > earlier[1]]
+    step_times = [later[0] - earlier[0] for earlier, later in pairwise(steps) if later[1] > earlier[1]]
     assert watched.events[-1][0] == "execution_interrupted", watched.events[-1]
     assert watched.events[-1][1]["node_id"] == sampler
     # euler asks the network once a step, for positive and negative together.

@@ -73,15 +73,16 @@ class Watched:
 
     def progress(self, node_id: str) -> list[tuple[float, int, int]]:
         """(time, value, max) of each progress message of a node."""
-        return [(at, data["value"], data["max"]) for at, (kind, data) in zip(self.times, self.events)
-                if kind == "progress" and data["node"] == node_id]
+        timed = zip(self.times, self.events, strict=False)  # a message may just be coming
+        return [(at, data["value"], data["max"]) for at, (kind, data) in timed if kind == "progress" and data["node"] == node_id]
 
 
 def watch(server, prompt: dict, on_event=lambda watched: None) -> Watched:
     """Queue a prompt and listen until it ends; `on_event` is called after each message."""
     async def listen() -> Watched:
         client = uuid.uuid4().hex
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}", max_msg_size=0) as socket:
+        url = f"{server.url}/ws?clientId={client}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
             watched = Watched(await asyncio.to_thread(server.queue, prompt, client))
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.BINARY:

@@ -93,9 +93,9 @@ def feature(w: dict, image: torch.Tensor, t: float) -> torch.Tensor:
 def joined(h: torch.Tensor, control: torch.Tensor, gain) -> torch.Tensor:
     """The lines of the authors' UNet, sample by sample: h [n, c, h, w], control [n, c, h', w'], gain a number or [n, 1, h, w]."""
     out = []
-    for sample, c, gain in zip(h, control, gain if torch.is_tensor(gain) else [gain] * len(h)):
+    for sample, c, factor in zip(h, control, gain if torch.is_tensor(gain) else [gain] * len(h), strict=True):
         c = (c - c.sum() / c.numel()) * (_deviation(sample) / (_deviation(c) + 1e-5)) + sample.sum() / sample.numel()
-        out.append(sample + _averaged(c, *sample.shape[-2:]) * gain)
+        out.append(sample + _averaged(c, *sample.shape[-2:]) * factor)
     return torch.stack(out)
 
 

@@ -32,7 +32,8 @@ WORKFLOW = {  # all of it runs in a second; the two Preview as Text are its outp
     "7": node("TemporalUNetLoader", unet_name="untrained_svd.safetensors", weight_dtype="default"),
     "8": node(
         SAMPLER, model=["7", 0], positive=["3", 0], negative=["3", 1], latent_image=["3", 2], seed=0, steps=1, min_cfg=1.0,
-        max_cfg=2.5, guidance="curve", sampler_name="euler", scheduler="karras", denoise=1.0, guidance_curve="0:1, 1:2", guidance_start=0.0,
+        max_cfg=2.5, guidance="curve", sampler_name="euler", scheduler="karras", denoise=1.0, guidance_curve="0:1, 1:2",
+        guidance_start=0.0,
         guidance_end=1.0, window_frames=0, window_overlap=6, closed_loop=False,
     ),
     "9": node("PreviewAny", source=["8", 0]),

@@ -17,10 +17,14 @@ RENDERERS = {"classic": False, "nodes2": True}  # name -> the setting Comfy.VueN
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = 100  # ms without a request, after which a page has loaded what it shows
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
     "--no-first-run",
 ]
-READY = "() => window.app?.vueAppReady && app.isGraphReady && app.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.spinner"
+READY = (
+    "() => window.app?.vueAppReady && app.isGraphReady && app.extensionManager?.workflow?.activeWorkflow "
+    "&& !app.extensionManager.spinner"
+)
 # What the host's own page says on every start, or when it may not reach the internet.
 NOISE = re.compile("|".join((
     r"status of 404 .*/user\.css$",

@@ -1,4 +1,7 @@
-"""A process that loads one UNet with our loader or the host's and measures it: `python -m support.load_worker ours|host PATH DTYPE OUT`."""
+"""A process that loads one UNet with our loader or the host's and measures it.
+
+    python -m support.load_worker ours|host PATH DTYPE OUT
+"""
 
 import gc
 import importlib
@@ -53,7 +56,7 @@ def worker(loader: str, path: str, dtype: str, out: str):
             gc.collect()
             model, again = timed()
             times.append(again)
-        report |= dict(zip(("load", "load and read", "CPU seconds"), map(min, zip(*times))))
+        report |= dict(zip(("load", "load and read", "CPU seconds"), map(min, zip(*times, strict=True)), strict=True))
     Path(out).write_text(json.dumps(report))
 
 

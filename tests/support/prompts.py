@@ -70,7 +70,9 @@ def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def svd(*, seed: int | None = None, width: int = SIZE, height: int = SIZE, frames: int = FRAMES, steps: int = STEPS, **sampler) -> dict:
+def svd(
+    *, seed: int | None = None, width: int = SIZE, height: int = SIZE, frames: int = FRAMES, steps: int = STEPS, **sampler
+) -> dict:
     """Photo to frames, saved as pictures because those lose nothing. Without a `seed`, one that the server has not seen."""
     prompt = example("miniature_image_to_video")
     prompt = changed(prompt, "TemporalUNetSVDConditioning", width=width, height=height, video_frames=frames)

@@ -1,5 +1,7 @@
 """SVD ControlNets with random weights under the names of the public files."""
 
+from itertools import pairwise
+
 import torch
 
 from support.diffusers_names import to_diffusers
@@ -20,7 +22,7 @@ def public_tensors(config=CONFIG, seed=3):
 
     tensors = {to_diffusers(k): v for k, v in random_weights(config, seed).items() if k.startswith(ENCODER)}
     hint = {"conv_in": (WIDTHS[0], 3), "conv_out": (64, WIDTHS[-1])}
-    for i, (narrow, wide) in enumerate(zip(WIDTHS, WIDTHS[1:])):
+    for i, (narrow, wide) in enumerate(pairwise(WIDTHS)):
         hint |= {f"blocks.{2 * i}": (narrow, narrow), f"blocks.{2 * i + 1}": (wide, narrow)}
     for name, (n_out, n_in) in hint.items():
         tensors[f"controlnet_cond_embedding.{name}.weight"] = random(n_out, n_in, 3, 3)

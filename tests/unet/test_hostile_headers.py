@@ -25,7 +25,9 @@ from unet import (
     read_residuals,
 )
 
-BYTES = {"F32": 4, "C64": 8, "I64": 8, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F4": 0.5, "F6_E2M3": 0.75}
+BYTES = {
+    "F32": 4, "C64": 8, "I64": 8, "F16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F4": 0.5, "F6_E2M3": 0.75,
+}
 
 
 @pytest.fixture
@@ -74,7 +76,9 @@ def one(offsets: str) -> bytes:
 
 SENSELESS = {
     "no offsets": one("[]"), "one offset": one("[0]"), "text": one('[0,"x"]'), "null": one("[0,null]"), "list": one("[0,[1]]"),
-    "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "huge number": one("[0,1" + "0" * 5000 + "]"), "infinite": one("[0,1e999]"),
+    "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "huge number": one("[0,1" + "0" * 5000 + "]"),
+    "infinite": one("[0,1e999]"),
     "cut JSON": b'{"a":', "no UTF-8": b'{"\xff":1}', "a number": b'{"a":5}', "metadata of numbers": b'{"__metadata__":{"a":5}}',
 }
 
@@ -179,7 +183,9 @@ def test_a_hint_net_of_odd_shapes_is_refused(name, shape, path):
     assert f"controlnet_cond_embedding.{name}.weight" in refused(open_controlnet, path)
 
 
-@pytest.mark.parametrize("name", ["x" * 10**6, "\x1b[2J\n" * 1000, "input_blocks." + "7" * 10**6 + ".0.x", "controls." + "1" * 5000])
+@pytest.mark.parametrize(
+    "name", ["x" * 10**6, "\x1b[2J\n" * 1000, "input_blocks." + "7" * 10**6 + ".0.x", "controls." + "1" * 5000]
+)
 @pytest.mark.parametrize("opener", [open_checkpoint, open_controlnet, open_controlnext, read_residuals])
 def test_names_of_any_length_and_content_make_short_messages(opener, name, path):
     write(path, *listed({name: (1,), **sd1()}))

@@ -48,7 +48,8 @@ def call(name: str, *arguments: bytes) -> bytes:
 
 
 def tensor(size=(1,), stride=(1,), count=1, storage="torch FloatStorage") -> bytes:
-    stored = b"(" + text("storage") + b"c" + storage.replace(" ", "\n").encode() + b"\n" + text("0") + text("cpu") + number(count) + b"tQ"
+    kind = b"c" + storage.replace(" ", "\n").encode() + b"\n"
+    stored = b"(" + text("storage") + kind + text("0") + text("cpu") + number(count) + b"tQ"
     sizes, strides = (b"(" + b"".join(map(number, numbers)) + b"t" for numbers in (size, stride))
     return call("torch._utils _rebuild_tensor_v2", stored, b"K\0", sizes, strides, b"\x89", call("collections OrderedDict"))
 
@@ -73,11 +74,14 @@ HOSTILE = {  # program -> words
     "deep key": (b"})" + b"\x85" * 100_000 + b"K\1s.", DAMAGED),
     "deep key by memo": (b"})" + b"\x85q\0h\0" * 1000 + b"K\1s.", DAMAGED),
     "many steps": (b"]" * (MOST_STEPS + 1) + b".", DAMAGED),
-    "keys of one hash": (b"}(" + b"".join(number(index * (2**61 - 1)) + b"N" for index in range(10**6, 10**6 + 9)) + b"u.", DAMAGED),
+    "keys of one hash": (
+        b"}(" + b"".join(number(index * (2**61 - 1)) + b"N" for index in range(10**6, 10**6 + 9)) + b"u.", DAMAGED,
+    ),
     "long name": (b"c" + b"a" * 10**6 + b"\na\n.", DAMAGED),
     "long text": (b"X" + struct.pack("<I", 2**32 - 1) + b"a", DAMAGED),
     "item of a tensor": (tensor() + b"K\0K\1s.", DAMAGED),
-    "unknown step": (b"\x95.", DAMAGED), "empty stack": (b"0.", DAMAGED), "nothing": (b"", DAMAGED), "no tuple": (b"K\5Q.", DAMAGED),
+    "unknown step": (b"\x95.", DAMAGED), "empty stack": (b"0.", DAMAGED),
+    "nothing": (b"", DAMAGED), "no tuple": (b"K\5Q.", DAMAGED),
     "more numbers than bytes": (state(tensor(count=1 << 40)), DAMAGED),
     "fewer than none": (state(tensor(count=-1)), DAMAGED),
     "negative size": (state(tensor(size=(-5,))), DAMAGED),
@@ -138,13 +142,18 @@ def test_a_tar_file_that_is_whole_pickles_too_is_refused(tmp_path):
 
 
 SAVED = {  # what people save next to the weights
-    "numbers": {"epoch": 3, "lr": 1e-5, "loss": float("nan"), "seed": 2**64 - 1, "negative": -7, "done": True, "none": None, "z": 1j},
-    "texts": {"name": "depth ✓", "bytes": b"\0\xff" * 600, "long": "x" * 5000, "list": ["a"] * 3, "set": {"a"}, "tuple": (1, ("b", ()))},
+    "numbers": {
+        "epoch": 3, "lr": 1e-5, "loss": float("nan"), "seed": 2**64 - 1, "negative": -7, "done": True, "none": None, "z": 1j,
+    },
+    "texts": {
+        "name": "depth ✓", "bytes": b"\0\xff" * 600, "long": "x" * 5000, "list": ["a"] * 3, "set": {"a"}, "tuple": (1, ("b", ())),
+    },
     "training": OrderedDict(optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.9, 0.999)}]},
                             lr_schedulers=[{"milestones": Counter([3, 5])}]),
     "types": {"dtype": torch.float16, "size": torch.Size([1, 2]), "device": torch.device("cpu"), "layout": torch.strided},
     "tensors": {"parameter": torch.nn.Parameter(torch.ones(2)), "half": torch.ones(2).half(), "bf16": torch.ones(2).bfloat16(),
-                "long": torch.ones(2).long(), "bool": torch.ones(2).bool(), "view": torch.ones(3, 4).t(), "scalar": torch.tensor(1.0)},
+                "long": torch.ones(2).long(), "bool": torch.ones(2).bool(), "view": torch.ones(3, 4).t(),
+                "scalar": torch.tensor(1.0)},
 }
 
 

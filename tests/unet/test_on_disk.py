@@ -42,11 +42,16 @@ def in_time():
 
 def make(kind: str, path: Path) -> None:
     match kind:
-        case "pipe": os.mkfifo(path)
-        case "folder": path.mkdir()
-        case "broken link": path.symlink_to("nowhere")
-        case "loop": path.symlink_to(path.name)
-        case "endless device": path.symlink_to("/dev/zero")
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "broken link":
+            path.symlink_to("nowhere")
+        case "loop":
+            path.symlink_to(path.name)
+        case "endless device":
+            path.symlink_to("/dev/zero")
         case "link to a pipe":
             os.mkfifo(path.with_name("pipe"))
             path.symlink_to("pipe")

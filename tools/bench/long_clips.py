@@ -108,8 +108,8 @@ def drift(video: np.ndarray, of: world.World) -> dict:
     y, x = np.mgrid[:world.SIZE, :world.SIZE]
     frames = range(len(video) - world.FRAMES, len(video))
     away = [np.hypot(x - centres[i, 0], y - centres[i, 1]) > 24 for i in frames]
-    colour = np.mean([np.abs((video[i] - truth)[mask].mean(0)).max() for i, mask in zip(frames, away)])
-    contrast = np.mean([video[i][mask].std() / truth[mask].std() for i, mask in zip(frames, away)])
+    colour = np.mean([np.abs((video[i] - truth)[mask].mean(0)).max() for i, mask in zip(frames, away, strict=True)])
+    contrast = np.mean([video[i][mask].std() / truth[mask].std() for i, mask in zip(frames, away, strict=True)])
     return {"colour": 255 * colour, "contrast": contrast}
 
 

@@ -146,7 +146,7 @@ def score(video: np.ndarray, truth: world.Clip) -> Score:
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     video = np.clip(video, 0, 1).astype(np.float32)
-    pairs = list(zip(truth.frames, video))
+    pairs = list(zip(truth.frames, video, strict=True))
     return Score(
         psnr=np.array([99.0 if np.array_equal(a, b) else peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]),
         ssim=np.array([structural_similarity(a, b, data_range=1, channel_axis=-1) for a, b in pairs]),

@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
                 alike.setdefault((min(ahead.shape), max(ahead.shape)), []).append((p, ahead.T if tall else ahead, tall))
             for members in alike.values():
                 steps = _orthogonal(torch.stack([matrix for _, matrix, _ in members]))
-                for (p, _, tall), step in zip(members, steps):
+                for (p, _, tall), step in zip(members, steps, strict=True):
                     step = step.T if tall else step
                     p.sub_(step.reshape(p.shape) * (group["lr"] * max(1.0, step.shape[0] / step.shape[1]) ** 0.5))
 
@@ -168,7 +168,7 @@ class Run:
         distributed.all_reduce(flat)
         flat /= self.workers
         self.seconds = flat[-1].item()
-        for p, grad in zip(used, flat[:-2].split([p.numel() for p in used])):
+        for p, grad in zip(used, flat[:-2].split([p.numel() for p in used]), strict=True):
             p.grad.copy_(grad.view_as(p))
         return flat[-2]
 
@@ -196,7 +196,7 @@ class Run:
     def _resume(self):
         state = torch.load(self.file, map_location=self.args.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"]):
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.mean, self.step, self.seconds = state["mean"], state["step"], state["seconds"]
         print(f"taken up again at step {self.step}, after {self.seconds:.0f} s, from {self.file}", flush=True)
