@@ -136,7 +136,9 @@ def pip(python: Path, *args, **environment: str) -> None:
 
 def make_venv(python: Path, env: Path) -> None:
     if subprocess.run([python, "-m", "venv", env]).returncode:
-        raise DevError(f"{python} could not make a virtual environment: install its venv module (Debian: python3-venv) and try again.")
+        raise DevError(
+            f"{python} could not make a virtual environment: install its venv module (Debian: python3-venv) and try again."
+        )
 
 
 def interpreter() -> str:
@@ -150,7 +152,9 @@ def package_names(text: str) -> list[str]:
 
 def installed_names(python: Path) -> set[str]:
     """The packages that `python` sees, those of the layers below included."""
-    found = ask_python(python, "__import__('json').dumps([d.metadata['Name'] for d in __import__('importlib.metadata').metadata.distributions()])")
+    found = ask_python(
+        python, "__import__('json').dumps([d.metadata['Name'] for d in __import__('importlib.metadata').metadata.distributions()])"
+    )
     return {*package_names("\n".join(filter(None, json.loads(found))))}  # what a broken installation left has no name
 
 
@@ -162,7 +166,8 @@ def install_locked(env: Path, lock: Path) -> None:
     # A user's ComfyUI keeps the versions it has; only the tests' own tools are always those of the lock.
     left_out = installed_names(env_python(env)) - {*package_names(TEST_REQUIREMENTS.read_text(encoding="utf-8"))}
     entries = re.split(r"\n(?=\w)", lock.read_text(encoding="utf-8"))
-    (env / "lock.txt").write_text("\n".join(entry for entry in entries if not left_out.intersection(package_names(entry))), encoding="utf-8")
+    needed = [entry for entry in entries if not left_out.intersection(package_names(entry))]
+    (env / "lock.txt").write_text("\n".join(needed), encoding="utf-8")
     pip(env_python(env), "install", "--require-hashes", "--only-binary", ":all:", "-r", env / "lock.txt")
 
 
@@ -191,7 +196,7 @@ def layered_env(name: str, below: Path, lock: Path) -> Path:
 
 # Hosts.
 
-# What pip is given as setuptools while it downloads a source package: it wants metadata, and this answers without reading the package.
+# What pip is given as setuptools while it downloads a source package: it wants metadata, and this answers without reading it.
 NO_SETUPTOOLS = """from pathlib import Path
 
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
@@ -203,13 +208,17 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 
 
 def download_source(python: Path, module: str, version: str, sha256: str, folder: Path) -> Path:
-    """The archive of a source package that is built with setuptools, in `folder`. Nothing in it is run, before or after its hash is compared."""
+    """The archive of a source package that is built with setuptools, in `folder`.
+
+    Nothing in it is run, before or after its hash is compared.
+    """
     requirement, stub = folder / "requirement.txt", folder / "stub" / "setuptools"
     requirement.write_text(f"{module}=={version} --hash=sha256:{sha256}\n")
     stub.mkdir(parents=True)
     (stub / "__init__.py").touch()
     (stub / "build_meta.py").write_text(NO_SETUPTOOLS.format(module=module, version=version))
-    pip(python, "download", "--require-hashes", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--ignore-requires-python",
+    pip(python, "download", "--require-hashes", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
+        "--ignore-requires-python",
         "-d", folder, "-r", requirement, PYTHONPATH=str(stub.parent))
     [archive] = folder.glob("*.tar.gz")
     return archive
@@ -252,7 +261,9 @@ def users_host(args: argparse.Namespace) -> Host | None:
     if args.comfyui:
         folder = args.comfyui.expanduser().absolute()
         if not is_comfyui(folder):
-            raise DevError(f"--comfyui {folder} holds no ComfyUI (no main.py and comfy/ in it): name the folder that holds main.py.")
+            raise DevError(
+                f"--comfyui {folder} holds no ComfyUI (no main.py and comfy/ in it): name the folder that holds main.py."
+            )
     elif not getattr(args, "host", None) and above.name == "custom_nodes" and is_comfyui(above.parent):
         folder = above.parent
     else:
@@ -264,7 +275,9 @@ def users_host(args: argparse.Namespace) -> Host | None:
     try:
         ask_python(python, "__import__('torch').__version__")
     except (DevError, OSError) as error:
-        raise DevError(f"{python} cannot import torch, so it is not the Python of {folder}: name that one with --python. ({error})") from None
+        raise DevError(
+            f"{python} cannot import torch, so it is not the Python of {folder}: name that one with --python. ({error})"
+        ) from None
     say(f"Using ComfyUI in {folder} with {python}")
     return Host(str(folder), folder, python)
 
@@ -274,5 +287,7 @@ def test_environment(host: Host) -> Host:
     try:
         return Host(host.name, host.folder, layered_env("tests", host.python, LOCKS / "tests.txt"))
     except DevError as error:
-        raise DevError(f"{error} A package that pip calls not pinned is in {host.python} in a version that the tests do not go with: "
-                       "update that one there.") from None
+        raise DevError(
+            f"{error} A package that pip calls not pinned is in {host.python} in a version that the tests do not go with: "
+            "update that one there."
+        ) from None

@@ -1,4 +1,6 @@
-"""Makes the lock files in tools/locks again: each holds every package of one environment, for all platforms and Pythons, with its hashes.
+"""Makes the lock files in tools/locks again.
+
+Each holds every package of one environment, for all platforms and Pythons, with its hashes.
 
 `python dev.py lock` keeps the versions that still satisfy the requirements, `python dev.py lock -- --upgrade` takes the newest. uv
 resolves them from what the index says of wheels: no package is built or run. Review the difference before you commit it.
@@ -42,11 +44,16 @@ class Uv:
                    "--python", self.python, "--cache-dir", self.folder / "cache"]
         # av has no wheel for a macOS before 14.
         if subprocess.run(command, env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}).returncode:
-            raise DevError(f"uv could not finish `uv pip {' '.join(map(str, arguments))}`: see its message above. It reads the index from "
-                           "UV_DEFAULT_INDEX and not from pip's configuration.")
+            raise DevError(
+                f"uv could not finish `uv pip {' '.join(map(str, arguments))}`: see its message above. It reads the index from "
+                "UV_DEFAULT_INDEX and not from pip's configuration."
+            )
 
     def lock(self, name: str, *arguments) -> None:
-        """Write the lock file `name` for these requirements, and check that it holds wheels of the whole environment for every platform."""
+        """Write the lock file `name` for these requirements.
+
+        Checks that it holds wheels of the whole environment for every platform.
+        """
         lock = LOCKS / name
         say(f"Resolving {lock}")
         self.run("compile", "--universal", "--python-version", PYTHONS[0], "--generate-hashes", "--no-annotate",

@@ -123,7 +123,8 @@ class Server:
             time.sleep(0.2)
         if not re.search(rf"^.*seconds: .*custom_nodes\W{PACK}\s*$", self.log(), re.MULTILINE):
             imports = self.log().partition("Import times for custom nodes")[0].splitlines()
-            raise ServerError(f"ComfyUI started but could not import the pack in {self.pack}; its log:\n" + "\n".join(imports[-30:]))
+            log = "\n".join(imports[-30:])
+            raise ServerError(f"ComfyUI started but could not import the pack in {self.pack}; its log:\n{log}")
 
     def _check_alive(self) -> None:
         if self.process is None or self.process.poll() is not None:

@@ -87,7 +87,8 @@ def vae_weights(seed: int) -> dict[str, torch.Tensor]:
     scaling = (64, 64, False)
     three = ["block"] * 3
     encoder = [(3, 64, True), "block", scaling, *three, scaling, *three, scaling, *three, (64, 4, True)]
-    decoder = [None, (4, 64, True), None, *three, None, scaling, *three, None, scaling, *three, None, scaling, "block", (64, 3, True)]
+    level = [*three, None, scaling]
+    decoder = [None, (4, 64, True), None, *level, *level, *level, "block", (64, 3, True)]
     tensors = random_tensors(
         {**dict(shapes("taesd_encoder", encoder)), **dict(shapes("taesd_decoder", decoder))}, seed,
         {".conv.4.weight": 0.3, ".weight": 2 ** 0.5},  # each block adds a little; the rest keeps its size through ReLU
@@ -120,7 +121,9 @@ def clip_weights(width: int, layers: int, seed: int) -> dict[str, torch.Tensor]:
 def image_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
     """OpenCLIP ViT-H as it lies in an SVD checkpoint: the host knows it by its 32 layers."""
     width, layers = 1280, 32
-    shapes = {"class_embedding": (width,), "conv1.weight": (width, 3, 14, 14), "positional_embedding": (257, width), "proj": (width, 1024)}
+    shapes = {
+        "class_embedding": (width,), "conv1.weight": (width, 3, 14, 14), "positional_embedding": (257, width), "proj": (width, 1024),
+    }
     norms = ["ln_pre", "ln_post"]
     for layer in (f"transformer.resblocks.{number}" for number in range(layers)):
         norms += [f"{layer}.ln_1", f"{layer}.ln_2"]
@@ -134,7 +137,8 @@ def image_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
 
 def svd_checkpoint_parts(seed: int) -> dict[str, torch.Tensor]:
     """What stands beside the UNet in an SVD checkpoint: image encoder and VAE."""
-    encoder = {f"conditioner.embedders.0.open_clip.model.visual.{name}": value for name, value in image_encoder_weights(seed).items()}
+    prefix = "conditioner.embedders.0.open_clip.model.visual."
+    encoder = {prefix + name: value for name, value in image_encoder_weights(seed).items()}
     return encoder | {f"first_stage_model.{name}": value for name, value in vae_weights(VAE_SEED).items()}
 
 
@@ -154,7 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write small untrained model files in the real layouts.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="becomes like ComfyUI's models folder")
     parser.add_argument("--text-encoders", action="store_true", help="write CLIP-L and CLIP-G (1.6 GB) instead of the small files")
-    parser.add_argument("--svd-checkpoint", action="store_true", help="write a checkpoint with image encoder (1.7 GB) instead of them")
+    parser.add_argument("--svd-checkpoint", action="store_true",
+                        help="write a checkpoint with image encoder (1.7 GB) instead of them")
     parser.add_argument("--full-size", action="store_true", help="in that checkpoint the UNet has all of SVD's 1525 M parameters")
     args = parser.parse_args()
     if args.text_encoders:
@@ -162,7 +167,8 @@ def main() -> None:
         write(args.out / "text_encoders" / "untrained_clip_g.safetensors", clip_weights(**CLIP_G, seed=7))
     if args.svd_checkpoint:
         place(args.out / "checkpoints" / "untrained_svd_checkpoint.safetensors", lambda part: write_unet(
-            part, FULL["svd"] if args.full_size else SVD_REAL_WIDTH, seed=8, dtype=torch.float16, beside=svd_checkpoint_parts(seed=9)))
+            part, FULL["svd"] if args.full_size else SVD_REAL_WIDTH, seed=8, dtype=torch.float16,
+            beside=svd_checkpoint_parts(seed=9)))
     if not (args.text_encoders or args.svd_checkpoint):
         write_small_files(args.out)
 

@@ -87,7 +87,8 @@ WEB = "https://huggingface.co/"
 URLS = {  # where the editor offers to fetch a file that is missing; as in the host's own templates, for SVD beside the one there
     "svd.safetensors": f"{WEB}stabilityai/stable-video-diffusion-img2vid/resolve/main/svd.safetensors",
     "sd_xl_base_1.0.safetensors": f"{WEB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
-    "v1-5-pruned-emaonly.safetensors": f"{WEB}stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
+    "v1-5-pruned-emaonly.safetensors":
+        f"{WEB}stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
     "control_v11p_sd15_canny_fp16.safetensors":
         f"{WEB}comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_canny_fp16.safetensors",
     "svd_lineart.safetensors":
@@ -100,23 +101,23 @@ URLS = {  # where the editor offers to fetch a file that is missing; as in the h
 }
 INPUT_FILES = ("file", "residuals_name")  # inputs that name a file in input/ which the user brings
 LINEART = "svd_lineart.safetensors is controlnet/diffusion_pytorch_model.safetensors of " \
-    "CiaraRowles/temporal-controlnet-lineart-svd-v1 at Hugging Face, renamed; it was trained with svd.safetensors, on 14 frames of " \
-    "512 x 512."
+    "CiaraRowles/temporal-controlnet-lineart-svd-v1 at Hugging Face, renamed; it was trained with svd.safetensors, on 14 frames " \
+    "of 512 x 512."
 ADVICE = {
     "miniature_image_to_video": "To see everything work without a download. The miniature of Stable Video Diffusion comes with the "
-    "source of this pack: python dev.py serve starts ComfyUI with these files in place. It knows only its own small world. For real "
-    "videos open svd_checkpoint_image_to_video.",
+    "source of this pack: python dev.py serve starts ComfyUI with these files in place. It knows only its own small world. For "
+    "real videos open svd_checkpoint_image_to_video.",
     "svd_checkpoint_image_to_video": "Your checkpoint has another name? Choose it in both loaders, *Load UNet* and *Image "
     "encoder and VAE*. For SVD-XT set video_frames to 25. If memory runs out, lower width and height.",
     "svd_controlnet": f"{LINEART} control.mp4 stands for a video of your own. The photo starts the clip, the video's edges lead it "
     "on: photo and first frame should show the same. With depth maps use temporal-controlnet-depth-svd-v1 and bypass Edges.",
-    "controlnet_residuals_to_file": "Runs the ControlNet once, for controlnet_residuals_from_file. control.mp4 stands for a video of "
-    f"your own. Move the file from output/residuals to input. {LINEART}",
+    "controlnet_residuals_to_file": "Runs the ControlNet once, for controlnet_residuals_from_file. control.mp4 stands for a video "
+    f"of your own. Move the file from output/residuals to input. {LINEART}",
     "controlnet_residuals_from_file": "The file is made by controlnet_residuals_to_file (Compute and Save ControlNet Residuals), "
     "with the same checkpoint, width, height and frames as here. Move it from output/residuals to input, press R, and choose it in "
     "Load ControlNet Residuals. The ControlNet itself is not needed any more: change seed, strength and steps at will.",
-    "sd15_controlnet": "The photo's edges steer the picture. Other ControlNets for Stable Diffusion 1.5 want their own kind of control "
-    "image: depth, pose, …",
+    "sd15_controlnet": "The photo's edges steer the picture. Other ControlNets for Stable Diffusion 1.5 want their own kind of "
+    "control image: depth, pose, …",
     "sdxl_text_to_image": "Only the UNet is read out of the checkpoint.",
 }
 
@@ -197,7 +198,8 @@ def photograph(editor: Editor, name: str, path: Path) -> None:
     right, bottom = max(b[0] + b[2] for b in bounds) + 20, max(b[1] + b[3] for b in bounds) + 20
     editor.page.set_viewport_size({"width": int(right - left), "height": int(bottom - top)})
     editor.page.evaluate(
-        "([x, y]) => { app.canvas.resize(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [x, y]; app.canvas.setDirty(true, true) }",
+        "([x, y]) => { app.canvas.resize(); app.canvas.ds.scale = 1; "
+        "app.canvas.ds.offset = [x, y]; app.canvas.setDirty(true, true) }",
         [-left, -top],
     )
     editor.page.wait_for_timeout(1000)

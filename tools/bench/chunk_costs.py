@@ -23,7 +23,8 @@ from unet.layers import VideoResBlock
 from unet.transformer import SpatialVideoTransformer
 
 MIB = 2**20
-BUDGETS = {"whole": None, "512 MiB": 512 * MIB, "128 MiB": 128 * MIB, "32 MiB": 32 * MIB}  # as in nodes/bridge/model/memory_budget.py
+# As in nodes/bridge/model/memory_budget.py.
+BUDGETS = {"whole": None, "512 MiB": 512 * MIB, "128 MiB": 128 * MIB, "32 MiB": 32 * MIB}
 
 
 def miniature(device):

@@ -1,8 +1,8 @@
-"""What does a ControlNet cost? A step of SD 1.5 at full size with and without, by our nodes on our MODEL beside the host's on its own.
+"""What a ControlNet costs: a step of SD 1.5 at full size with and without, our nodes on our MODEL and the host's on its own.
 
     python dev.py bench control [-- --rounds 5 --size 256 --json FILE]
 
-Untrained weights in fp32 on the CPU: time does not depend on their values. The four runs of a round follow one another, so that they
+Untrained weights in fp32 on the CPU: time does not depend on their values. The four runs of a round follow one another, so they
 share what else the machine does.
 """
 
@@ -54,7 +54,8 @@ def measure(package: str, rounds: int, size: int) -> dict:
     for name in ("ours", "host"):
         added = statistics.median(row[f"{name}, controlled"] / row[name] for row in times)
         told[f"{name}: controlled to uncontrolled"] = round(added, 3)
-    told["controlled: ours to host"] = round(statistics.median(row["ours, controlled"] / row["host, controlled"] for row in times), 3)
+    ratios = [row["ours, controlled"] / row["host, controlled"] for row in times]
+    told["controlled: ours to host"] = round(statistics.median(ratios), 3)
     return told
 
 

@@ -2,7 +2,7 @@
 
     python dev.py bench long [-- --worlds 4 --only windows drift loop chain path memory --json FILE]
 
-A *jump* is the root of the mean squared difference of two neighbouring frames. A sprite that flies for long ends up elsewhere than the
+A *jump* is the root of the mean squared difference of two adjacent frames. A sprite that flies for long ends up elsewhere than the
 truth's, since errors of its heading add up; so `appearance` compares each frame with the truth drawn where the sprite is seen.
 """
 
@@ -44,7 +44,8 @@ def appearance(video: np.ndarray, of: world.World) -> np.ndarray:
 
 def joints(studio, frames: int, overlap: int, steps: int) -> np.ndarray:
     """The frames before a window's first or after a window's last in the last step, where a joint would be seen."""
-    windows = sys.modules[type(studio.model.model.diffusion_model).__module__.replace("bridge.model.host_unet", "bridge.sampling.windows")]
+    network = type(studio.model.model.diffusion_model).__module__
+    windows = sys.modules[network.replace("bridge.model.host_unet", "bridge.sampling.windows")]
     length = windows.automatic_length(studio.model, frames)
     starts = windows.window_starts(frames, length, overlap, steps - 1, closed_loop=False)
     ends = [start + length for start in starts if start + length < frames]
@@ -68,7 +69,8 @@ def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> d
             "appearance": _by(seen, world.FRAMES), "one_window": alone[1:].mean(),
             "centre": _by(quality.score(video, world.render(of, LONG)).centre, world.FRAMES),
         })
-        print(f"windows {number}{'' if keep_colors else ', colours free'}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
+        kind = "" if keep_colors else ", colors free"
+        print(f"windows {number}{kind}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
     return _mean(rows)
 
 
@@ -192,7 +194,8 @@ def main() -> None:
     parts = {
         "memory": memory, "windows": lambda studio: over_windows(studio, args.worlds, args.steps),
         "drift": lambda studio: over_windows(studio, args.worlds, args.steps, keep_colors=False),
-        "loop": lambda studio: loops(studio, args.worlds, args.steps), "chain": lambda studio: chains(studio, args.worlds, args.steps),
+        "loop": lambda studio: loops(studio, args.worlds, args.steps),
+        "chain": lambda studio: chains(studio, args.worlds, args.steps),
         "path": lambda studio: paths(studio, args.worlds, args.steps),
     }
     with torch.inference_mode():

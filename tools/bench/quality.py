@@ -1,6 +1,7 @@
 """How good are the videos? Made ones against the true continuation, on worlds that training never saw.
 
-As a library: boot a host (`host_in_process.boot`), then `Studio` makes videos through the pack's real nodes, `score` and `summary` compare. As a command:
+As a library: boot a host (`host_in_process.boot`), then `Studio` makes videos through the pack's real nodes, `score` and `summary`
+compare. As a command:
 
     python dev.py bench quality [-- --worlds 32 --json FILE --sheet FILE.webp]
 

@@ -144,7 +144,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     autoencoder = vae.load(args.work, args.device)
-    unet = load_unet(args.weights / "miniature_svd.safetensors", operations=train_svd.LAYERS, dtype=torch.float32, device=args.device)
+    weights = args.weights / "miniature_svd.safetensors"
+    unet = load_unet(weights, operations=train_svd.LAYERS, dtype=torch.float32, device=args.device)
     model = new_model(unet).to(args.device)
     run = Run("controlnet", model, args, average=0.998, matrices=inside)
     clips = SteeredClips(autoencoder, (args.seed * 64 + run.rank) * MOST)

@@ -102,7 +102,9 @@ class Flights:
     def _read(self):
         state = torch.load(self.file, weights_only=True)
         if state["seed"] != self.seed:
-            raise ValueError(f"{self.file} is of seed {state['seed']}, this run is of {self.seed}: remove it or name another --work.")
+            raise ValueError(
+                f"{self.file} is of seed {state['seed']}, this run is of {self.seed}: remove it or name another --work."
+            )
         n = self.count = len(state["paces"])
         self.latents[:n] = state["latents"].float()
         self.centres[:n], self.paces[:n] = state["centres"].numpy(), state["paces"].numpy()

@@ -187,7 +187,8 @@ class Run:
         if self.rank:
             return
         state = {
-            "model": self.model.state_dict(), "mean": self.mean, "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "model": self.model.state_dict(), "mean": self.mean,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step, "seconds": self.seconds,
         }
         torch.save(state, self.file.with_suffix(".part"))
