@@ -122,7 +122,8 @@ def image_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
     """OpenCLIP ViT-H as it lies in an SVD checkpoint: the host knows it by its 32 layers."""
     width, layers = 1280, 32
     shapes = {
-        "class_embedding": (width,), "conv1.weight": (width, 3, 14, 14), "positional_embedding": (257, width), "proj": (width, 1024),
+        "class_embedding": (width,), "conv1.weight": (width, 3, 14, 14), "positional_embedding": (257, width),
+        "proj": (width, 1024),
     }
     norms = ["ln_pre", "ln_post"]
     for layer in (f"transformer.resblocks.{number}" for number in range(layers)):

@@ -11,7 +11,6 @@ import urllib.error
 from urllib.parse import urlencode
 
 import pytest
-import torch
 
 from support.families import FULL, PREFIX
 from support.prompts import changed, node, svd
