@@ -101,6 +101,7 @@ class UNetConfig(Levels):
         """(number of heads, width of a head) of an attention over `channels`."""
         if self.num_heads is not None:
             return self.num_heads, channels // self.num_heads
+        assert self.head_channels is not None  # a config gives one of the two
         return channels // self.head_channels, self.head_channels
 
 

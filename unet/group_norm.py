@@ -7,8 +7,6 @@ from torch import nn
 
 Moments = tuple[int, torch.Tensor, torch.Tensor]  # (values in a group, their mean [b, groups], their variance [b, groups])
 
-PROBE = 4096.0  # so large that eps is lost beside its square, and exact in fp16
-
 
 def moments(x: torch.Tensor, groups: int) -> Moments:
     """The moments of a chunk x [b, c, …], in fp32 at least."""
@@ -32,14 +30,14 @@ def read_affine(norm: nn.GroupNorm, dtype: torch.dtype, device: torch.device) ->
 
 
 def pooled(
-    norm: nn.GroupNorm, chunks: Iterable[Moments], dtype: torch.dtype, affine: Callable | None = None
+    norm: nn.GroupNorm, chunks: Iterable[Moments], dtype: torch.dtype, affine: Callable = read_affine
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The layer as a function of any chunk [b, c, …] in `dtype` of what `chunks` are the moments of.
 
     `affine` gives the layer's weight and bias, as `read_affine` does: a host's layers may cast and patch them.
     """
     mean, variance = (value.repeat_interleave(norm.num_channels // norm.num_groups, 1) for value in pool(chunks))
-    weight, bias = (affine or _affine)(norm, dtype, mean.device)
+    weight, bias = affine(norm, dtype, mean.device)
     scale = weight * torch.rsqrt(variance + norm.eps)
     shift = bias - mean * scale
 
@@ -52,7 +50,7 @@ def pooled(
 
 def residual_in_strips(
     block: nn.Module, seen: Iterable[Moments], strips: Callable[[], Iterator[tuple[slice, torch.Tensor]]],
-    dtype: torch.dtype, affine: Callable | None = None, shift: torch.Tensor | None = None, keep: int = 0,
+    dtype: torch.dtype, affine: Callable = read_affine, shift: torch.Tensor | None = None, keep: int = 0,
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """x + out_layers(in_layers(x) + shift) of a residual block, strip by strip: (place, x, result) of each.
 
@@ -76,7 +74,8 @@ def residual_in_strips(
         h = _run(convolve, normed(x))
         return h if shift is None else h + shift
 
-    kept, inner_seen = [], []
+    kept: list[torch.Tensor] = []
+    inner_seen: list[Moments] = []
     for _, x in strips():
         h = inner(x)
         inner_seen.append(moments(h, inner_norm.num_groups))
@@ -92,19 +91,6 @@ def _run(layers, x):
     for layer in layers:
         x = layer(x)
     return x
-
-
-def _affine(norm, dtype, device):
-    """The layer's weight and bias [c], found by a call of it: a host's layer alone knows where they lie and what patches them.
-
-    It makes the bias out of zeros, and bias + weight and bias - weight out of two values that differ in their sign alone.
-    """
-    probe = torch.zeros(2, norm.num_channels, 2, dtype=dtype, device=device)
-    probe[1, :, 0], probe[1, :, 1] = PROBE, -PROBE
-    zeros, signs = norm(probe).to(_wide(dtype))
-    bias, more, less = zeros[:, 0], signs[:, 0], signs[:, 1]
-    weight = torch.where(more.abs() < less.abs(), more - bias, bias - less)  # the smaller lost less to rounding
-    return weight.to(dtype), bias
 
 
 def _wide(dtype):

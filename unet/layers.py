@@ -7,19 +7,17 @@ Conv3d, GroupNorm, LayerNorm, Embedding). `factory` is `{"dtype": …, "device":
 
 import math
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import costs
 from .chunks import by_rows, spans
-from .group_norm import Moments, moments, pooled
+from .group_norm import moments, residual_in_strips
 from .hooks import Call
 
 GROUPS = 32
-WHOLE = 4  # working memory of the block over time in copies of its input …
-STRIP = 6  # … and of a strip of it in copies of the strip, some of which are in fp32
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10000) -> torch.Tensor:
@@ -42,7 +40,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
         size = (x.shape[-2] * 2, x.shape[-1] * 2) if call.next_skip is None else call.next_skip[2:]
-        row = 2 * x.shape[1] * size[0] * size[1] * x.element_size()
+        row = costs.UPSAMPLE * x.shape[1] * size[0] * size[1] * x.element_size()
         return by_rows(lambda rows: self.conv(F.interpolate(rows, size=size, mode="nearest")), call.budget, row, x)
 
 
@@ -114,7 +112,7 @@ class ResBlock(nn.Module):
             h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
             return self.skip_connection(x) + self.out_layers(h)
 
-        row = (2 * x.shape[1] + 3 * self.out_channels) * x.shape[2] * x.shape[3] * x.element_size()
+        row = costs.res_block(x.shape[1], self.out_channels) * x.shape[2] * x.shape[3] * x.element_size()
         return by_rows(formula, call.budget, row, x, call.emb)
 
 
@@ -142,46 +140,24 @@ class TemporalResBlock(nn.Module):
         h = h + self._shift(call, h.dtype)
         return x + self.out_layers(h)
 
-    def in_strips(self, x: torch.Tensor, call: Call, budget: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """What `forward` makes of x [b, channels, t, 1, pixels] in `budget` bytes: spans of pixels, each with its result.
+    def in_strips(self, x: torch.Tensor, call: Call, budget: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """What `forward` makes of x [b, channels, t, 1, pixels] in `budget` bytes, strip by strip: (pixels, x, result).
 
-        Three rounds: the statistics of the first norm, those of the second, then the result. Once a strip's result is given,
-        that strip of x may be overwritten. Half of the budget keeps what fits of the second round for the third, which
-        computes the rest again.
+        Half of the budget is for the work on a strip, half keeps what fits between the rounds of `residual_in_strips`.
         """
-        half, affine = budget // 2, call.hooks.affine
-        strips = list(spans(x.shape[-1], STRIP * x[..., 0].nbytes, half))
-        keep = half // x[..., strips[0]].nbytes
-        norm, *convolve = self.in_layers
-        inner_norm, *inner_convolve = self.out_layers
-        first = pooled(cast(nn.GroupNorm, norm), (moments(x[..., strip], GROUPS) for strip in strips), x.dtype, affine)
-        shift = self._shift(call, x.dtype)
+        half = budget // 2
+        places = list(spans(x.shape[-1], costs.TIME_STRIP * x[..., 0].nbytes, half))
+        keep = half // x[..., places[0]].nbytes
 
-        def inner(own):
-            return _run(convolve, first(own)) + shift
+        def strips():
+            return ((place, x[..., place].contiguous()) for place in places)
 
-        kept: list[torch.Tensor] = []
-        seen: list[Moments] = []
-        for strip in strips:
-            h = inner(x[..., strip].contiguous())
-            seen.append(moments(h, GROUPS))
-            if len(kept) < keep:
-                kept.append(h)
-        second = pooled(cast(nn.GroupNorm, inner_norm), seen, x.dtype, affine)
-        for strip in strips:
-            own = x[..., strip].contiguous()
-            h = kept.pop(0) if kept else inner(own)
-            yield strip, own + _run(inner_convolve, second(h))
+        seen = (moments(strip, GROUPS) for _, strip in strips())
+        return residual_in_strips(self, seen, strips, x.dtype, call.hooks.affine, self._shift(call, x.dtype), keep)
 
     def _shift(self, call, dtype):
         emb = call.emb.unflatten(0, (-1, call.num_frames))  # [b, t, emb_channels]
         return self.emb_layers(emb).to(dtype).movedim(1, 2)[..., None, None]
-
-
-def _run(layers, x):
-    for layer in layers:
-        x = layer(x)
-    return x
 
 
 class VideoResBlock(ResBlock):
@@ -198,7 +174,7 @@ class VideoResBlock(ResBlock):
         With a budget the block in space runs by frames, the block over time by pixels.
         """
         x = super().forward(x, call)
-        if call.budget is not None and WHOLE * x.nbytes > call.budget:
+        if call.budget is not None and costs.TIME_WHOLE * x.nbytes > call.budget:
             return self._over_time_in_strips(x, call)
         video = x.unflatten(0, (-1, call.num_frames)).transpose(1, 2)  # [b, c, t, h, w]
         video = self.time_stack(video, call)
@@ -208,7 +184,7 @@ class VideoResBlock(ResBlock):
         """Blends x with what the block over time makes of it, in place."""
         pixels = x.view(*x.shape[:2], 1, -1)
         video = pixels.unflatten(0, (-1, call.num_frames)).transpose(1, 2)  # [b, c, t, 1, h*w]
-        for strip, mixed in self.time_stack.in_strips(video, call, call.budget):
+        for strip, _, mixed in self.time_stack.in_strips(video, call, call.budget):
             own = pixels[..., strip]
             own.copy_(self.time_mixer(own, mixed.transpose(1, 2).flatten(0, 1), call.image_only))
         return x

@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import costs
 from .chunks import by_rows, spans
 from .hooks import Call, Hooks
 from .layers import GROUPS, AlphaBlender, timestep_embedding
-
-WORK = 18  # working memory of a transformer block in copies of its input, most of it in the feed-forward
 
 
 class GEGLU(nn.Module):
@@ -105,7 +104,7 @@ class BasicTransformerBlock(nn.Module):
 
 def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: int | None) -> torch.Tensor:
     """x plus the feed-forward of its norm, as many rows at a time as the budget allows."""
-    return by_rows(lambda rows: rows + feed_forward(norm(rows)), budget, WORK * x[0].numel() * x.element_size(), x)
+    return by_rows(lambda rows: rows + feed_forward(norm(rows)), budget, costs.TRANSFORMER * x[0].numel() * x.element_size(), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -152,7 +151,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
         """x [n, c, h, w] to its shape; with a budget some images at a time."""
         call.hooks.enter_transformer(x.shape)
-        row = WORK * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
+        row = costs.TRANSFORMER * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
         tokens = by_rows(self.to_tokens, call.budget, row, x)
         for depth, block in enumerate(self.transformer_blocks):
             call.hooks.enter_depth(depth)
@@ -208,7 +207,7 @@ class SpatialVideoTransformer(SpatialTransformer):
         positions = self.frame_positions(call.num_frames, tokens)
         context = call.context if call.time_context is None else call.time_context
         context = context[::call.num_frames]  # type: ignore[index]  # with transformers there is one
-        pixel = WORK * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
+        pixel = costs.TRANSFORMER * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
         chunks = list(spans(tokens.shape[1], pixel, call.attention_budget))
         for chunk in chunks:
             own = tokens[:, chunk]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from support.families import relative_error
-from unet.group_norm import moments, pool, pooled
+from unet.group_norm import moments, pool, pooled, read_affine
 
 EPS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
@@ -26,9 +26,9 @@ def values(dtype, offset=0.0, rows=2):
     return (offset + mean + spread * torch.randn(rows, 24, 3, 11, generator=generator)).to(dtype)
 
 
-def in_chunks(norm, x, sizes=(4, 1, 6)):
+def in_chunks(norm, x, sizes=(4, 1, 6), affine=read_affine):
     chunks = x.split(sizes, dim=-1)
-    apply = pooled(norm, (moments(chunk, norm.num_groups) for chunk in chunks), x.dtype)
+    apply = pooled(norm, (moments(chunk, norm.num_groups) for chunk in chunks), x.dtype, affine)
     return torch.cat([apply(chunk) for chunk in chunks], dim=-1)
 
 
@@ -59,17 +59,20 @@ def test_large_halves_do_not_overflow():
 
 
 class Patched(nn.GroupNorm):
-    """A layer as hosts have them: its numbers lie in another dtype, and what is used is not what lies there."""
+    """A layer as hosts have them: its values have another dtype, and those that it uses are not those that it stores."""
+
+    def used(self, dtype, device):
+        return -2 * self.weight.to(device, dtype), self.bias.to(device, dtype) + 3
 
     def forward(self, x):
-        weight, bias = -2 * self.weight.to(x.dtype), self.bias.to(x.dtype) + 3
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        return F.group_norm(x, self.num_groups, *self.used(x.dtype, x.device), self.eps)
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [
     (torch.float16, torch.float32), (torch.float32, torch.float16), (torch.float32, torch.bfloat16),
 ])
-def test_a_layer_that_casts_and_patches_its_weights_is_used_as_it_is(stored, dtype):
+def test_a_layer_that_casts_and_patches_its_weights_is_asked_for_them(stored, dtype):
     norm, x = layer(stored, Patched), values(dtype)
     exact = F.group_norm(x.double(), 8, -2 * norm.weight.to(dtype).double(), (norm.bias.to(dtype) + 3).double(), 1e-5)
-    assert relative_error(in_chunks(norm, x), exact) <= max(EPS[dtype], 1.02 * relative_error(norm(x), exact))
+    made = in_chunks(norm, x, affine=Patched.used)
+    assert relative_error(made, exact) <= max(EPS[dtype], 1.02 * relative_error(norm(x), exact))
