@@ -6,10 +6,10 @@ import comfy.samplers
 import comfy.utils
 import torch
 
+from ..node_names import APPLY_RESIDUALS
+from ..node_names import COMPUTE_RESIDUALS as NODE
 from .frame_control import FrameControl, WeighsItself
 from .own_control import frames_of
-
-NODE = "Compute ControlNet Residuals"
 
 
 def compute_residuals(model, positive, latent_image: dict, percent: float, seed: int) -> tuple[list[torch.Tensor], float]:
@@ -96,6 +96,6 @@ def _controls(control: dict | None) -> list[torch.Tensor]:
     if not controls or any(part is not None for part in parts.get("input", ())) or any(c is None for c in controls):
         raise ValueError(
             f"{NODE}: this control gives no residuals for the UNet's skips and middle block (a T2I-Adapter, a ControlNeXt). "
-            f"Connect it to Apply ControlNet Residuals instead."
+            f"Connect it to {APPLY_RESIDUALS} instead."
         )
     return controls

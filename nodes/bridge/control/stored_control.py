@@ -6,11 +6,10 @@ import comfy.model_management as management
 import torch
 
 from ....unet import ControlResiduals, residual_shapes
+from ..node_names import APPLY_RESIDUALS as NODE
 from .frame_weights import indices_for
 from .own_control import OwnControl
 from .pairing import family, family_name, levels_of
-
-NODE = "Apply ControlNet Residuals"
 
 
 def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlResiduals:

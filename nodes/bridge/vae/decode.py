@@ -8,6 +8,7 @@ import comfy.utils
 import torch
 
 from ..model.memory_budget import is_out_of_memory, until_it_fits
+from ..node_names import DECODE_VIDEO
 from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
 
 
@@ -34,7 +35,7 @@ def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) 
         if not is_out_of_memory(error):
             raise
         raise management.OOM_EXCEPTION(
-            f"Decode Video: out of memory on {vae.device} with a latent of {latent.shape[-1]} x {latent.shape[-2]}. Make the "
+            f"{DECODE_VIDEO}: out of memory on {vae.device} with a latent of {latent.shape[-1]} x {latent.shape[-2]}. Make the "
             f"video's width and height smaller, or lower frames_per_chunk."
         ) from error
 
@@ -54,7 +55,7 @@ def _decode_images(vae, latent):
 def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
     if overlap >= frames_per_chunk < len(latent):
         raise ValueError(
-            f"Decode Video: overlap {overlap} leaves nothing of chunks of {frames_per_chunk} frames; expected less than "
+            f"{DECODE_VIDEO}: overlap {overlap} leaves nothing of chunks of {frames_per_chunk} frames; expected less than "
             f"{frames_per_chunk}."
         )
     needed = _frame_bytes(vae, latent) + clip_bytes(decoder, latent[:frames_per_chunk], vae.vae_dtype)
@@ -70,7 +71,7 @@ def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
             if len(storages) == 1:
                 return None
             del storages[0]
-            logging.warning("Decode Video: out of memory; going on with the clip on %s between layers.", storages[0])
+            logging.warning("%s: out of memory; going on with the clip on %s between layers.", DECODE_VIDEO, storages[0])
             progress.update_absolute(before)
             return storages[0]
 
