@@ -13,10 +13,10 @@ from .own_control import frames_of
 
 
 def compute_residuals(model, positive, latent_image: dict, percent: float, seed: int) -> tuple[list[torch.Tensor], float]:
-    """(what the control in `positive` adds to the UNet, in the order of the original's `controls`; the noise level sigma).
+    """(residuals of the control in `positive`, in the order of the original's `controls`; their noise level sigma).
 
-    Each is [frames, c, h, w] on the CPU. The latent is noised to the level at the share `percent` of the sampling. The
-    host loads the models, converts the conditioning and makes windows as in sampling; the UNet itself is not run.
+    Each is [frames, c, h, w] on the CPU. `percent` from 0 to 1 of the sampling gives the noise level to which the latent is
+    noised. The host loads the models, converts the conditioning and makes windows as in sampling; the UNet itself does not run.
     """
     latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
     noise = comfy.sample.prepare_noise(latent, seed, latent_image.get("batch_index"))
@@ -33,25 +33,25 @@ def compute_residuals(model, positive, latent_image: dict, percent: float, seed:
 
 
 def refuse_controlnext(control) -> None:
-    """An error where `control` (or None), or one chained before it, acts in another way than by residuals."""
+    """Raises ValueError where `control` (or None), or one before it in the chain, acts in another way than by residuals."""
     while control is not None:
         inner = control.inner if isinstance(control, FrameControl) else control
         if isinstance(inner, WeighsItself):
             raise ValueError(
-                f"{NODE}: the conditioning already holds a ControlNeXt, which gives no residuals: its part would be lost. "
-                f"Connect the positive from before it, and apply the ControlNeXt beside the residuals in the run."
+                f"{NODE}: the conditioning already holds a ControlNeXt, which gives no residuals: its effect would be "
+                f"lost. Connect the positive from before it, and apply the ControlNeXt next to the residuals in the run."
             )
         control = control.previous_controlnet
 
 
 def _sigma(model_sampling, percent: float) -> float:
-    """The noise level at this share of the sampling; the host gives one beyond the model's at 0 and 1."""
+    """The noise level at this share of the sampling, within the model's: at 0 and 1 the host gives one outside of them."""
     sigma = float(model_sampling.percent_to_sigma(percent))
     return min(max(sigma, float(model_sampling.sigma_min)), float(model_sampling.sigma_max))
 
 
 class _ControlStep(comfy.samplers.Sampler):
-    """A "sampler" of one step that keeps what would go to the UNet as its control, and leaves the latent as it is.
+    """A "sampler" of one step that keeps the residuals meant for the UNet, and leaves the latent as it is.
 
     Frames that lie in several context windows get the mean.
     """
@@ -71,7 +71,7 @@ class _ControlStep(comfy.samplers.Sampler):
         return latent_image
 
     def _keep(self, apply_model, call: dict) -> torch.Tensor:
-        """Stands in the UNet's place; `call` is what the host gives to a "model_function_wrapper"."""
+        """Called instead of the UNet, with what the host passes to a "model_function_wrapper"."""
         controls = _controls(call["c"].get("control"))
         frames, _ = frames_of(call["input"].shape[0], call["c"]["transformer_options"])
         if not self.sums:
@@ -90,10 +90,10 @@ class _ControlStep(comfy.samplers.Sampler):
 
 
 def _controls(control: dict | None) -> list[torch.Tensor]:
-    """A control of the host in the original's order; only what acts on all skips and the middle block has one."""
-    parts = control or {}
-    controls = [*parts.get("output", ()), *parts.get("middle", ())]
-    if not controls or any(part is not None for part in parts.get("input", ())) or any(c is None for c in controls):
+    """The residuals of all skips and of the middle block, in the original's order; raises ValueError where any is missing."""
+    places = control or {}
+    controls = [*places.get("output", ()), *places.get("middle", ())]
+    if not controls or any(c is not None for c in places.get("input", ())) or any(c is None for c in controls):
         raise ValueError(
             f"{NODE}: this control gives no residuals for the UNet's skips and middle block (a T2I-Adapter, a ControlNeXt). "
             f"Connect it to {APPLY_RESIDUALS} instead."
