@@ -27,7 +27,7 @@ def close_menu(page):
 
 @pytest.fixture(autouse=True)
 def workflow(editor):
-    editor.page.evaluate("""async (prompt) => {  // not editor.load_api: there are no pictures to wait for
+    editor.page.evaluate("""async (prompt) => {  // not editor.load_api: there are no images to wait for
         await app.loadApiJson(prompt, 'curves')
         app.graph.getNodeById(8).pos = [3000, 0] // the other node unfolds over it
     }""", WORKFLOW)
@@ -105,7 +105,7 @@ def test_points_are_added_and_deleted_by_mouse(strengths):
     page = strengths.page
     page.mouse.click(*strengths.at(0.5, 0.5))  # on the line
     assert strengths.text == "0:0, 0.5:0.5, 1:1"
-    page.mouse.dblclick(*strengths.at(0.25, 1))  # beside it
+    page.mouse.dblclick(*strengths.at(0.25, 1))  # next to it
     assert strengths.text == "0:0, 0.25:1, 0.5:0.5, 1:1"
     page.mouse.click(*strengths.at(0.25, 1), button="right")
     assert strengths.text == "0:0, 0.5:0.5, 1:1"
@@ -118,7 +118,7 @@ def test_points_are_added_and_deleted_by_mouse(strengths):
     assert strengths.text == "0:1"  # the last one stays
 
 
-def test_points_are_dragged_up_to_their_neighbours_and_along_the_ends(strengths):
+def test_points_are_dragged_up_to_their_neighbors_and_along_the_ends(strengths):
     strengths.text = "0:0, 0.5:0.5, 1:1"
     strengths.drag((0.5, 0.5), (1, 0.25))
     assert strengths.text == "0:0, 0.99:0.25, 1:1"
@@ -210,7 +210,7 @@ def test_the_plot_itself_takes_no_focus_and_that_of_a_point_is_seen_where_the_ke
 
 
 def test_undo_and_redo_go_edit_by_edit_and_keep_the_focus(strengths):
-    strengths.page.evaluate("""() => {  // alone: the host takes for an edit that a node made anew has another size
+    strengths.page.evaluate("""() => {  // alone: the host takes for an edit that a node made again has another size
         for (const node of [...app.graph._nodes]) if (node.id != 5) app.graph.remove(node)
         app.canvas.emitBeforeChange()
         app.canvas.emitAfterChange()
@@ -332,7 +332,7 @@ def promoted(editor):
 
 
 class Promoted:
-    OUTER = "app.rootGraph._nodes.find((node) => node.subgraph)"  # anew each time: undo makes another
+    OUTER = "app.rootGraph._nodes.find((node) => node.subgraph)"  # again each time: undo makes another
 
     def __init__(self, editor):
         self.editor, self.page = editor, editor.page

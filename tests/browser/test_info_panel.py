@@ -1,4 +1,4 @@
-"""The panels of Load UNet and Load ControlNet: what they tell of a file before a run, for which clip, and hostile names."""
+"""The panels of Load UNet and Load ControlNet: what they show of a file before a run, for which clip, and hostile names."""
 
 import shutil
 
@@ -44,7 +44,7 @@ CLIP = {
 
 @pytest.fixture(scope="module")
 def files(server):
-    """Files that cannot be used, beside the good ones."""
+    """Files that cannot be used, next to the good ones."""
     unets, controlnets = server.base / "models" / "diffusion_models", server.base / "models" / "controlnet"
     with safe_open(unets / MINIATURE, "pt") as file:
         half = {name: file.get_tensor(name) for name in file.keys() if not ("middle" in name and ".time_stack." in name)}
@@ -128,7 +128,7 @@ def texts(editor, server):
     return [entry["outputs"][id]["text"][0].split("\n") for id in ("3", "4")]
 
 
-def test_it_tells_before_a_run_what_the_info_output_tells_after_it(editor, server, panel):
+def test_it_shows_before_a_run_what_the_info_output_says_after_it(editor, server, panel):
     unet, control = panel(LOADER).wait_for("Stable Video"), panel(CONTROL_LOADER).wait_for("SVD ControlNet")
     before = unet.lines, control.lines
     unet_info, control_info = texts(editor, server)
@@ -138,17 +138,17 @@ def test_it_tells_before_a_run_what_the_info_output_tells_after_it(editor, serve
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_unusable_unet_is_told_in_the_words_of_the_error(editor, server, panel, name):
+def test_an_unusable_unet_is_reported_in_the_words_of_the_error(editor, server, panel, name):
     panel(LOADER).choose(name)
-    [told] = panel(LOADER).wait_for(name).lines
-    assert told == error_of_a_run(editor, server)
+    [reported] = panel(LOADER).wait_for(name).lines
+    assert reported == error_of_a_run(editor, server)
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", HOSTILE])
-def test_an_unusable_controlnet_is_told_in_the_words_of_the_error(editor, server, panel, name):
+def test_an_unusable_controlnet_is_reported_in_the_words_of_the_error(editor, server, panel, name):
     panel(CONTROL_LOADER).choose(name)
-    [told] = panel(CONTROL_LOADER).wait_for(name).lines
-    assert told == error_of_a_run(editor, server)
+    [reported] = panel(CONTROL_LOADER).wait_for(name).lines
+    assert reported == error_of_a_run(editor, server)
 
 
 def error_of_a_run(editor, server):
@@ -250,13 +250,13 @@ def test_a_name_that_is_in_no_list_is_not_asked_for(editor, files):
     editor.page.on("request", lambda request: asked.append(request.url))
     hostile = "../../../etc/<b>passwd</b>"
     editor.load_api({**LOADERS, "1": node(LOADER, unet_name=hostile, weight_dtype="default")}, "info")
-    [told] = Panel(editor, LOADER).wait_for(hostile).lines
-    assert told == f"{hostile} is not in models/diffusion_models. Put it there and press R, or choose another file."
+    [reported] = Panel(editor, LOADER).wait_for(hostile).lines
+    assert reported == f"{hostile} is not in models/diffusion_models. Put it there and press R, or choose another file."
     assert not [url for url in asked if "unet_info" in url]
     assert [url for url in asked if "controlnet_info" in url]
 
 
-def test_it_is_not_saved_and_a_reopened_workflow_tells_of_its_own_file(editor, panel):
+def test_it_is_not_saved_and_a_reopened_workflow_shows_its_own_file(editor, panel):
     panel(LOADER).choose("untrained_sdxl.safetensors")
     panel(LOADER).wait_for("Stable Diffusion XL")
     workflow = editor.workflow()
@@ -329,9 +329,9 @@ def test_at_its_first_width_a_node_shows_all_of_a_usual_text(editor, files):
     inputs = {**CLIP["7"]["inputs"], "width": 1024, "height": 576, "video_frames": 1000}
     unet, control = node(LOADER, unet_name=LONG[0], weight_dtype="fp16"), node(CONTROL_LOADER, control_net_name=LONG[1])
     editor.load_api({**CLIP, "1": unet, "2": control, "7": node(CONDITIONING, **inputs)}, "info")
-    told = Panel(editor, LOADER).wait_for("for 1000 frames of 1024x576, in windows of 8")
-    assert "computed in float32" in told.lines[1] and LONG[0] in told.lines[2]
-    for panel in (told, Panel(editor, CONTROL_LOADER).wait_for(LONG[1])):
+    reported = Panel(editor, LOADER).wait_for("for 1000 frames of 1024x576, in windows of 8")
+    assert "computed in float32" in reported.lines[1] and LONG[0] in reported.lines[2]
+    for panel in (reported, Panel(editor, CONTROL_LOADER).wait_for(LONG[1])):
         editor.look_at(panel.node_type)
         assert panel.overflow <= 0 and not panel.fades, panel.lines
 
@@ -339,11 +339,11 @@ def test_at_its_first_width_a_node_shows_all_of_a_usual_text(editor, files):
 def test_a_text_that_is_too_long_fades_until_it_is_scrolled_to_its_end(editor, panel):
     editor.look_at(LOADER)
     panel(LOADER).choose(TOO_LONG)
-    told = panel(LOADER).wait_for("is not in models")
-    assert told.overflow > 0 and told.fades
-    editor.page.evaluate(f"() => {told.element}.firstElementChild.lastElementChild.scrollIntoView(false)")
+    reported = panel(LOADER).wait_for("is not in models")
+    assert reported.overflow > 0 and reported.fades
+    editor.page.evaluate(f"() => {reported.element}.firstElementChild.lastElementChild.scrollIntoView(false)")
     editor.drawn()
-    assert not told.fades
+    assert not reported.fades
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

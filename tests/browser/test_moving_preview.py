@@ -216,7 +216,7 @@ def test_arrow_keys_choose_the_frame_and_leaving_plays_on(played):
     assert page.evaluate(WHERE) == before  # neither the node nor the canvas was moved
 
 
-def test_dragging_over_the_picture_chooses_the_frame_also_beyond_its_edges_and_letting_go_plays_on(played):
+def test_dragging_over_the_image_chooses_the_frame_also_beyond_its_edges_and_letting_go_plays_on(played):
     page, mouse = played.page, played.page.mouse
     before = page.evaluate(WHERE)
     [*_, expected] = [cells(sheet) for sheet in played.heard("temporal_unet.preview") if "image" in sheet]
@@ -241,7 +241,7 @@ def test_dragging_over_the_picture_chooses_the_frame_also_beyond_its_edges_and_l
     assert page.evaluate(WHERE) == before  # neither the node nor the canvas was dragged
 
 
-def test_a_step_without_a_picture_changes_the_words_and_keeps_the_picture(played):
+def test_a_step_without_an_image_changes_the_words_and_keeps_the_image(played):
     played.page.evaluate("""() => {
         const sheet = heard['temporal_unet.preview'].findLast((event) => event.image)
         const {node_id, fps, frames} = sheet
@@ -309,7 +309,7 @@ def test_a_height_that_the_user_gives_the_node_meanwhile_is_kept(played):
     assert played.node_height == pytest.approx(height + 60, abs=5)
 
 
-def test_the_hosts_own_preview_is_not_shown_beside_ours_and_both_go_when_the_video_is_there(editor):
+def test_the_hosts_own_preview_is_not_shown_next_to_ours_and_both_go_when_the_video_is_there(editor):
     preview = Preview(editor, steps=12)
     height = preview.node_height
     prompt_id = editor.run({}, preview_method="latent2rgb")
@@ -328,10 +328,10 @@ def test_the_hosts_own_preview_is_not_shown_beside_ours_and_both_go_when_the_vid
 def test_the_window_being_worked_on_is_marked_in_a_long_clip(editor):
     preview = Preview(editor, frames=20, steps=12, window_frames=8, window_overlap=2)
     preview.run()
-    told = [event for event in preview.heard("temporal_unet.preview") if "window" in event]  # quick windows are not all told
-    windows = {(first, last) for first, last in (event["window"] for event in told)}
+    reported = [event for event in preview.heard("temporal_unet.preview") if "window" in event]  # quick windows are not all reported
+    windows = {(first, last) for first, last in (event["window"] for event in reported)}
     assert all(last - first == 7 and 0 <= first <= 12 for first, last in windows) and len(windows) >= 2
-    phrases = {f"step {event['step']} of 12, frames {event['window'][0] + 1} to {event['window'][1] + 1} of 20" for event in told}
+    phrases = {f"step {event['step']} of 12, frames {event['window'][0] + 1} to {event['window'][1] + 1} of 20" for event in reported}
     assert phrases <= set(preview.said)
     marks = {tuple(mark) for mark in editor.page.evaluate("() => marks")}
     assert sorted(marks) == [(pytest.approx(first / 20 * 100), pytest.approx(40)) for first, _ in sorted(windows)]

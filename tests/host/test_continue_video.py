@@ -1,4 +1,4 @@
-"""Continue Video and Join Video: the next clip starts from the last frame, and does not drift in colour."""
+"""Continue Video and Join Video: the next clip starts from the last frame, and does not drift in color."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_it_starts_from_the_last_frame(node, vae, video):
     assert ours[2]["samples"].shape == (6, 4, 8, 9)
 
 
-def test_it_keeps_the_colours_of_the_first_frame(node, vae, video):
+def test_it_keeps_the_colors_of_the_first_frame(node, vae, video):
     """What became too bright and too contrasty is given as it was; other frames do not count."""
     true = 0.4 + 0.2 * video[0]
     drifted = torch.stack([true, torch.rand_like(true), (true - 0.5) * 1.3 + torch.tensor([0.55, 0.5, 0.45])])
@@ -68,7 +68,7 @@ def test_a_continuation_without_drift_is_left_as_it_is(node, video):
     assert torch.allclose(run_node(node("TemporalUNetJoinVideo"), video, more, match_colors=True)[0][5:], more[1:], atol=1e-5)
 
 
-def test_a_drift_in_colour_and_contrast_is_taken_back(node, video):
+def test_a_drift_in_color_and_contrast_is_taken_back(node, video):
     video = 0.3 + 0.4 * video
     true = torch.cat([video[-1:], 0.3 + 0.4 * torch.rand(3, 64, 72, 3)])
     drifted = (true - 0.5) * 1.2 + torch.tensor([0.55, 0.5, 0.45])

@@ -125,7 +125,7 @@ def test_a_process_ends_while_a_disk_does_not_answer():
 
 
 @pytest.mark.parametrize("route", ["unet_info", "controlnet_info"])
-def test_the_browser_is_told_that_the_disk_does_not_answer(pack, questions, disk, monkeypatch, route):
+def test_it_is_reported_to_the_browser_that_the_disk_does_not_answer(pack, questions, disk, monkeypatch, route):
     routes = pack("nodes.bridge.info.routes")
     monkeypatch.setattr(routes, "QUESTIONS", questions(0.1))
     monkeypatch.setattr(routes, "_look", lambda *_: disk.read())

@@ -75,8 +75,8 @@ def cut_up(data) -> list[np.ndarray]:
 
 def hosts_image(previewer, latents, frame, data) -> np.ndarray:
     """What the host's own preview shows of one frame, at the size of the sheet's frames."""
-    picture = previewer.decode_latent_to_preview(latents[frame:frame + 1])
-    return np.asarray(picture.resize((data["width"], data["height"]), Image.Resampling.BOX)).astype(float)
+    image = previewer.decode_latent_to_preview(latents[frame:frame + 1])
+    return np.asarray(image.resize((data["width"], data["height"]), Image.Resampling.BOX)).astype(float)
 
 
 def check_images(data, previewer, latents, limit):
@@ -102,7 +102,7 @@ def test_every_frame_is_in_its_place_in_the_hosts_colors(sheet, latent_format, f
 
 @pytest.mark.parametrize("latent_format", [SD15, SDXL], ids=["sd15", "sdxl"])
 def test_frames_differ_more_than_the_tolerance(latent_format):
-    """Else the test above could not tell one frame from the next."""
+    """Else the test above could not distinguish one frame from the next."""
     latents = clip(25, 72, 128)
     previewer = latent_preview.get_previewer(CPU, latent_format)
     means = [np.asarray(previewer.decode_latent_to_preview(latents[i:i + 1])).mean((0, 1)) for i in range(25)]
@@ -133,7 +133,7 @@ def test_a_thousand_frames_are_drawn_with_their_indices(sheet):
 
 @pytest.mark.parametrize("width, height", [(64, 32), (32, 16), (48, 24), (128, 64)])
 def test_a_smaller_frame_shows_means(sheet, width, height):
-    """Else fine detail would flicker: here alternating pixels, which are grey from afar."""
+    """Else fine detail would flicker: here alternating pixels, which are gray from afar."""
     detail = torch.ones(2, 3, 64, 128)
     detail[..., ::2] = -1
     small = sheet.shrink(detail, width, height)
@@ -186,12 +186,12 @@ class Run:
 
     def __init__(self, preview, step, cost, frames=2):
         self.now, self.step, self.cost, self.sent = 0.0, step, cost, []
-        self.told = []  # (step, time) of the events without a sheet
+        self.reported = []  # (step, time) of the events without a sheet
         self.latents = torch.zeros(frames, 4, 8, 8)
         self.preview = preview.FramePreview(self, self.note, lambda: self.now)
 
     def note(self, data):
-        (self.sent if "image" in data else self.told).append((data["step"], self.now))
+        (self.sent if "image" in data else self.reported).append((data["step"], self.now))
 
     def __call__(self, latents, width, height):
         self.now += self.cost
@@ -266,35 +266,35 @@ def test_a_run_without_a_sheet_between_the_first_and_the_last_stays_in_quick_col
 
 
 def test_the_last_sheet_shows_what_the_run_made(preview):
-    """And comes once, however often a sampler told its step: dpm_fast does it less often than it has steps, dpm_adaptive more."""
-    for told in (1, 3, 10, 17):
-        run, pictures = Run(preview, step=1.0, cost=0.001), []
-        run.preview.send = pictures.append
-        for step in range(told):
+    """And comes once, however often a sampler reports its steps: dpm_fast less often than it has steps, dpm_adaptive more often."""
+    for reported in (1, 3, 10, 17):
+        run, images = Run(preview, step=1.0, cost=0.001), []
+        run.preview.send = images.append
+        for step in range(reported):
             run.now += run.step
             run.preview(step, run.latents, 10)
         run.preview.finish(torch.zeros(5, 4, 8, 8))
-        assert [data["frames"] for data in pictures].count(5) == 1 and pictures[-1]["frames"] == 5
-        steps = [data["step"] for data in pictures]
-        assert steps == sorted(steps) and steps[-1] == 10 and {data["steps"] for data in pictures} == {10}
+        assert [data["frames"] for data in images].count(5) == 1 and images[-1]["frames"] == 5
+        steps = [data["step"] for data in images]
+        assert steps == sorted(steps) and steps[-1] == 10 and {data["steps"] for data in images} == {10}
 
 
 def test_a_run_of_no_steps_shows_nothing(preview):
     run = Run(preview, 1.0, 0.001)
     run.preview.finish(run.latents)
-    assert run.sent == run.told == []
+    assert run.sent == run.reported == []
 
 
-def test_a_short_run_shows_its_first_step_and_its_last_and_tells_the_others(preview):
+def test_a_short_run_shows_its_first_step_and_its_last_and_reports_the_others(preview):
     run = Run(preview, step=1.0, cost=0.3)
     assert [step for step, _ in run.go(10)] == [1, 10]
-    assert [step for step, _ in run.told] == list(range(2, 10))
+    assert [step for step, _ in run.reported] == list(range(2, 10))
 
 
-def test_steps_too_fast_to_show_are_told_four_times_a_second_at_most(preview):
+def test_steps_too_fast_to_show_are_reported_four_times_a_second_at_most(preview):
     run = Run(preview, step=0.1, cost=0.2)
     run.go(100)
-    times = sorted(time for _, time in [*run.sent, *run.told])
+    times = sorted(time for _, time in [*run.sent, *run.reported])
     assert 0.25 <= min(b - a for a, b in pairwise(times[:-1]))
     assert max(b - a for a, b in pairwise(times)) <= 0.6  # with a sheet in between
 
@@ -336,7 +336,7 @@ def sampled(svd, node):
         graph, progress = DynamicPrompt({}), []
         graph.add_ephemeral_node("9:1", {}, "9", "9")
         reset_progress_state("p", graph)
-        comfy.utils.set_progress_bar_global_hook(lambda value, total, picture, **_: progress.append((value, total, picture)))
+        comfy.utils.set_progress_bar_global_hook(lambda value, total, image, **_: progress.append((value, total, image)))
         with CurrentNodeContext("p", "9:1"):
             samples = run_node(
                 node("TemporalUNetSVDSampler"), model, positive, negative, {"samples": torch.zeros(frames, 4, 8, 8)},
@@ -368,9 +368,9 @@ def test_from_the_second_step_on_sheets_are_in_taesds_colors_where_the_host_has_
     server.client_id = "queued"
     _, progress = sampled()
     heard = [data for _, data, _ in server.heard()]
-    assert [data["width"] for data in heard] == [8, 64, 64]  # pixels of a latent, then of a picture
-    for data, (_, _, picture) in zip(heard[1:], progress[1:], strict=True):
-        distances = [np.abs(np.asarray(picture[1]) - cell).mean() for cell in cut_up(data)]
+    assert [data["width"] for data in heard] == [8, 64, 64]  # pixels of a latent, then of an image
+    for data, (_, _, image) in zip(heard[1:], progress[1:], strict=True):
+        distances = [np.abs(np.asarray(image[1]) - cell).mean() for cell in cut_up(data)]
         assert distances[0] < 8 and distances[0] < 0.5 * min(distances[1:])
 
 
@@ -450,7 +450,7 @@ def test_no_fault_of_the_preview_ends_the_run(sampled, server, monkeypatch, capl
     options = {"frames": 5, "max_cfg": 1.0, "steps": 2, "more": more}
     plain, before = sampled(**options)
     server.client_id = "queued"
-    args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews  # the host's own picture would fail as well
+    args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews  # the host's own image would fail as well
     if fault == "no JPEG":
         monkeypatch.delitem(Image.SAVE, "JPEG")
     else:
@@ -481,9 +481,9 @@ def test_the_last_sheet_is_the_result_with_each_sampler(sampled, server, svd, sh
     samples, _ = sampled(sampler=sampler, steps=steps)
     heard = [data for _, data, _ in server.heard()]
     assert all(1 <= data["step"] <= data["steps"] == steps for data in heard)
-    last, told = heard[-1], [data["step"] for data in heard]
-    assert told == sorted(told) and last["step"] == steps
-    assert told.count(steps) == 1 or sampler == "dpm_adaptive"  # that goes on after as many steps as it was asked for
+    last, reported = heard[-1], [data["step"] for data in heard]
+    assert reported == sorted(reported) and last["step"] == steps
+    assert reported.count(steps) == 1 or sampler == "dpm_adaptive"  # that goes on after as many steps as it was asked for
     quick = sheet.LatentColors(SD15.latent_rgb_factors, SD15.latent_rgb_factors_bias)
     assert last["image"] == sheet.draw(svd.ours.model.process_latent_in(samples), quick)["image"]
 
@@ -496,7 +496,7 @@ def test_the_clip_is_shown_at_the_pace_that_the_conditioning_names(sampled, serv
 
 
 @pytest.mark.parametrize("closed_loop", [False, True])
-def test_each_window_is_told_before_its_picture(sampled, server, svd, preview, monkeypatch, closed_loop):
+def test_each_window_is_reported_before_its_image(sampled, server, svd, preview, monkeypatch, closed_loop):
     monkeypatch.setattr(preview, "INTERVAL", 0)
     server.client_id = "queued"
     worked_on = []
@@ -508,19 +508,19 @@ def test_each_window_is_told_before_its_picture(sampled, server, svd, preview, m
     model = svd.ours.clone()
     model.set_model_unet_function_wrapper(spy)
     sampled(frames=9, model=model, max_cfg=1.0, more=("0:1", 0.0, 1.0, 4, 2, closed_loop))  # unguided: one call a window
-    told = [data for _, data, _ in server.heard() if "window" in data]
-    assert [data["window"] for data in told] == [[indices[0], indices[-1]] for indices in worked_on]
-    assert any(first > last for first, last in (data["window"] for data in told)) == closed_loop
-    assert [data["step"] for data in told] == sorted(data["step"] for data in told)
-    assert {data["step"] for data in told} == set(range(1, STEPS + 1)) and {data["frames"] for data in told} == {9}
+    reported = [data for _, data, _ in server.heard() if "window" in data]
+    assert [data["window"] for data in reported] == [[indices[0], indices[-1]] for indices in worked_on]
+    assert any(first > last for first, last in (data["window"] for data in reported)) == closed_loop
+    assert [data["step"] for data in reported] == sorted(data["step"] for data in reported)
+    assert {data["step"] for data in reported} == set(range(1, STEPS + 1)) and {data["frames"] for data in reported} == {9}
 
 
-def test_few_windows_are_told_where_they_are_quick(preview):
+def test_few_windows_are_reported_where_they_are_quick(preview):
     now, sent = 0.0, []
     frames = preview.FramePreview(None, sent.append, lambda: now)
-    tell = preview.WindowPreview(frames, steps=4)
+    report = preview.WindowPreview(frames, steps=4)
     for number in range(100):
-        tell([number, number + 3], 103)
+        report([number, number + 3], 103)
         now += 0.01
     assert [data["window"][0] for data in sent] == [0, 25, 50, 75]
 
@@ -543,7 +543,7 @@ def test_it_is_shown_where_the_host_was_started_without_previews(sampled, server
     args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews
     _, progress = sampled()
     assert "image" in server.heard()[0][1]
-    assert progress and all(picture is None for *_, picture in progress)  # the host leaves out quick steps without a picture
+    assert progress and all(image is None for *_, image in progress)  # the host leaves out quick steps without an image
 
 
 @pytest.mark.parametrize("asked, shown", [("none", False), ("default", True), ("auto", True)])

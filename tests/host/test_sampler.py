@@ -417,12 +417,12 @@ def test_augmentation_is_repeatable_seeded_and_does_not_touch_the_image(node, im
 
 
 def test_augmentation_noise_has_the_level_that_is_asked_for(node, vae, monkeypatch):
-    """What the VAE is given: the picture plus noise of that standard deviation."""
+    """What the VAE is given: the image plus noise of that standard deviation."""
     seen = []
     encode = vae.encode
     monkeypatch.setattr(vae, "encode", lambda pixels: (seen.append(pixels.clone()), encode(pixels))[1])
-    grey = torch.full((1, 256, 256, 3), 0.5)
-    condition(node, grey, vae, 256, 256, augmentation_level=0.25, seed=3)
+    gray = torch.full((1, 256, 256, 3), 0.5)
+    condition(node, gray, vae, 256, 256, augmentation_level=0.25, seed=3)
     assert seen[0].shape == (1, 256, 256, 3)
     assert abs((seen[0] - 0.5).std().item() - 0.25) < 0.005
 
@@ -448,13 +448,13 @@ def test_resize_modes(node, image, vae, mode):
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("shape", [(48, 80), (300, 11), (64, 64)])
 def test_resize_to_any_size(node, vae, mode, size, shape):
-    picture = torch.rand(1, *shape, 3)
-    positive, _, latent = condition(node, picture, vae, *size, resize=mode)
+    photo = torch.rand(1, *shape, 3)
+    positive, _, latent = condition(node, photo, vae, *size, resize=mode)
     assert positive[0][1]["concat_latent_image"].shape == (1, 4, size[1] // 8, size[0] // 8)
     assert latent["samples"].shape == (3, 4, size[1] // 8, size[0] // 8)
 
 
-def test_an_image_with_alpha_and_a_batch_use_the_first_pictures_colours(node, image, vae):
+def test_an_image_with_alpha_and_a_batch_use_the_first_images_colors(node, image, vae):
     rgba = torch.cat([image, torch.rand(1, 48, 80, 1)], dim=-1)
     plain = condition(node, image, vae)[0][0][1]["concat_latent_image"]
     assert torch.equal(condition(node, rgba, vae)[0][0][1]["concat_latent_image"], plain)
@@ -462,7 +462,7 @@ def test_an_image_with_alpha_and_a_batch_use_the_first_pictures_colours(node, im
     assert torch.equal(condition(node, batch, vae)[0][0][1]["concat_latent_image"], plain)
 
 
-def test_a_whole_video_from_picture_to_latent_equals_the_hosts_nodes(node, svd, image, vae, clip_vision, ours):
+def test_a_whole_video_from_image_to_latent_equals_the_hosts_nodes(node, svd, image, vae, clip_vision, ours):
     positive, negative, latent = condition(node, image, vae, clip_vision=clip_vision)
     result = run_node(
         node("TemporalUNetSVDSampler"), svd.ours, positive, negative, latent, 7, 2, 1.0, 2.5, "linear", "euler", "karras"

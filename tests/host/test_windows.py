@@ -53,7 +53,7 @@ def test_windows_cover_the_clip_in_order_of_time_from_the_first_frame(windows, t
         assert starts[0] == 0 and starts == sorted(starts)
         covered = set()
         for start in starts:
-            assert start == 0 or start in covered  # its picture has been made
+            assert start == 0 or start in covered  # its image has been made
             covered |= {(start + i) % total for i in range(length)}
             assert loop or start + length <= total
         assert covered == set(range(total))
@@ -84,7 +84,7 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows
     model = svd.ours.clone()
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "record", recorded)
     run(model, steps=1, keep_colors=keep_colors)
-    picture = calls[0][1]
+    image = calls[0][1]
     sums, weight = torch.zeros(TOTAL, 4, 8, 8), torch.zeros(TOTAL, 1, 1, 1)
     pyramid = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
     assert [indices[0] for indices, _, _ in calls] == windows.window_starts(TOTAL, LENGTH, OVERLAP, 0, False)
@@ -92,16 +92,16 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows
         if indices[0] > 0:
             expected = sums[indices[0]] / weight[indices[0]] / 0.18215
             if keep_colors:
-                expected = in_colors_of(picture[0], expected)
+                expected = in_colors_of(image[0], expected)
             assert relative_error(given, expected.expand_as(given)) <= 1e-5
         sums[indices] += pyramid * made[0]
         weight[indices] += pyramid
 
 
-def in_colors_of(picture, latent):
-    """Each channel of latent [c, h, w] with the mean and spread that it has in the picture; contrast changes by 1.5 at most."""
+def in_colors_of(image, latent):
+    """Each channel of latent [c, h, w] with the mean and spread that it has in the image; contrast changes by 1.5 at most."""
     channels = []
-    for seen, wanted in zip(latent, picture, strict=True):
+    for seen, wanted in zip(latent, image, strict=True):
         contrast = min(max(float(wanted.std() / seen.std()), 1 / 1.5), 1.5)
         channels.append((seen - seen.mean()) * contrast + wanted.mean())
     return torch.stack(channels)
@@ -112,7 +112,7 @@ def test_kept_colors_leave_short_clips_alone(run):
     assert not torch.equal(run(keep_colors=True), run(keep_colors=False))
 
 
-def test_without_overlap_windows_keep_the_picture(svd, run):
+def test_without_overlap_windows_keep_the_image(svd, run):
     assert torch.isfinite(run(window_overlap=0)).all()
 
 

@@ -30,8 +30,8 @@ COMPUTED = {"residuals": node(
 def test_computed_saved_loaded_and_applied(server):
     save = node("TemporalUNetSaveControlNetResiduals", residuals=["residuals", 0], filename_prefix="residuals/test")
     prompt = {name: part for name, part in controlled(COMPUTED).items() if name not in ("sampler", "decode", "save", "control")}
-    (told,) = server.run(prompt | {"save": save})["outputs"]["save"]["residuals"]
-    path = server.base / "output" / told["subfolder"] / told["filename"]
+    (saved,) = server.run(prompt | {"save": save})["outputs"]["save"]["residuals"]
+    path = server.base / "output" / saved["subfolder"] / saved["filename"]
     path.rename(server.base / "input" / "mine.safetensors")
     loaded = {"residuals": node("TemporalUNetLoadControlNetResiduals", residuals_name="mine.safetensors")}
     pictures = server.pictures(server.run(controlled(loaded)))

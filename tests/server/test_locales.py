@@ -1,4 +1,4 @@
-"""What the server tells the front end of the pack's texts in other languages."""
+"""What the server gives the front end of the pack's texts in other languages."""
 
 from tools.assets.make_locales import LANGUAGES, PREFIX, outdated_help, read
 from tools.environments import PACK

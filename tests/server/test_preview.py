@@ -58,8 +58,8 @@ def overhear(server, prompt: dict, queued_by: str | None, **extra_data) -> tuple
     return asyncio.run(run()), clients
 
 
-@pytest.mark.parametrize("sampler, told", [("euler", 4), ("dpm_fast", 2)])  # steps that the sampler tells the host of
-def test_the_client_that_queued_gets_all_frames_and_another_gets_none(server, sampler, told):
+@pytest.mark.parametrize("sampler, reported", [("euler", 4), ("dpm_fast", 2)])  # steps that the sampler reports to the host
+def test_the_client_that_queued_gets_all_frames_and_another_gets_none(server, sampler, reported):
     prompt = svd(steps=4, sampler_name=sampler)
     fps = prompt[only(prompt, "TemporalUNetSVDConditioning")]["inputs"]["fps"]
     prompt_id, clients = overhear(server, prompt, queued_by="first")
@@ -74,12 +74,12 @@ def test_the_client_that_queued_gets_all_frames_and_another_gets_none(server, sa
             "shown": list(range(FRAMES)), "columns": 2, "rows": 2, "width": SIZE // 8, "height": SIZE // 8,
         }
         assert Image.open(io.BytesIO(base64.b64decode(content, validate=True))).size == (2 * SIZE // 8, 2 * SIZE // 8)
-    assert len(clients["first"].pictures) >= told - 1  # the host's own
+    assert len(clients["first"].pictures) >= reported - 1  # the host's own
     assert clients["second"].data("status")  # it did listen
     assert clients["second"].data(EVENT) == []
 
 
-def test_the_windows_of_a_long_clip_are_told_as_they_are_begun(server):
+def test_the_windows_of_a_long_clip_are_reported_as_they_are_begun(server):
     _, clients = overhear(server, svd(steps=3, frames=8, window_frames=4, window_overlap=1), queued_by="first")
     events = clients["first"].data(EVENT)
     windows = [event for event in events if "window" in event]
@@ -93,7 +93,7 @@ def test_the_windows_of_a_long_clip_are_told_as_they_are_begun(server):
     assert clients["second"].data(EVENT) == []
 
 
-def test_without_a_client_id_the_host_tells_everyone_and_we_nobody(server):
+def test_without_a_client_id_the_host_sends_to_everyone_and_we_to_nobody(server):
     _, clients = overhear(server, svd(steps=4), queued_by=None)
     for client in clients.values():
         assert client.data("progress") and client.pictures

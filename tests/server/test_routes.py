@@ -1,4 +1,4 @@
-"""What the server tells of a model file before a run: the words of a run, nothing of files that are not listed, at once."""
+"""What the server answers about a model file before a run: the words of a run, nothing of files that are not listed, at once."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def status(server, route, **query):
     ("untrained_svd.safetensors", "default"), ("untrained_svd.safetensors", "fp8_e4m3fn"), ("untrained_sdxl.safetensors", "fp16"),
     ("checkpoints/untrained_svd_checkpoint.safetensors", "default"),
 ])
-def test_a_unet_is_told_as_its_info_output_tells_it(server, name, dtype):
+def test_a_unet_is_described_as_by_its_info_output(server, name, dtype):
     loader = node("TemporalUNetLoader", unet_name=name, weight_dtype=dtype)
     entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
     answer = ask(server, UNET, name=name, weight_dtype=dtype)
@@ -47,22 +47,22 @@ def test_a_unet_is_told_as_its_info_output_tells_it(server, name, dtype):
     assert lines == expected
 
 
-def test_a_controlnet_is_told_as_its_info_output_tells_it(server):
+def test_a_controlnet_is_described_as_by_its_info_output(server):
     loader = node("TemporalUNetControlNetLoader", control_net_name=CONTROL)
     entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
-    told, expected = ask(server, CONTROLNET, name=CONTROL)["lines"], entry["outputs"]["2"]["text"][0].split("\n")
-    assert told == expected
+    reported, expected = ask(server, CONTROLNET, name=CONTROL)["lines"], entry["outputs"]["2"]["text"][0].split("\n")
+    assert reported == expected
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_unet_is_told_in_the_words_of_the_error(server, name):
+def test_a_bad_unet_is_reported_in_the_words_of_the_error(server, name):
     name = f"{name}.safetensors"
     message = server.fault(changed(svd(), "TemporalUNetLoader", unet_name=name))["exception_message"].strip()
     assert ask(server, UNET, name=name) == {"error": message}
 
 
 @pytest.mark.parametrize("name", ["web_page.pth", "cut_off.pth"])
-def test_a_bad_controlnet_is_told_in_the_words_of_the_error(server, name):
+def test_a_bad_controlnet_is_reported_in_the_words_of_the_error(server, name):
     loader = node("TemporalUNetControlNetLoader", control_net_name=name)
     message = server.fault({"1": loader, "2": node("PreviewAny", source=["1", 1])})["exception_message"].strip()
     assert ask(server, CONTROLNET, name=name) == {"error": message}
@@ -73,7 +73,7 @@ def test_a_bad_controlnet_is_told_in_the_words_of_the_error(server, name):
     "", "no_such.safetensors", "../vae/untrained_vae.safetensors", "checkpoints/../vae/untrained_vae.safetensors", "/etc/passwd",
     "..\\vae\\untrained_vae.safetensors", "untrained_svd.safetensors\0", "untrained_vae.safetensors",
 ])
-def test_a_file_that_the_node_does_not_list_is_not_told_of(server, route, name):
+def test_a_file_that_the_node_does_not_list_is_not_described(server, route, name):
     assert status(server, route, name=name) == 404
 
 
@@ -121,14 +121,14 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
 @pytest.mark.parametrize("make", [
     lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero"), os.mkfifo,
 ], ids=["link that leads nowhere", "link to a device", "pipe"])
-def test_what_is_listed_and_no_file_is_told_in_words(server, route, folder, make):
+def test_what_is_listed_and_not_a_file_is_reported_in_words(server, route, folder, make):
     path = server.base / "models" / folder / "listed.safetensors"
     make(path)
     try:
-        told = ask(server, route, name=path.name)["error"]
+        reported = ask(server, route, name=path.name)["error"]
     finally:
         path.unlink()
-    assert told.startswith("'listed.safetensors' cannot be read: it is not a regular file, or a link that leads nowhere.")
+    assert reported.startswith("'listed.safetensors' cannot be read: it is not a regular file, or a link that leads nowhere.")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ test('what is written reads as the same points', () => {
   assert.equal(formatCurve(RISE), '0:1, 0.5:3, 1:2')
 })
 
-test('a moved point stays between its neighbours and inside 0 to 1', () => {
+test('a moved point stays between its neighbors and inside 0 to 1', () => {
   assert.deepEqual(movePoint(RISE, 1, [0.7, 4]), [[0, 1], [0.7, 4], [1, 2]])
   assert.deepEqual(movePoint(RISE, 1, [7, 4])[1], [0.99, 4])
   assert.deepEqual(movePoint(RISE, 1, [-7, 4])[1], [0.01, 4])
@@ -100,7 +100,7 @@ test('end points are free to leave the ends', () => {
   assert.deepEqual(movePoint(RISE, 2, [0.8, 2])[2], [0.8, 2])
 })
 
-test('a position that only the text gives is kept while the value moves, and where neighbours leave no room', () => {
+test('a position that only the text gives is kept while the value moves, and where neighbors leave no room', () => {
   const close = [[0.4999, 1], [0.5001, 2], [0.5003, 3]]
   assert.deepEqual(movePoint(close, 1, [0.5001, 5])[1], [0.5001, 5])
   assert.deepEqual(movePoint(close, 1, [0.9, 5])[1], [0.5001, 5])

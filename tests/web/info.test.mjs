@@ -71,7 +71,7 @@ test('of a link to no input of the subgraph no value is known', () => {
   assert.equal(valueOf(inside, 'video_frames', () => [{ widgets: [{ name: 'frames', value: 40 }] }]), null)
 })
 
-test('of a clip that is known in part no memory is told', () => {
+test('of a clip that is known in part no memory is shown', () => {
   const clip = { width: 512, height: null, frames: null }
   const answer = { lines: ['SVD', 'x.safetensors'], clip: { bytes: 2 ** 31, frames: 14, width: 512, height: 576, window: 8 } }
   assert.deepEqual(known(clip), { width: 512 })
@@ -112,7 +112,7 @@ test('a graph that runs in a circle comes to an end', () => {
   assert.deepEqual(clipFor(nodes.loader, targets, origins), USUAL_CLIP)
 })
 
-test('a name that the server does not list is told as it is', () => {
+test('a name that the server does not list is shown as it is', () => {
   assert.ok(notListed('../<b>x</b>', FOLDERS).startsWith('../<b>x</b> is not in models/diffusion_models. '))
   assert.equal(
     notListed('checkpoints/svd.safetensors', FOLDERS),

@@ -7,7 +7,7 @@ import {
   caption, cellOf, cornerOf, frameAt, frameUnder, hasImage, imageHeight, readEvent, spansOf, timeOf,
 } from '../../web/js/core/preview.js'
 
-test('a clip of 4 frames at 5 frames a second begins anew after 0.8 s', () => {
+test('a clip of 4 frames at 5 frames a second begins again after 0.8 s', () => {
   const times = [0, 0.19, 0.21, 0.41, 0.61, 0.79, 0.81, 8.05]
   assert.deepEqual(times.map((time) => frameAt(time, 5, 4)), [0, 0, 1, 2, 3, 3, 0, 0])
 })
@@ -42,7 +42,7 @@ test('a window is one part of the clip, or two where it runs over the end into t
   assert.deepEqual(spansOf([6, 1], 8), [[0.75, 1], [0, 0.25]])
 })
 
-test('the words tell the step, the window, the chosen frame, and how it ended', () => {
+test('the words show the step, the window, the chosen frame, and how it ended', () => {
   const run = { step: 7, steps: 20, frames: 100, ended: '' }
   assert.equal(caption(run), 'step 7 of 20')
   assert.equal(caption({ ...run, window: [14, 38] }), 'step 7 of 20, frames 15 to 39 of 100')
