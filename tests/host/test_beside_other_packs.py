@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from comfy.ldm.modules import attention
+from comfy.ldm.modules.diffusionmodules import openaimodel
 
-from support.families import TINY, random_weights, relative_error
+from support.families import TINY, inputs, random_weights, relative_error
 from support.oracle import CPU, ROWS, SMALL, Pair, host_unet, prompts, sample
 from unet import UNetModel
 
@@ -64,3 +66,69 @@ def test_a_widened_first_convolution_says_how_many_channels_it_takes(sd1):
 def test_packs_that_ask_whether_there_is_a_label_embedding_get_the_hosts_answer(name):
     host = host_unet(random_weights(TINY[name]), ROWS[name])
     assert hasattr(UNetModel(TINY[name], device="meta"), "label_emb") == hasattr(host, "label_emb")
+
+
+def walk(network, call, options, frames, **video):
+    """A network's prediction as packs that cache or skip blocks compute it, with the host's function for its blocks."""
+    emb = network.time_embed(openaimodel.timestep_embedding(call["timesteps"], network.model_channels))
+    emb = emb if network.num_classes is None else emb + network.label_emb(call["y"])
+    more = {"num_video_frames": frames, **video}
+    h, skips = call["x"], []
+    options["transformer_index"] = 0
+    for index, block in enumerate(network.input_blocks):
+        options["block"] = ("input", index)
+        h = openaimodel.forward_timestep_embed(block, h, emb, call["context"], options, **more)
+        skips.append(h)
+    options["block"] = ("middle", 0)
+    h = network.middle_block(h, emb, call["context"], options, **more)  # a block runs itself, too
+    for index, block in enumerate(network.output_blocks):
+        options["block"] = ("output", index)
+        h = torch.cat([h, skips.pop()], dim=1)
+        size = skips[-1].shape if skips else None
+        h = openaimodel.forward_timestep_embed(block, h, emb, call["context"], options, size, **more)
+    return network.out(h)
+
+
+def recorded(log):
+    """Options with a patch of the first attention in each transformer, which notes the marks that it is given."""
+    marks = ("block", "block_index", "transformer_index", "activations_shape", "n_heads", "dim_head")
+
+    def patch(q, k, v, extra):
+        log.append([extra[mark] for mark in marks])
+        return q, k * 1.1, v * 0.9
+
+    return {"patches": {"attn1_patch": [patch]}, "cond_or_uncond": [0, 1]}
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "svd"])
+def test_a_walk_over_the_blocks_equals_the_network_and_the_walk_over_the_hosts(pack, tmp_path, name):
+    pair = Pair(pack, tmp_path, name)
+    frames = 3 if pair.config.temporal else 1
+    call = inputs(pair.config, frames=frames, batch=2, size=(9, 15))
+    video = {}
+    if pair.config.temporal:
+        still = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        video = {"image_only_indicator": still, "time_context": torch.randn(6, 1, 1024)}
+    ours, host = (patcher.model.diffusion_model for patcher in pair)
+    walked, expected = [], []
+    made = walk(ours, call, recorded(walked), frames, **video)
+    assert relative_error(made, walk(host, call, recorded(expected), frames, **video)) <= 1e-5
+    assert walked == expected and len({tuple(marks[:3]) for marks in walked}) > 3
+    more = {"num_video_frames": frames} | video
+    own = ours(call["x"], call["timesteps"], call["context"], call.get("y"), transformer_options=recorded([]), **more)
+    assert relative_error(made, own) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["sd1", "svd"])
+def test_layers_are_of_the_classes_that_packs_know_from_the_host(pack, tmp_path, name):
+    ours, host = (patcher.model.diffusion_model for patcher in Pair(pack, tmp_path, name))
+    kinds = (
+        openaimodel.TimestepBlock, openaimodel.ResBlock, openaimodel.VideoResBlock, openaimodel.Upsample, openaimodel.Downsample,
+        openaimodel.TimestepEmbedSequential, attention.SpatialTransformer, attention.SpatialVideoTransformer, torch.nn.Conv2d,
+    )
+
+    def kinds_of(network):
+        blocks = (*network.input_blocks, network.middle_block, *network.output_blocks)
+        return [[isinstance(layer, kind) for kind in kinds] for block in blocks for layer in (block, *block)]
+
+    assert kinds_of(ours) == kinds_of(host)

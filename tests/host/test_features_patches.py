@@ -50,7 +50,7 @@ def attention(q, k, v, extra):
 
 
 def patch_attn_in(name):
-    def apply(patcher, log, layers):
+    def apply(patcher, log):
         def patch(n, context, value, extra):
             log.note(name, extra, n, context, value)
             return n * 1.1, context * 0.9, value * 1.2
@@ -61,7 +61,7 @@ def patch_attn_in(name):
 
 
 def patch_attn_out(name):
-    def apply(patcher, log, layers):
+    def apply(patcher, log):
         def patch(n, extra):
             log.note(f"{name} output", extra, n)
             return n * 1.3
@@ -72,7 +72,7 @@ def patch_attn_out(name):
 
 
 def patch_replace(name, block, number, depth):
-    def apply(patcher, log, layers):
+    def apply(patcher, log):
         def patch(q, k, v, extra):
             log.note(f"{name} replace", extra, q, k, v)
             return attention(q, k, v.flip(1) * 1.5, extra)
@@ -82,7 +82,7 @@ def patch_replace(name, block, number, depth):
     return apply
 
 
-def patch_both_keys(patcher, log, layers):
+def patch_both_keys(patcher, log):
     """The exact place goes before the whole block."""
     for depth, factor in ((None, 0.3), (0, 2.0)):
         def patch(q, k, v, extra, depth=depth, factor=factor):
@@ -92,7 +92,7 @@ def patch_both_keys(patcher, log, layers):
         patcher.set_model_attn1_replace(patch, "middle", 0, depth)
 
 
-def patch_middle(patcher, log, layers):
+def patch_middle(patcher, log):
     def patch(x, extra):
         log.note("middle_patch", extra, x)
         return x + 0.1 * x.flip(-1)
@@ -101,7 +101,7 @@ def patch_middle(patcher, log, layers):
 
 
 def patch_blocks(name):
-    def apply(patcher, log, layers):
+    def apply(patcher, log):
         def patch(h, options):
             log.note(name, options, h)
             return h * 1.1
@@ -111,7 +111,7 @@ def patch_blocks(name):
     return apply
 
 
-def patch_output(patcher, log, layers):
+def patch_output(patcher, log):
     def patch(h, skip, options):
         log.note("output_block_patch", options, h, skip)
         return h * 0.9, skip * 1.2
@@ -119,7 +119,7 @@ def patch_output(patcher, log, layers):
     patcher.set_model_output_block_patch(patch)
 
 
-def patch_emb(patcher, log, layers):
+def patch_emb(patcher, log):
     def patch(emb, model_channels, options):
         log.note(f"emb_patch {model_channels}", options, emb)
         return emb * 1.2
@@ -127,17 +127,17 @@ def patch_emb(patcher, log, layers):
     patcher.set_model_emb_patch(patch)
 
 
-def patch_layer(patcher, log, layers):
+def patch_layer(patcher, log):
     """Only a Downsample is asked about on both hosts: 0.16.3 asks for what no other branch took."""
 
     def patch(layer, x, emb, context, options, output_shape, time_context, num_frames, image_only):
         log.note(f"layer {output_shape} {num_frames if options['x_rows'] != 1 else None}", options, x, emb, context)
         return layer(x) * 1.1
 
-    patcher.set_model_forward_timestep_embed_patch((layers.Downsample, patch))
+    patcher.set_model_forward_timestep_embed_patch((host_layers.Downsample, patch))
 
 
-def patch_middle_after(patcher, log, layers):
+def patch_middle_after(patcher, log):
     def patch(args):
         log.note(f"middle_block_after {sorted(args)}", args["transformer_options"], args["h"], args["x"], args["emb"])
         return {**args, "h": args["h"] * 1.3 + args["emb"].mean()}
@@ -189,15 +189,15 @@ def forward(patcher, config, options=None, controls=True, frames=3):
     )
 
 
-def both(pair, pack, *kinds):
+def both(pair, *kinds):
     """(ours, the host's) output with these patches, and what each side's patches were told."""
     results, logs = [], []
-    for patcher, layers in ((pair.ours, pack("unet.layers")), (pair.host, host_layers)):
+    for patcher in pair:
         log = Recorder()
         patched = patcher.clone()
         patched.model_options.setdefault("transformer_options", {})
         for kind in kinds:
-            KINDS[kind](patched, log, layers)
+            KINDS[kind](patched, log)
         results.append(forward(patched, pair.config))
         logs.append(log.calls)
     return *results, *logs
@@ -211,8 +211,8 @@ def plain(pairs):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_patch_kind_equals_the_host_and_is_told_the_same(pairs, plain, pack, name, kind):
-    ours, host, our_log, host_log = both(pairs[name], pack, kind)
+def test_each_patch_kind_equals_the_host_and_is_told_the_same(pairs, plain, name, kind):
+    ours, host, our_log, host_log = both(pairs[name], kind)
     assert relative_error(ours, host) <= 1e-5
     assert relative_error(ours, plain(name)) > 1e-4, "the patch changed nothing"
     assert our_log, "the patch was never called"
@@ -220,8 +220,8 @@ def test_each_patch_kind_equals_the_host_and_is_told_the_same(pairs, plain, pack
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_patch_kinds_at_once_equal_the_host(pairs, pack, name):
-    ours, host, our_log, host_log = both(pairs[name], pack, *KINDS)
+def test_all_patch_kinds_at_once_equal_the_host(pairs, name):
+    ours, host, our_log, host_log = both(pairs[name], *KINDS)
     assert relative_error(ours, host) <= 1e-5
     assert our_log == host_log
 
@@ -278,9 +278,9 @@ def test_options_after_a_call_are_the_hosts(pairs, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layer_patches_see_the_hosts_arguments(pairs, pack, name):
+def test_layer_patches_see_the_hosts_arguments(pairs, name):
     """0.30.0 asks about every layer; the shape that an upsampling must reach is the skip's."""
-    def run(patcher, layers):
+    def run(patcher):
         seen = []
 
         def patch(layer, x, emb, context, options, output_shape, time_context, num_frames, image_only):
@@ -288,13 +288,13 @@ def test_layer_patches_see_the_hosts_arguments(pairs, pack, name):
             return torch.nn.functional.interpolate(x, size=tuple(output_shape[2:]), mode="nearest")
 
         patched = patcher.clone()
-        patched.set_model_forward_timestep_embed_patch((layers.Upsample, patch))
+        patched.set_model_forward_timestep_embed_patch((host_layers.Upsample, patch))
         return forward(patched, pairs[name].config), seen
 
-    ours, seen = run(pairs[name].ours, pack("unet.layers"))
+    ours, seen = run(pairs[name].ours)
     assert [(block, x, emb) for block, x, emb, _ in seen] and all(shape is not None for *_, shape in seen)
     if MIDDLE_AFTER:
-        host, host_seen = run(pairs[name].host, host_layers)
+        host, host_seen = run(pairs[name].host)
         assert relative_error(ours, host) <= 1e-5
         assert seen == host_seen
 

@@ -23,85 +23,28 @@ def _replaced_blocks(options):
     return {place[:2] for name in ("attn1", "attn2") for place in replacements.get(name, {})}
 
 
-class HostHooks(Hooks):
-    """One forward call under the host: honours every patch in `transformer_options` and keeps its place marks.
+class AttentionHooks(Hooks):
+    """Transformers under the host: honors the patches of attention in `transformer_options` and keeps its place marks there.
 
-    The marks ("block", "block_index", "transformer_index", "activations_shape", "original_shape") and the arguments of
-    each patch are the host's own (`comfy/ldm/modules/diffusionmodules/openaimodel.py` and `attention.py`), since packs
-    read them. `asked` holds what patches may ask for besides the activations: x, timesteps, context, y, image_only_indicator.
+    The marks ("block_index", "activations_shape") and the arguments of each patch are the host's own
+    (`comfy/ldm/modules/attention.py`), since packs read them.
     """
 
-    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, asked: dict):
+    def __init__(self, options: dict, attn_precision: torch.dtype | None):
         self.options = options
-        self.model_channels = model_channels
         self.attn_precision = attn_precision
-        self.asked = asked
         self.patches = options.get("patches", {})
         self.replacements = options.get("patches_replace", {})
-        options["original_shape"] = list(asked["x"].shape)
-        options["transformer_index"] = 0
 
     @property
     def patched(self):
         return _patched_everywhere(self.options) or self.options.get("block") in _replaced_blocks(self.options)
-
-    # where we are
-
-    def enter_block(self, kind, index):
-        self.options["block"] = (kind, index)
 
     def enter_transformer(self, shape):
         self.options["activations_shape"] = list(shape)
 
     def enter_depth(self, index):
         self.options["block_index"] = index
-
-    # whole blocks
-
-    def embedding(self, emb):
-        for patch in self.patches.get("emb_patch", ()):
-            emb = patch(emb, self.model_channels, self.options)
-        return emb
-
-    def layer(self, layer, x, call):
-        for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
-            if isinstance(layer, kind):
-                return patch(
-                    layer, x, call.emb, call.context, self.options, call.next_skip,
-                    call.time_context, call.num_frames, self.asked["image_only_indicator"],
-                )
-        x = super().layer(layer, x, call)
-        if isinstance(layer, SpatialTransformer):
-            self.options["transformer_index"] += 1
-        return x
-
-    def input_block(self, h):
-        for patch in self.patches.get("input_block_patch", ()):
-            h = patch(h, self.options)
-        return h
-
-    def after_skip(self, h):
-        for patch in self.patches.get("input_block_patch_after_skip", ()):
-            h = patch(h, self.options)
-        return h
-
-    def middle_block(self, h, emb):
-        for patch in self.patches.get("middle_block_after_patch", ()):
-            h = patch({
-                "h": h, "x": self.asked["x"], "emb": emb, "context": self.asked["context"], "y": self.asked["y"],
-                "timesteps": self.asked["timesteps"], "transformer_options": self.options,
-            })["h"]
-        return h
-
-    def output_block(self, h, skip):
-        patches = self.patches.get("output_block_patch", ())
-        if patches and h is skip:  # no middle block: FreeU writes h in place and must not reach the skip
-            h = h.clone()
-        for patch in patches:
-            h, skip = patch(h, skip, self.options)
-        return h, skip
-
-    # inside a transformer block
 
     def attn1(self, attn, x, context):
         self.extra = None
@@ -153,3 +96,65 @@ class HostHooks(Hooks):
         """What the patches of one transformer block are told, and share: all options but the patches themselves."""
         options = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
         return {**options, "n_heads": attn.heads, "dim_head": attn.dim_head, "attn_precision": self.attn_precision}
+
+
+class HostHooks(AttentionHooks):
+    """One forward call under the host: honors every patch in `transformer_options` and keeps all place marks.
+
+    The marks ("block", "transformer_index", "original_shape") and the arguments of each patch are the host's own
+    (`comfy/ldm/modules/diffusionmodules/openaimodel.py`). `asked` holds what patches may ask for besides the activations:
+    x, timesteps, context, y, image_only_indicator.
+    """
+
+    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, asked: dict):
+        super().__init__(options, attn_precision)
+        self.model_channels = model_channels
+        self.asked = asked
+        options["original_shape"] = list(asked["x"].shape)
+        options["transformer_index"] = 0
+
+    def enter_block(self, kind, index):
+        self.options["block"] = (kind, index)
+
+    def embedding(self, emb):
+        for patch in self.patches.get("emb_patch", ()):
+            emb = patch(emb, self.model_channels, self.options)
+        return emb
+
+    def layer(self, layer, x, call):
+        for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
+            if isinstance(layer, kind):
+                return patch(
+                    layer, x, call.emb, call.context, self.options, call.next_skip,
+                    call.time_context, call.num_frames, self.asked["image_only_indicator"],
+                )
+        x = super().layer(layer, x, call)
+        if isinstance(layer, SpatialTransformer):
+            self.options["transformer_index"] += 1
+        return x
+
+    def input_block(self, h):
+        for patch in self.patches.get("input_block_patch", ()):
+            h = patch(h, self.options)
+        return h
+
+    def after_skip(self, h):
+        for patch in self.patches.get("input_block_patch_after_skip", ()):
+            h = patch(h, self.options)
+        return h
+
+    def middle_block(self, h, emb):
+        for patch in self.patches.get("middle_block_after_patch", ()):
+            h = patch({
+                "h": h, "x": self.asked["x"], "emb": emb, "context": self.asked["context"], "y": self.asked["y"],
+                "timesteps": self.asked["timesteps"], "transformer_options": self.options,
+            })["h"]
+        return h
+
+    def output_block(self, h, skip):
+        patches = self.patches.get("output_block_patch", ())
+        if patches and h is skip:  # no middle block: FreeU writes h in place and must not reach the skip
+            h = h.clone()
+        for patch in patches:
+            h, skip = patch(h, skip, self.options)
+        return h, skip

@@ -6,6 +6,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from .... import unet
 from ....unet import Residuals
 from .host_hooks import HostHooks, patched_at_large
+from .host_layers import HostLayers, HostTransformer
 from .memory_budget import ChunkedRun, runs_one_by_one
 
 PLACES = ("input", "middle", "output")
@@ -14,9 +15,16 @@ PLACES = ("input", "middle", "output")
 class UNetModel(unet.UNetModel):
     """`unet.UNetModel`, called as the host calls its own (the class's name is one that packs look for)."""
 
+    # Packs that walk the blocks read these and `num_classes`, as the host's own `_forward` does.
+    default_num_video_frames = None
+    predict_codebook_ids = False
+
     def __init__(self, config: unet.UNetConfig, *, attn_precision: torch.dtype | None = None, **kwargs):
-        super().__init__(config, **kwargs)
+        super().__init__(config, layers=HostLayers, **kwargs)
         self.attn_precision = attn_precision
+        for layer in self.modules():
+            if isinstance(layer, HostTransformer):
+                layer.attn_precision = attn_precision
         self.chunked_run = ChunkedRun(config)
 
     @property
@@ -27,7 +35,16 @@ class UNetModel(unet.UNetModel):
     def model_channels(self):
         return self.config.model_channels
 
-    def forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
+    @property
+    def num_classes(self):
+        """The number of classes where y is an index of one, "sequential" where y is a vector, None where there is no y."""
+        return self.config.num_classes or ("sequential" if self.config.takes_y else None)
+
+    def forward(
+        self, x, timesteps=None, context=None, y=None, control=None,
+        transformer_options={},  # noqa: B006  (as the host declares it)
+        **kwargs,
+    ):
         """Runs inside the DIFFUSION_MODEL wrappers of `transformer_options` (EasyCache and others)."""
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
@@ -35,7 +52,8 @@ class UNetModel(unet.UNetModel):
         )
 
     def _forward(
-        self, x, timesteps, context, y=None, control=None, transformer_options={}, *,
+        self, x, timesteps, context, y=None, control=None,
+        transformer_options={}, *,  # noqa: B006  (as the host declares it)
         time_context=None, image_only_indicator=None, num_video_frames=None, **_,
     ):
         frames = self._num_frames(x, transformer_options, num_video_frames)
@@ -47,23 +65,23 @@ class UNetModel(unet.UNetModel):
             return self._call(rows, control, transformer_options, frames, None)
         videos = x.shape[0] // frames
         if videos == 1 or not runs_one_by_one(self.config, x, frames):
-            return self._in_parts(rows, control, transformer_options, frames)
-        parts = (_video(number, videos, rows, control, transformer_options) for number in range(videos))
-        return torch.cat([self._in_parts(*part, frames) for part in parts])
+            return self._in_chunks(rows, control, transformer_options, frames)
+        calls = (_video(index, videos, rows, control, transformer_options) for index in range(videos))
+        return torch.cat([self._in_chunks(*call, frames) for call in calls])
 
-    def _in_parts(self, rows, control, options, frames):
+    def _in_chunks(self, rows, control, options, frames):
         return self.chunked_run.attempt_video(
             rows["x"], lambda budget: self._call(rows, control, options, frames, budget), patched_at_large(options)
         )
 
     def _call(self, rows, control, options, frames, budget):
-        call = {name: rows[name] for name in ("x", "timesteps", "context", "y")}
+        asked = {name: rows[name] for name in ("x", "timesteps", "context", "y")}
         image_only = rows["image_only"]
-        call["image_only_indicator"] = None if image_only is None else image_only.reshape(-1, frames)  # the host's shape
+        asked["image_only_indicator"] = None if image_only is None else image_only.reshape(-1, frames)  # the host's shape
         return super().forward(
             **rows, num_frames=frames, budget=budget,
             controls=Residuals(*(control.get(place, ()) for place in PLACES)) if control else (),
-            hooks=HostHooks(options, self.config.model_channels, self.attn_precision, call),
+            hooks=HostHooks(options, self.config.model_channels, self.attn_precision, asked),
         )
 
     def _num_frames(self, x, transformer_options, num_video_frames):
@@ -75,19 +93,19 @@ class UNetModel(unet.UNetModel):
         return num_video_frames
 
 
-def _video(number: int, videos: int, rows: dict, control: dict | None, options: dict):
+def _video(index: int, videos: int, rows: dict, control: dict | None, options: dict):
     """(rows, control, options) of one of the batch's videos, as the host gives them where it runs one at a time."""
     total = rows["x"].shape[0]
     count = total // videos
-    own = slice(number * count, (number + 1) * count)
+    mine = slice(index * count, (index + 1) * count)
 
-    def part(value):
-        return value[own] if isinstance(value, torch.Tensor) and value.shape[:1] == (total,) else value
+    def own(value):
+        return value[mine] if isinstance(value, torch.Tensor) and value.shape[:1] == (total,) else value
 
-    options = {**options, "sigmas": part(options.get("sigmas"))}
+    options = {**options, "sigmas": own(options.get("sigmas"))}
     for name in ("cond_or_uncond", "uuids"):
         if name in options:
-            options[name] = options[name][number:number + 1]
+            options[name] = options[name][index:index + 1]
     if control is not None:
-        control = {place: [part(residual) for residual in control.get(place, ())] for place in PLACES}
-    return {name: part(value) for name, value in rows.items()}, control, options
+        control = {place: [own(residual) for residual in control.get(place, ())] for place in PLACES}
+    return {name: own(value) for name, value in rows.items()}, control, options

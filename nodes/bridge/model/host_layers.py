@@ -1,0 +1,87 @@
+"""Our layers as layers of the host, for packs that walk the network themselves.
+
+`forward_timestep_embed` in `comfy/ldm/modules/diffusionmodules/openaimodel.py` recognizes layers by class and calls each kind in
+its own way. Each class here is one of ours and of the host's, and takes either call: `(x, Call)`, or the host's arguments.
+"""
+
+import torch
+from comfy.ldm.modules import attention
+from comfy.ldm.modules.diffusionmodules import openaimodel
+from torch import nn
+
+from ....unet import layers, transformer
+from ....unet.encoder import Layers
+from ....unet.hooks import Call
+from .host_hooks import AttentionHooks
+
+
+class _Kind(nn.Module):
+    """Stands between our class and the host's: ends the chain of `__init__` before the host's class builds its layers."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+
+class ResBlock(layers.ResBlock, _Kind, openaimodel.ResBlock):
+    def forward(self, x, emb):
+        return super().forward(x, emb if isinstance(emb, Call) else Call(emb))
+
+
+class VideoResBlock(layers.VideoResBlock, _Kind, openaimodel.VideoResBlock):
+    def forward(self, x, emb, num_video_frames=None, image_only_indicator=None):
+        call = emb
+        if not isinstance(call, Call):
+            call = Call(emb, num_frames=num_video_frames, image_only=_rows(image_only_indicator))
+        return super().forward(x, call)
+
+
+class HostTransformer(_Kind):
+    """What both transformers have besides the layers of ours."""
+
+    attn_precision: torch.dtype | None = None  # that the host computes attention in; None = that of the activations
+
+
+class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attention.SpatialTransformer):
+    def forward(self, x, context=None, transformer_options={}):  # noqa: B006  # the host's default
+        call = context
+        if not isinstance(call, Call):
+            call = Call(None, context, hooks=AttentionHooks(transformer_options, self.attn_precision))
+        return super().forward(x, call)
+
+
+class SpatialVideoTransformer(transformer.SpatialVideoTransformer, HostTransformer, attention.SpatialVideoTransformer):
+    def forward(
+        self, x, context=None, time_context=None, timesteps=None, image_only_indicator=None, transformer_options={}  # noqa: B006
+    ):
+        """`timesteps` is the host's name for the number of frames."""
+        call = context
+        if not isinstance(call, Call):
+            hooks = AttentionHooks(transformer_options, self.attn_precision)
+            call = Call(None, context, time_context, timesteps, _rows(image_only_indicator), hooks)
+        return super().forward(x, call)
+
+
+class Downsample(layers.Downsample, _Kind, openaimodel.Downsample):
+    pass
+
+
+class Upsample(layers.Upsample, _Kind, openaimodel.Upsample):
+    def forward(self, x, call=None, output_shape=None):
+        return super().forward(x, call or Call(None, next_skip=output_shape))
+
+
+def _rows(image_only_indicator):
+    """[b*t] of the host's [b, t]."""
+    return None if image_only_indicator is None else image_only_indicator.flatten()
+
+
+class HostLayers(Layers):
+    """The classes of this file; a block that is called runs the host's `forward_timestep_embed`."""
+
+    TimestepEmbedSequential = openaimodel.TimestepEmbedSequential
+    ResBlock = ResBlock
+    VideoResBlock = VideoResBlock
+    SpatialTransformer = SpatialTransformer
+    SpatialVideoTransformer = SpatialVideoTransformer
+    Downsample = Downsample
+    Upsample = Upsample
