@@ -328,10 +328,10 @@ def test_the_hosts_own_preview_is_not_shown_next_to_ours_and_both_go_when_the_vi
 def test_the_window_being_worked_on_is_marked_in_a_long_clip(editor):
     preview = Preview(editor, frames=20, steps=12, window_frames=8, window_overlap=2)
     preview.run()
-    reported = [event for event in preview.heard("temporal_unet.preview") if "window" in event]  # quick windows are not all reported
-    windows = {(first, last) for first, last in (event["window"] for event in reported)}
+    seen = [event for event in preview.heard("temporal_unet.preview") if "window" in event]  # quick windows are not all reported
+    windows = {(first, last) for first, last in (event["window"] for event in seen)}
     assert all(last - first == 7 and 0 <= first <= 12 for first, last in windows) and len(windows) >= 2
-    phrases = {f"step {event['step']} of 12, frames {event['window'][0] + 1} to {event['window'][1] + 1} of 20" for event in reported}
+    phrases = {f"step {event['step']} of 12, frames {event['window'][0] + 1} to {event['window'][1] + 1} of 20" for event in seen}
     assert phrases <= set(preview.said)
     marks = {tuple(mark) for mark in editor.page.evaluate("() => marks")}
     assert sorted(marks) == [(pytest.approx(first / 20 * 100), pytest.approx(40)) for first, _ in sorted(windows)]
