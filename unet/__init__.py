@@ -1,11 +1,10 @@
 """The UNet family of diffusion models in plain PyTorch: SD1, SD2, SDXL and Stable Video Diffusion.
 
-`model.py` is the network, `encoder.py` its way down and middle, `layers.py` and `transformer.py` the parts, `controlnet.py` the
-ControlNet of SVD, `controlnext.py` its ControlNeXt; `config.py` is the table of the family, `detect.py` detects which member a
-file holds, `files.py` opens it (`pickles.py` a pickled one, which `pickle_check.py` looks through first; `on_disk.py` is what
-both need) and `checkpoint.py` reads it, `errors.py` is how that fails; `chunks.py` and `group_norm.py` keep its working memory
-small, `memory.py` tells it; `hooks.py` and `residuals.py` are where a host and a ControlNet come in, `residual_file.py` keeps a
-ControlNet's residuals.
+`model.py` is the network, `encoder.py` its down path and middle block, `layers.py` and `transformer.py` its layers,
+`controlnet.py` the ControlNet of SVD, `controlnext.py` its ControlNeXt; `config.py` describes a network, with the layout of its
+blocks, and lists the family's members. `chunks.py` and `group_norm.py` keep the working memory small, `costs.py` says what each
+layer needs, `memory.py` estimates a whole call from that. `hooks.py` and `residuals.py` are where a host and a ControlNet come
+in. `weights/` reads files.
 """
 
 from .config import FAMILIES, Family, Levels, UNetConfig

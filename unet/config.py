@@ -111,7 +111,7 @@ class Family:
 
     name: str  # short, stable
     title: str  # for people
-    host: str  # the host's class for it in `comfy.supported_models`
+    host: str  # the name of the host's class for it
     match: dict = field(default_factory=dict)  # fields of UNetConfig and the values that they must have
     num_heads: int | None = None  # where heads are counted; else they are 64 wide
     marker: str | None = None  # a tensor next to the UNet that this member brings

@@ -12,7 +12,7 @@ class Residuals:
 
     `output` holds those of the skips in the order of the input blocks (so the last is used first), `middle` that of the
     middle block, `input` those that go to both h and the skip (T2I-Adapter), reversed. This is the order in which
-    ComfyUI hands them over. The tensors are only read, so the same ones may serve two calls; the object is used up by
+    hosts hand them over. The tensors are only read, so the same ones may serve two calls; the object is used up by
     one.
     """
 

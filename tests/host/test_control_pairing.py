@@ -1,4 +1,4 @@
-"""Which ControlNet goes with which model: wrong pairings inside a family, and pictures and masks in every form."""
+"""Which ControlNet goes with which model: wrong pairings inside a family, and images and masks in every form."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ APPLY, COMPUTE = "TemporalUNetApplyControlNetResiduals", "TemporalUNetComputeCon
 
 
 def koala():
-    """SDXL's relative with one block in each level of its way down."""
+    """SDXL's relative with one block in each level of its down path."""
     return replace(TINY["koala_1b"], model_channels=32, head_channels=32)
 
 
@@ -64,19 +64,19 @@ def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, our
     assert relative_error(run(pair.ours, ours(conds, control, hints(1))), run(pair.ours, conds)) > 1e-4
 
 
-# pictures and masks
+# images and masks
 
 
-def test_grey_and_transparent_pictures_are_taken(pairs, nets, ours):
+def test_gray_and_transparent_images_are_taken(pairs, nets, ours):
     pair, rgb = pairs("sd1"), hints(2)
-    grey = rgb[..., :1]
+    gray = rgb[..., :1]
 
     def made(image):
         return run(pair.ours, ours(prompts(pair.config), nets("sd1"), image))
 
-    assert relative_error(made(grey), made(grey.repeat(1, 1, 1, 3))) <= 1e-5
-    assert relative_error(made(torch.cat([rgb, torch.rand_like(grey)], dim=-1)), made(rgb)) <= 1e-5
-    assert relative_error(made(grey), made(rgb)) > 1e-3
+    assert relative_error(made(gray), made(gray.repeat(1, 1, 1, 3))) <= 1e-5
+    assert relative_error(made(torch.cat([rgb, torch.rand_like(gray)], dim=-1)), made(rgb)) <= 1e-5
+    assert relative_error(made(gray), made(rgb)) > 1e-3
 
 
 def test_masks_without_or_with_a_channel_are_taken(pairs, nets, ours):
@@ -91,7 +91,7 @@ def test_masks_without_or_with_a_channel_are_taken(pairs, nets, ours):
 
 
 @pytest.mark.parametrize("image", [torch.zeros(0, 64, 64, 3), torch.zeros(64, 64, 3), torch.zeros(1, 64, 64, 2)])
-def test_what_is_no_picture_is_refused_by_name(node, pairs, nets, image):
+def test_what_is_no_image_is_refused_by_name(node, pairs, nets, image):
     conds = prompts(SMALL["sd1"])
     with pytest.raises(ValueError, match=r"^Apply ControlNet Residuals: image has shape .*, expected \[images, height, width, 3\]"):
         run_node(node(APPLY), *conds, nets("sd1"), image)
@@ -105,11 +105,11 @@ def test_what_is_no_mask_is_refused_by_name(node, nets, mask):
         run_node(node(APPLY), *prompts(SMALL["sd1"]), nets("sd1"), hints(1), mask=mask)
 
 
-# work on pictures
+# work on images
 
 
-def test_one_picture_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_net):
-    """Conditions for regions show the network parts of other sizes in turn."""
+def test_one_image_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_net):
+    """Conditions for regions show the network areas of different sizes in turn."""
     pair, sizes = pairs("svd"), [(8, 8), (8, 4), (8, 8), (8, 4)]
     control = ours(prompts(pair.config), svd_net, hints(1))[0][0][1]["control"]
     rows = []
@@ -129,7 +129,7 @@ def test_one_picture_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_n
     assert torch.equal(given[0], given[2]) and torch.equal(given[1], given[3]) and given[0].shape != given[1].shape
 
 
-def test_fewer_pictures_than_frames_are_each_prepared_once(pairs, ours, svd_net):
+def test_fewer_images_than_frames_are_each_prepared_once(pairs, ours, svd_net):
     pair, rows = pairs("svd"), []
     conds = ours(prompts(pair.config), svd_net, hints(2))
     embedding = svd_net.control_model.controlnet_cond_embedding

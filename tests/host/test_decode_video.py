@@ -52,7 +52,7 @@ def svd_vae():
 
 
 @pytest.fixture(scope="module")
-def picture_vaes():
+def image_vaes():
     """VAEs that know nothing of time: a tiny one and the usual one."""
     with torch.inference_mode():
         usual = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": LAYOUT, "embed_dim": 4}})
@@ -79,7 +79,7 @@ def host(node):
 
 
 def clip(frames, height=3, width=4):
-    """A latent that turns from one picture into another, brighter and with more contrast: no two chunks are alike."""
+    """A latent that turns from one image into another, brighter and with more contrast: no two chunks are alike."""
     generator = torch.Generator().manual_seed(1)
     first, last = torch.randn(2, 1, 4, height, width, generator=generator)
     time = torch.linspace(0, 1, frames).reshape(-1, 1, 1, 1)
@@ -145,7 +145,7 @@ def test_chunks_cover_the_clip_and_share_what_was_asked(pack, frames, length, ov
 
 
 def test_a_clip_in_chunks_stays_near_the_whole(ours, host):
-    """With layers over time at a third of their strength. What is left is the group norms, which see a part of the clip."""
+    """With layers over time at a third of their strength. What remains is the group norms, which see a chunk of the clip."""
     vae, latent = make_svd_vae(time=0.3), clip(12)
     whole = host(vae, latent)
     errors, cut = ((ours(vae, latent, **options) - whole).abs() for options in (
@@ -192,26 +192,26 @@ def test_working_memory_is_flat_in_the_number_of_frames(svd_vae, ours, host, lar
 
 
 @pytest.mark.parametrize("name", ["taesd", "kl"])
-def test_pictures_equal_the_hosts(picture_vaes, ours, host, name):
+def test_images_equal_the_hosts(image_vaes, ours, host, name):
     latent = clip(5)
-    expected = host(picture_vaes[name], latent)
-    assert largest(ours(picture_vaes[name], latent), expected) <= 1e-5
-    assert largest(ours(picture_vaes[name], latent, frames_per_chunk=1), expected) <= 1e-5
+    expected = host(image_vaes[name], latent)
+    assert largest(ours(image_vaes[name], latent), expected) <= 1e-5
+    assert largest(ours(image_vaes[name], latent, frames_per_chunk=1), expected) <= 1e-5
 
 
-def test_pictures_are_decoded_one_at_a_time(picture_vaes, ours):
+def test_images_are_decoded_one_at_a_time(image_vaes, ours):
     rows = []
-    hook = picture_vaes["kl"].first_stage_model.decoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    ours(picture_vaes["kl"], clip(5))
+    hook = image_vaes["kl"].first_stage_model.decoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    ours(image_vaes["kl"], clip(5))
     hook.remove()
     assert rows == [1] * 5
 
 
-def test_a_latent_with_a_time_axis(picture_vaes, ours, host):
+def test_a_latent_with_a_time_axis(image_vaes, ours, host):
     """The host would take the first frame alone."""
     latent = clip(3)
-    images = ours(picture_vaes["taesd"], latent.movedim(0, 1)[None])
-    assert largest(images, host(picture_vaes["taesd"], latent)) <= 1e-5
+    images = ours(image_vaes["taesd"], latent.movedim(0, 1)[None])
+    assert largest(images, host(image_vaes["taesd"], latent)) <= 1e-5
 
 
 def test_a_vae_that_compresses_time_is_left_to_the_host(compressing_vae, ours, host):
@@ -247,8 +247,8 @@ def test_a_cancel_acts_within_a_frame(svd_vae, ours):
 
 
 @pytest.mark.parametrize("name", ["svd", "kl"])
-def test_out_of_memory_is_an_error_and_not_another_result(svd_vae, picture_vaes, ours, name):
-    vae = {"svd": svd_vae, **picture_vaes}[name]
+def test_out_of_memory_is_an_error_and_not_another_result(svd_vae, image_vaes, ours, name):
+    vae = {"svd": svd_vae, **image_vaes}[name]
 
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -298,8 +298,8 @@ def test_out_of_memory_goes_on_with_the_clip_off_the_device(svd_vae, ours, away,
         comfy.utils.set_progress_bar_global_hook(None)
     assert torch.equal(images, expected)
     assert len(frames_seen) == 1 + 6  # and each frame of both chunks
-    told = [record.message for record in caplog.records if "out of memory" in record.message]
-    assert told == ["Decode Video: out of memory; going on with the clip on cpu:0 between layers."]
+    warnings = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert warnings == ["Decode Video: out of memory; going on with the clip on cpu:0 between layers."]
     assert seen[-1] == (30, 30) and all(value < 30 for value, _ in seen[:-1]), "progress goes back with the work"
 
 
@@ -342,7 +342,7 @@ def test_bad_latents_are_refused(svd_vae, ours, name):
         ours(svd_vae, latent)
 
 
-def test_a_picture_latent_is_refused_by_a_video_vae(compressing_vae, ours):
+def test_an_image_latent_is_refused_by_a_video_vae(compressing_vae, ours):
     with pytest.raises(ValueError, match=r"shape \[2, 16, 4, 6\].*\[1, 16, frames, height, width\]"):
         ours(compressing_vae, torch.zeros(2, 16, 4, 6))
 

@@ -1,4 +1,4 @@
-"""ControlNeXt-SVD against its authors' formulas in fp64, and its files as they are told apart, whole and damaged."""
+"""ControlNeXt-SVD against its authors' formulas in fp64, and its files: detected, whole and damaged."""
 
 from dataclasses import replace
 
@@ -105,7 +105,7 @@ def config_of(version):
 
 
 def test_where_the_feature_joins_svd():
-    """v2 after the first downsampling, v1 after the last block of the way down: told from a UNet's own blocks."""
+    """v2 after the first downsampling, v1 after the last block of the down path: found in a UNet's own blocks."""
     svd = FULL["svd"]
     build = Builder(svd, torch.nn, {"dtype": None, "device": "meta"})
     blocks = Encoder(svd, build, None).input_blocks
@@ -172,14 +172,14 @@ def test_misshaped_tensors_are_refused(write):
 
 
 def test_the_one_of_sd15_is_refused(write):
-    """It has the same parts but for the first, and three channels where the SVD ones have an embedding."""
+    """It has the same parts except the first, and three channels where the SVD ones have an embedding."""
     tensors = without(1, "embedding.")
     tensors["down_res.0.conv1.weight"] = torch.zeros(128, 3, 3, 3)
     with pytest.raises(UNetFileError, match="pose.safetensors: .*Stable Diffusion 1.5"):
         open_controlnext(write(tensors))
 
 
-def test_kinds_are_told_apart(write, tmp_path):
+def test_kinds_are_distinguished(write, tmp_path):
     other = write(random_weights(replace(TINY["sd1_tiny"], context_dim=8)), "unet.safetensors")
     assert find_controlnet(other) is None
     with pytest.raises(UNetFileError, match="unet.safetensors: it holds no ControlNeXt"):

@@ -1,4 +1,4 @@
-"""Which UNet is in a file: every row of the family table, and what is told of files that hold none."""
+"""Which UNet is in a file: every row of the family table, and what is reported of files that hold none."""
 
 import re
 from dataclasses import replace
@@ -27,7 +27,7 @@ def _shapes(config):
 
 @pytest.mark.parametrize("prefix", [PREFIX, ""], ids=["usual", "none"])
 @pytest.mark.parametrize("name", TINY)
-def test_every_family_is_told_from_its_shapes(name, prefix):
+def test_every_family_is_detected_from_its_shapes(name, prefix):
     config, family, _ = detect(shapes(TINY[name], prefix) | MARKERS.get(name, {}))
     assert (family.name, config) == (name, TINY[name])
 
@@ -43,7 +43,7 @@ def test_any_usual_prefix_is_found(prefix):
 
 @pytest.mark.parametrize("prefix", [PREFIX, ""], ids=["usual", "none"])
 @pytest.mark.parametrize("name", FULL)
-def test_the_full_networks_are_told_from_their_shapes(name, prefix):
+def test_the_full_networks_are_detected_from_their_shapes(name, prefix):
     config, family, names = detect(shapes(FULL[name], prefix))
     assert (family.name, config) == (name, FULL[name])
     assert names == {key: prefix + key for key in shapes(FULL[name], "")}
@@ -77,14 +77,14 @@ def test_a_head_width_that_is_no_width_is_an_error_that_names_it(value):
     assert HEADS in str(error.value) and value in str(error.value)
 
 
-def test_zero123_is_told_from_instruct_pix2pix_by_its_marker():
+def test_zero123_is_distinguished_from_instruct_pix2pix_by_its_marker():
     plain = shapes(TINY["zero123"])
     assert detect(plain)[1].name == "sd1_ip2p"
     assert detect(plain | MARKERS["zero123"])[1].name == "zero123"
 
 
 def gapped(name):
-    """The name of a tensor of a tiny model as stable-diffusion.cpp has it: blocks 1, 3, 4, 6, 7, upsampling apart."""
+    """The name of a tensor of a tiny model as stable-diffusion.cpp has it: blocks 1, 3, 4, 6, 7, an upsampling alone in its own."""
     found = re.match(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.*)", name)
     if not found:
         return name
