@@ -51,4 +51,4 @@ class SaveControlNetResiduals(io.ComfyNode):
 def _version() -> str:
     """The pack's version, from pyproject.toml."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
+    return re.findall(r'^version = "(.+)"', text, re.MULTILINE)[0]

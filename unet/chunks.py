@@ -22,14 +22,13 @@ def by_rows(
 
     `bytes_each` is the working memory that one row needs in addition to its input.
     """
-    chunks = list(spans(x.shape[0], bytes_each, budget))
-    if len(chunks) == 1:
+    first, *others = spans(x.shape[0], bytes_each, budget)
+    if not others:
         return function(x, *more)
-    out = None
-    for chunk in chunks:
-        done = function(x[chunk], *(value[chunk] for value in more))
-        if out is None:
-            out = done.new_empty(x.shape[0], *done.shape[1:])
-        out[chunk] = done
-        del done
+    done = function(x[first], *(value[first] for value in more))
+    out = done.new_empty(x.shape[0], *done.shape[1:])
+    out[first] = done
+    del done  # before the next chunk needs the memory
+    for chunk in others:
+        out[chunk] = function(x[chunk], *(value[chunk] for value in more))
     return out

@@ -182,5 +182,5 @@ def join(h: torch.Tensor, feature: torch.Tensor, gain: float | torch.Tensor) -> 
     """
     std, mean = torch.std_mean(h, dim=(1, 2, 3), keepdim=True)
     feature_std, feature_mean = torch.std_mean(feature, dim=(1, 2, 3), keepdim=True)
-    unit = F.adaptive_avg_pool2d((feature - feature_mean) / (feature_std + 1e-5), h.shape[-2:])
+    unit = F.adaptive_avg_pool2d((feature - feature_mean) / (feature_std + 1e-5), (h.shape[-2], h.shape[-1]))
     return h + gain * (unit * std + mean)

@@ -1,6 +1,7 @@
 """Group norm in chunks: statistics pooled over chunks that are never in memory together, then applied to any of them."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +18,8 @@ def moments(x: torch.Tensor, groups: int) -> Moments:
 
 def pool(chunks: Iterable[Moments]) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, variance), each [b, groups], of several chunks taken together (Chan et al. 1979)."""
-    counts, means, variances = zip(*chunks, strict=True)
-    means, variances = torch.stack(means), torch.stack(variances)
+    counts, mean_of_each, variance_of_each = zip(*chunks, strict=True)
+    means, variances = torch.stack(mean_of_each), torch.stack(variance_of_each)
     share = torch.tensor(counts).to(means)[:, None, None] / sum(counts)
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean) ** 2)).sum(0)
@@ -49,7 +50,7 @@ def pooled(
 
 
 def residual_in_strips(
-    block: nn.Module, seen: Iterable[Moments], strips: Callable[[], Iterator[tuple[slice, torch.Tensor]]],
+    block: Any, seen: Iterable[Moments], strips: Callable[[], Iterator[tuple[slice, torch.Tensor]]],
     dtype: torch.dtype, affine: Callable = read_affine, shift: torch.Tensor | None = None, keep: int = 0,
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """x + out_layers(in_layers(x) + shift) of a residual block, strip by strip: (place, x, result) of each.

@@ -34,7 +34,7 @@ class FrameWeights:
         weights = torch.ones(total) if curve is None else torch.from_numpy(evaluate_curve(curve, total)).float()
         self.curve = weights.reshape(-1, 1, 1, 1)
         self.mask = None if mask is None else mask[:, None]
-        self.resized = {}  # the mask at each size that residuals have, made once
+        self.resized: dict[tuple, torch.Tensor] = {}  # the mask at each size that residuals have, made once
 
     def of(self, frames: list[int]) -> torch.Tensor:
         """[t, 1, h, w] with h, w of the mask (or 1), fp32 on the CPU."""

@@ -21,7 +21,8 @@ class KeptHints:
 
     def __init__(self, images: torch.Tensor):
         self.images = images
-        self.made = {}  # by the latent's size: (tensors of all images, whether an image's rows are in them)
+        # By the latent's size: (tensors of all images, whether an image's rows are in them).
+        self.made: dict[torch.Size, tuple[list[torch.Tensor], list[bool]]] = {}
 
     def keep(self, net, indices: list[int], size: torch.Size) -> None:
         """Keeps what `net` made of the images with these indices; of its rows, which may repeat for each video, the first."""

@@ -8,11 +8,11 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ....unet.weights.checkpoint import NetworkFile
+from ....unet import ControlNetFile, ControlNeXtFile
 from .own_control import OwnControl
 
 
-def control_dtypes(opened: NetworkFile) -> tuple[torch.dtype, torch.dtype | None]:
+def control_dtypes(opened: ControlNetFile | ControlNeXtFile) -> tuple[torch.dtype, torch.dtype | None]:
     """(dtype of the weights, dtype to compute in or None for the same) as the host chooses them for a network of ours."""
     dtype = management.unet_dtype(model_params=opened.parameters, weight_dtype=opened.dtype())
     return dtype, management.unet_manual_cast(dtype, management.get_torch_device())
@@ -26,7 +26,7 @@ class OwnControlNet(OwnControl, comfy.controlnet.ControlNet):
         self.upscale_algorithm = "bilinear"
 
     @classmethod
-    def load(cls, network: type[torch.nn.Module], opened: NetworkFile) -> "OwnControlNet":
+    def load(cls, network: type[torch.nn.Module], opened: ControlNetFile | ControlNeXtFile) -> "OwnControlNet":
         """The network of this class in the open file."""
         dtype, compute = control_dtypes(opened)
         operations = comfy.ops.pick_operations(dtype, compute)

@@ -6,7 +6,9 @@ import comfy.t2i_adapter.adapter
 
 from ....unet import Levels
 
-CONTEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL"}
+CONTEXT_WIDTHS: dict[int | None, str] = {
+    768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL",
+}
 
 
 class WrongModelError(ValueError):

@@ -38,7 +38,7 @@ def unet_file_info(path: str, model_options: dict, width: int, height: int, fram
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
     weights = checkpoint.parameters * management.dtype_size(dtype)
-    info = {"lines": unet_lines(checkpoint, dtype, compute, weights)}
+    info: dict[str, object] = {"lines": unet_lines(checkpoint, dtype, compute, weights)}
     if checkpoint.config.temporal:
         window = window_length(trained_length(checkpoint.metadata), frames)
         memory = weights + needed(checkpoint.config, window, height // 8, width // 8, management.dtype_size(compute))

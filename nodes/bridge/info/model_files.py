@@ -8,7 +8,7 @@ import folder_paths
 import torch
 
 CHECKPOINTS = "checkpoints/"  # before the name of a full checkpoint
-WEIGHT_DTYPES = {  # choices of Load UNet -> model_options
+WEIGHT_DTYPES: dict[str, dict] = {  # choices of Load UNet -> model_options
     "default": {},
     "fp32": {"dtype": torch.float32},
     "fp16": {"dtype": torch.float16},

@@ -27,8 +27,9 @@ def add_routes(routes: web.RouteTableDef) -> None:
 
 async def unet_info(request: web.Request) -> web.Response:
     options = WEIGHT_DTYPES.get(request.query.get("weight_dtype", "default"))
-    clip = [_number(request.query, name) for name in CLIP]
-    if options is None or None in clip:
+    numbers = [_number(request.query, name) for name in CLIP]
+    clip = [number for number in numbers if number is not None]
+    if options is None or clip != numbers:
         return web.json_response({"error": "weight_dtype, width, height or frames is out of range"}, status=400)
     return await _answer(request, unet_names, lambda name: unet_file_info(unet_path(name), options, *clip))
 

@@ -14,7 +14,8 @@ ONE_BY_ONE = 256 * 2**20  # bytes: above this need the videos of a batch run one
 ATTENTION = 1.2  # times what is counted: attention kernels and the allocator need more
 PATCHED, PATCHED_MORE = 12, 2  # copies of the largest activations where attention runs whole: at least, and on top of the rest
 SAVING = 0.95  # smaller chunks that need more than this share of what larger ones do are no help
-Choice, Result = TypeVar("Choice"), TypeVar("Result")
+Choice = TypeVar("Choice")
+Result = TypeVar("Result")
 HOST_KNOWS_BOTH = hasattr(management, "is_oom")  # 0.16.3 has no such function
 
 
@@ -36,7 +37,8 @@ def needed(
 
 def runs_one_by_one(config: UNetConfig, x: torch.Tensor, frames: int, count=activation_bytes) -> bool:
     """Whether the videos of `frames` frames in x [b*t, c, h, w] run one after the other."""
-    return needed(config, frames, *x.shape[2:], x.element_size(), count=count) > ONE_BY_ONE
+    height, width = x.shape[2:]
+    return needed(config, frames, height, width, x.element_size(), count=count) > ONE_BY_ONE
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -110,9 +112,9 @@ class ChunkedRun(Retry):
 
     def attempt_video(self, x: torch.Tensor, call: Callable, patched: bool = False):
         """`attempt` for an input of x's shape [b*t, c, h, w]; `patched` as in `needed`."""
-        needs = [
-            needed(self.config, x.shape[0], *x.shape[2:], x.element_size(), budget, self.count, patched) for budget in BUDGETS
-        ]
+        frames, _, height, width = x.shape
+        item = x.element_size()
+        needs = [needed(self.config, frames, height, width, item, budget, self.count, patched) for budget in BUDGETS]
         return self.attempt(x.shape, needs, x.device, call)
 
 

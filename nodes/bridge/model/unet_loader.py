@@ -107,7 +107,7 @@ def host_config(config: UNetConfig) -> dict:
 
 def own_config(config: UNetConfig) -> dict:
     """What the host fixes per family and a file may override: heads, and levels without self-attention."""
-    out = {"num_heads": config.num_heads or -1, "num_head_channels": config.head_channels or -1}
+    out: dict[str, int | list[bool]] = {"num_heads": config.num_heads or -1, "num_head_channels": config.head_channels or -1}
     if config.num_classes is not None:
         out["num_classes"] = config.num_classes
     if not all(config.self_attention):
@@ -173,6 +173,6 @@ def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetMod
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(False).eval()
     if management.force_channels_last() and not config.temporal:  # 5-D weights have no such format
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such overload
     management.archive_model_dtypes(model)
     return model

@@ -17,7 +17,7 @@ class VideoMemory:
     """What the classes share; a base before the host's class, a `comfy.model_base.BaseModel`."""
 
     def __init__(self, model_config, chunked_run: ChunkedRun):
-        super().__init__(model_config)
+        super().__init__(model_config)  # type: ignore[call-arg]  # of the host's class
         self.chunked_run = chunked_run  # the network's, kept here since a patch may wrap `diffusion_model`
 
     def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006  (as the host declares it; only read)
