@@ -14,6 +14,8 @@ from support.stand_ins import unet_shapes, write_hollow
 from tools import untrained
 from tools.server import failure
 
+pytestmark = pytest.mark.slow
+
 NAME = "Photo to video (SVD)"
 PATH = Path(__file__).resolve().parents[2] / "subgraphs" / f"{NAME}.json"
 CHECKPOINT = "hollow_svd.safetensors"  # of the layout by which the host knows SVD; only its autoencoder has weights

@@ -7,6 +7,8 @@ import pytest
 from support.curve_widget import APPLY, SAMPLER, WORKFLOW, Curve, type_text
 from support.editor import Editor
 
+pytestmark = pytest.mark.slow
+
 MANY = 200_000  # points: more than a call of JavaScript takes arguments
 HUGE = ",".join(f"{i / MANY}:{i % 7}" for i in range(MANY))
 DRAFT_IS_KEPT = "(size) => JSON.stringify(localStorage).length > size"  # by the host, to open it after a reload

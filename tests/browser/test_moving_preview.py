@@ -13,6 +13,8 @@ from PIL import Image
 from support.editor import Editor
 from tools.server import failure
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "miniature_image_to_video.json"
 SAMPLER = "TemporalUNetSVDSampler"
 FRAMES, FPS, STEPS = 8, 5, 6

@@ -69,6 +69,7 @@ def test_every_workflow_is_listed_as_a_template_with_a_picture(server):
         assert server.get(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
 
 
+@pytest.mark.slow
 def test_template_opens_from_the_browser_of_templates(editor):
     page = editor.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -130,6 +131,7 @@ def test_help_of_a_node_opens_from_its_toolbox(editor):
     editor.page.evaluate("() => app.canvas.deselectAll()")
 
 
+@pytest.mark.slow
 def test_help_in_another_language_is_the_english_page_with_its_pictures(editor, browser, server):
     try:
         french = Editor(browser, server, editor.renderer, **{"Comfy.Locale": "fr"})
@@ -151,6 +153,7 @@ def test_help_of_every_node_is_served_and_explains_every_input(server, our_nodes
             assert server.get(f"/extensions/{PACK}/docs/{picture}"), f"the help of {name} shows {picture}, which is not served"
 
 
+@pytest.mark.slow
 def test_svd_template_makes_a_video_when_run_from_the_editor(editor, server):
     open_template(editor, "miniature_image_to_video")
     small = {

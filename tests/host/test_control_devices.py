@@ -161,6 +161,7 @@ def test_stored_residuals_where_the_unet_is_held_back(svd, node, svd_net):
     assert control.get_models() == [] and control.inner.ready is None
 
 
+@pytest.mark.slow
 def test_two_nets_held_back_in_our_windows(svd, ours, net_of, node):
     """A net of residuals and a ControlNeXt in one chain, on a clip of several windows."""
     images = hints(CLIP)
@@ -205,6 +206,7 @@ def rows_of(module):
     ("svd", "the host's node"), ("controlnext v1", "our node"), ("controlnext v2", "our node"),
     ("controlnext v2", "the host's node"),
 ])
+@pytest.mark.slow
 def test_on_two_devices_as_on_one(svd, ours, theirs, net_of, name, by):
     """Through the host's own division of a step; the clone is of the same kind and has weights of its own."""
     net = net_of(name)
@@ -229,6 +231,7 @@ def test_on_two_devices_as_on_one(svd, ours, theirs, net_of, name, by):
 
 
 @multigpu
+@pytest.mark.slow
 def test_a_chain_on_two_devices_in_our_windows(svd, ours, net_of, node):
     images = hints(CLIP)
     conds = ours(prompts(SMALL["svd"]), net_of("svd"), images, 0.5, frame_strengths="0:0, 1:1")

@@ -54,6 +54,7 @@ def net_of(nets, svd_net):
 @pytest.mark.parametrize("how", ["cancel", "out of memory"])
 @pytest.mark.parametrize("call", [1, 2])
 @pytest.mark.parametrize("name, net", [("svd", "svd"), ("sd1", "sd1 adapter")])
+@pytest.mark.slow
 def test_a_run_after_a_failed_one_is_as_the_first(pairs, net_of, node, ours, name, net, call, how):
     model, net = pairs(name).ours, net_of(net)
     conds = prompts(pairs(name).config)

@@ -23,6 +23,7 @@ CLIP = 7
 
 @pytest.mark.parametrize("name, net", [("svd", "sd2"), ("sd1", "sd1"), ("sd1", "sd1 adapter")])
 @pytest.mark.parametrize("length, overlap", [(4, 1), (3, 1)])
+@pytest.mark.slow
 def test_residuals_follow_the_frames_of_context_windows(pairs, nets, node, ours, theirs, name, net, length, overlap):
     pair = pairs(name)
     conds, images = prompts(pair.config), hints(CLIP)
@@ -56,6 +57,7 @@ def test_frame_strengths_and_masks_follow_the_frames_of_windows(pairs, nets, nod
     assert relative_error(result, expected) <= 1e-4
 
 
+@pytest.mark.slow
 def test_in_the_svd_samplers_own_windows(pairs, nets, node, ours):
     pair = pairs("svd")
     controlled = ours(prompts(pair.config), nets("sd2"), hints(CLIP))

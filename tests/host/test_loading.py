@@ -70,6 +70,7 @@ def in_page_cache(path):
 
 
 @pytest.mark.parametrize("name, dtype", [("sd1", "float16"), ("svd", "default")])
+@pytest.mark.slow
 def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtype):
     """Not slower, not more memory, the same latent after three steps."""
     from support.families import relative_error
@@ -106,6 +107,7 @@ def small_checkpoint(path, beside_mib=400):
     return write_unet(path, SMALL["svd"], beside=beside, metadata={"temporal_unet.head_channels": "32"})
 
 
+@pytest.mark.slow
 def test_only_the_unet_is_read_out_of_a_full_checkpoint(pack, tmp_path):
     weights = small_checkpoint(tmp_path / "full.safetensors")
     gc.collect()
@@ -124,6 +126,7 @@ def mappings(path) -> int:
     return sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_ten_loads(pack, tmp_path):
     import comfy.model_management
 

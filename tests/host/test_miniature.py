@@ -45,6 +45,7 @@ def test_a_file_tells_what_it_is_and_how_it_was_trained(path):
     assert "F16" in dtypes
 
 
+@pytest.mark.slow
 def test_videos_are_far_nearer_to_the_truth_than_a_still(made):
     still = quality.summary([quality.score(quality.repeat_first(truth), truth) for truth, _ in made])
     ours = quality.summary([quality.score(video, truth) for truth, video in made])
@@ -52,16 +53,19 @@ def test_videos_are_far_nearer_to_the_truth_than_a_still(made):
     assert ours["centre"] <= 3
 
 
+@pytest.mark.slow
 def test_the_hosts_own_network_makes_the_same_video(studio, made):
     of = quality.held_out(1)[0]
     assert np.abs(studio.host_make(studio.host_model(), of, seed=0) - made[0][1]).max() <= 1e-3
 
 
+@pytest.mark.slow
 def test_the_motion_bucket_sets_the_speed(studio):
     told = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=10)
     assert told["rank_correlation"] >= 0.9
 
 
+@pytest.mark.slow
 def test_the_controlnet_leads_the_sprite(studio):
     told, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0), steps=10)
     assert told["strength_0_is_bit_equal"]
@@ -70,6 +74,7 @@ def test_the_controlnet_leads_the_sprite(studio):
     assert free > half > full
 
 
+@pytest.mark.slow
 def test_the_controlnet_leads_through_windows(studio):
     """100 frames in windows of 8: each window is shown its own part of the path."""
     of, frames = quality.held_out(2)[1], 100
@@ -81,6 +86,7 @@ def test_the_controlnet_leads_through_windows(studio):
     assert np.linalg.norm(centres - first_hints_again, axis=1).mean() > 10, "the path would not show that mistake"
 
 
+@pytest.mark.slow
 def test_joints_of_windows_are_not_seen(studio):
     """24 frames in windows of 8; the first two windows' worth is as good as a clip of one."""
     of = quality.held_out(1)[0]
@@ -91,12 +97,14 @@ def test_joints_of_windows_are_not_seen(studio):
     assert seen[1:16].mean() >= alone[1:].mean() - 1
 
 
+@pytest.mark.slow
 def test_a_closed_loop_leads_back_to_its_start(studio):
     of = quality.held_out(1)[0]
     jumps = long_clips.jumps(studio.make(of, frames=20, steps=10, closed_loop=True), closed_loop=True)
     assert jumps[-1] <= 1.2 * np.median(jumps)
 
 
+@pytest.mark.slow
 def test_chained_clips_keep_their_colours(studio, monkeypatch):
     monkeypatch.setattr(long_clips, "SEGMENTS", 3)
     of = quality.held_out(3)[2]  # whose colours drift most
@@ -108,6 +116,7 @@ def test_chained_clips_keep_their_colours(studio, monkeypatch):
         assert drift["colour"] <= 0.65 * made["colour"] and drift["contrast"] <= share * made["contrast"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip_but_for_its_latents(studio):
     """Of the latent itself the host, the sampler and the windows hold a few copies: noise, x, denoised, sums."""
     peaks, latents = [], []

@@ -7,6 +7,8 @@ import torch
 from tools.bench import quality
 from tools.miniature import world
 
+pytestmark = pytest.mark.slow
+
 FRAMES, STEPS = world.FRAMES, 6
 
 

@@ -27,6 +27,7 @@ COMPUTED = {"residuals": node(
 )}
 
 
+@pytest.mark.slow
 def test_computed_saved_loaded_and_applied(server):
     save = node("TemporalUNetSaveControlNetResiduals", residuals=["residuals", 0], filename_prefix="residuals/test")
     prompt = {name: part for name, part in controlled(COMPUTED).items() if name not in ("sampler", "decode", "save", "control")}
@@ -80,6 +81,7 @@ def test_a_node_that_the_host_refused_does_not_hold_up_the_others(server, pipe, 
     assert dev.failure(entry) is None and entry["outputs"]["say"]["text"] == [text]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_look_at_a_large_file(server):
     path = server.base / "input" / "large.safetensors"
     with path.open("wb") as file:

@@ -59,6 +59,7 @@ def test_all_seven_examples_are_there():
 
 
 @pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.slow
 def test_a_video_example_makes_its_video(server, residuals, name):
     prompt = example(name)
     [path] = server.saved(server.run(prompt))
@@ -69,6 +70,7 @@ def test_a_video_example_makes_its_video(server, residuals, name):
     assert min(frame.std() for frame in frames) > 10, "a frame is flat"
 
 
+@pytest.mark.slow
 def test_the_file_example_writes_the_residuals_of_its_control_video(residuals):
     controls = load_file(residuals)
     assert sorted(controls) == [f"controls.{number}" for number in range(5)]  # the miniature's four skips and its middle
@@ -79,6 +81,7 @@ def test_the_file_example_writes_the_residuals_of_its_control_video(residuals):
 
 
 @pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.slow
 def test_a_picture_example_makes_its_picture(server, name):
     [picture] = server.pictures(server.run(example(name)))
     assert picture.shape == (SIZE, SIZE, 3)

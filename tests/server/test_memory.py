@@ -3,8 +3,12 @@
 import random
 import time
 
+import pytest
+
 from support.client import memory, watch
 from support.prompts import only, svd, with_control
+
+pytestmark = pytest.mark.slow
 
 SAMPLER = "TemporalUNetSVDSampler"
 

@@ -13,6 +13,8 @@ from dev import failure
 from support.client import PROMPT_TIMEOUT
 from support.prompts import FRAMES, SIZE, only, svd
 
+pytestmark = pytest.mark.slow
+
 EVENT = "temporal_unet.preview"
 SETTLE = 1.0  # seconds after the end of a prompt in which the last messages arrive
 

@@ -5,10 +5,13 @@ import struct
 import time
 from itertools import pairwise
 
+import pytest
 from PIL import Image
 
 from support.client import watch
 from support.prompts import only, svd
+
+pytestmark = pytest.mark.slow
 
 PREVIEW_IMAGE = 1  # type of a binary message, protocol.py of the host
 

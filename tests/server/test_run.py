@@ -12,6 +12,8 @@ from PIL import Image
 import dev
 from support.client import LARGE
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 
 

@@ -1,9 +1,12 @@
 """The same prompt gives the same frames, another seed or another control others."""
 
 import numpy as np
+import pytest
 
 from support.client import cached
 from support.prompts import image_model, only, svd, with_control
+
+pytestmark = pytest.mark.slow
 
 
 def computed(server, prompt: dict, sampler: str = "TemporalUNetSVDSampler") -> np.ndarray:

@@ -132,6 +132,7 @@ def test_tensors_stay_mapped_from_the_file_where_that_is_asked_for(path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of the process from /proc")
+@pytest.mark.slow
 def test_loading_makes_one_copy_in_memory_and_mapping_none(path):
     empty = UNetModel(TINY["svd"], device="meta").state_dict()
     write(path, {name: torch.zeros(tensor.shape) for name, tensor in empty.items()}, metadata=None)

@@ -68,6 +68,7 @@ def test_rows_follow_one_another():
 MIB, GIB = 2**20, 2**30
 
 
+@pytest.mark.slow
 def test_a_whole_call_at_1024x576():
     whole, default, smaller, tightest = (svd_peak(25, budget) for budget in (None, 512 * MIB, 128 * MIB, 32 * MIB))
     assert whole >= 3 * GIB  # or the rest says nothing
@@ -75,6 +76,7 @@ def test_a_whole_call_at_1024x576():
     assert tightest <= 1.1 * GIB
 
 
+@pytest.mark.slow
 def test_fewer_frames_need_less():
     default, tightest = svd_peak(14, 512 * MIB), svd_peak(14, 32 * MIB)
     assert 0.9 * GIB >= default > tightest

@@ -81,6 +81,7 @@ def reference(tensors, call, ids, hint, frames):
 
 
 @pytest.mark.parametrize("frames", [1, 3, 14])
+@pytest.mark.slow
 def test_residuals_equal_diffusers(file, tensors, frames):
     call = inputs(CONFIG, frames=frames, batch=2)
     call["context"] = call["context"][::frames].repeat_interleave(frames, dim=0)

@@ -31,6 +31,7 @@ def test_a_module_imports_only_what_its_room_may(path):
     assert outside | above == set()
 
 
+@pytest.mark.slow
 def test_it_imports_and_runs_where_the_host_cannot_be_imported():
     script = """
 import importlib.abc, sys

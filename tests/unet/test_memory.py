@@ -18,6 +18,7 @@ MIB = 2**20
     (25, (72, 128), None), (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), 32 * MIB), (3, (33, 57), None),
     (3, (33, 57), 32 * MIB),
 ])
+@pytest.mark.slow
 def test_counted_is_at_most_what_was_estimated_and_near_it(frames, size, budget):
     counted = svd_peak(frames, budget, size)
     estimated = activation_bytes(SVD, frames, *size, 2, budget)
@@ -45,6 +46,7 @@ def test_more_frames_need_more():
 @pytest.mark.parametrize(("frames", "size", "budget"), [
     (25, (72, 128), 512 * MIB), (14, (72, 128), 128 * MIB), (14, (40, 64), 32 * MIB), (3, (33, 57), None),
 ])
+@pytest.mark.slow
 def test_a_controlnets_memory_and_residuals(frames, size, budget):
     half = {"dtype": torch.float16, "device": "meta"}
     net = SVDControlNet(ControlNetConfig(SVD, 3, (16, 32, 96, 256)), **half)
