@@ -103,9 +103,9 @@ def _unwanted(prompt_id: str) -> bool:
 class FramePreview:
     """Calls `send` with the sheet of the denoised frames, where time allows, and with the step alone where it does not.
 
-    At most one sheet in INTERVAL, and at most SHARE of the time since the first step, of which the last sheet's part is kept
-    back: as long as the one before took. The first step and the result are always shown. The first sheet is in `colors`. The
-    second one is in `better` colors, which stay if the whole run has time for two such sheets in its SHARE. `clock` gives seconds.
+    At most one sheet in INTERVAL. Sheets take at most SHARE of the time since the first step; in it, time for the last sheet is
+    kept back, estimated from the sheet before. The first step and the result are always shown. The first sheet is in `colors`,
+    the second in `better` ones, which stay if two such sheets fit into the SHARE of the whole run. `clock` gives seconds.
     """
 
     def __init__(self, colors, send, clock=time.perf_counter, better=None):
