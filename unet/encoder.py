@@ -111,7 +111,7 @@ def expand(value, rows: int, name: str):
 
 
 class Builder:
-    """Makes the parts of a network, block by block as the config lays them out."""
+    """Builds the embeddings and blocks of a network, as the config lays them out."""
 
     def __init__(self, config: UNetConfig, operations, factory: dict, layers: type[Layers] = Layers):
         self.config = config
@@ -149,8 +149,9 @@ class Builder:
         channels = self.config.level_channels[-1]
         if depth == 0:
             return self.layers.TimestepEmbedSequential(self._res(channels, channels))
-        parts = self._res(channels, channels), self._transformer(channels, depth), self._res(channels, channels)
-        return self.layers.TimestepEmbedSequential(*parts)
+        return self.layers.TimestepEmbedSequential(
+            self._res(channels, channels), self._transformer(channels, depth), self._res(channels, channels)
+        )
 
     def output_blocks(self):
         """Each output block in turn."""

@@ -1,6 +1,6 @@
 """Every patch kind of the host's ModelPatcher, one forward call: ours against the host's own network, with controls.
 
-Both see the same patches, and each patch writes down what it was told: the place marks and options must be the host's.
+Both see the same patches, and each patch writes down what it was given: the place marks and options must be the host's.
 """
 
 import copy
@@ -34,7 +34,7 @@ def pairs(pack, tmp_path_factory):
 
 
 class Recorder:
-    """What a patch was told, call by call."""
+    """What a patch was given, call by call."""
 
     def __init__(self):
         self.calls = []
@@ -190,7 +190,7 @@ def forward(patcher, config, options=None, controls=True, frames=3):
 
 
 def both(pair, *kinds):
-    """(ours, the host's) output with these patches, and what each side's patches were told."""
+    """(ours, the host's) output with these patches, and what each side's patches were given."""
     results, logs = [], []
     for patcher in pair:
         log = Recorder()
@@ -211,7 +211,7 @@ def plain(pairs):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_patch_kind_equals_the_host_and_is_told_the_same(pairs, plain, name, kind):
+def test_each_patch_kind_equals_the_host_and_is_given_the_same(pairs, plain, name, kind):
     ours, host, our_log, host_log = both(pairs[name], kind)
     assert relative_error(ours, host) <= 1e-5
     assert relative_error(ours, plain(name)) > 1e-4, "the patch changed nothing"
@@ -337,13 +337,13 @@ def test_wrappers_around_the_network_get_the_hosts_arguments(pairs, name):
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_the_lora_key_map_is_the_hosts(pack, tmp_path, name):
     """Every name under which a LoRA may address a layer leads to the same tensor, for each member of the family."""
-    beside = {"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)}
-    beside = beside if name == "zero123" else {}
+    extra = {"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)}
+    extra = extra if name == "zero123" else {}
     meta = UNetModel(TINY[name], device="meta").state_dict()
     weights = {key: torch.zeros(tensor.shape, dtype=torch.float16) for key, tensor in meta.items()}
-    save_file({**{PREFIX + key: value for key, value in weights.items()}, **beside}, tmp_path / "u.safetensors")
+    save_file({**{PREFIX + key: value for key, value in weights.items()}, **extra}, tmp_path / "u.safetensors")
     ours = pack("nodes.bridge.model.unet_loader").load_model(str(tmp_path / "u.safetensors"), {"dtype": torch.float16})
-    host = host_model(weights, ROWS[name], beside, dtype=torch.float16)
+    host = host_model(weights, ROWS[name], extra, dtype=torch.float16)
     assert comfy.lora.model_lora_keys_unet(ours.model, {}) == comfy.lora.model_lora_keys_unet(host.model, {})
     assert type(ours.model).__mro__[-3:] == type(host.model).__mro__[-3:]
     assert ours.model.model_type == host.model.model_type

@@ -107,21 +107,22 @@ BESIDE = {"_class_name": "ControlNetSDVModel", "block_out_channels": [64, 128, 2
     ({"num_attention_heads": [2, 4, 8, 8], "_class_name": "ControlNetModel"}, 64), ({"num_attention_heads": [2, 4]}, 64),
     ([1], 64), ("{", 64),
 ])
-def test_the_head_width_is_read_from_the_config_beside_the_file(file, config, width):
+def test_the_head_width_is_read_from_the_config_next_to_the_file(file, config, width):
     text = config if isinstance(config, str) else json.dumps({**BESIDE, **config} if isinstance(config, dict) else config)
     file.with_name("config.json").write_text(text)
     assert open_controlnet(file).config.encoder.head_channels == width
 
 
-def beside(**config) -> bytes:
+def encoded(**config) -> bytes:
     return json.dumps({**BESIDE, "num_attention_heads": [2, 4, 8, 8], **config}).encode()
 
 
 ODD = {  # what stands next to the file as config.json
-    "class of a number": beside(_class_name=5), "no class": beside(_class_name=None), "deep": b"[" * 100_000 + b"]" * 100_000,
+    "class of a number": encoded(_class_name=5), "no class": encoded(_class_name=None), "deep": b"[" * 100_000 + b"]" * 100_000,
     "deep inside": b'{"_class_name":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "no text": b"\xff\xfe\0", "nothing": b"",
-    "no heads": beside(num_attention_heads=[], block_out_channels=[]), "negative": beside(num_attention_heads=[-2, -4, -8, -8]),
-    "parts": beside(num_attention_heads=[1.5] * 4), "texts": beside(block_out_channels=["64"] * 4), "large": beside(x=" " * 2**21),
+    "no heads": encoded(num_attention_heads=[], block_out_channels=[]), "negative": encoded(num_attention_heads=[-2, -4, -8, -8]),
+    "parts": encoded(num_attention_heads=[1.5] * 4), "texts": encoded(block_out_channels=["64"] * 4),
+    "large": encoded(x=" " * 2**21),
     "no numbers": b'{"_class_name":"ControlNetSDVModel","num_attention_heads":1,"block_out_channels":[NaN]}',
     "huge": b'{"_class_name":"ControlNetSDVModel","num_attention_heads":[1.5],"block_out_channels":[1' + b"0" * 400 + b"]}",
     "a pipe": os.mkfifo, "a folder": os.mkdir, "a link to itself": lambda path: path.symlink_to("config.json"),
@@ -153,7 +154,7 @@ def test_residuals_fit_the_unet_and_steer_it(file):
 
 
 def test_a_net_without_attention_takes_no_context(tmp_path):
-    """A miniature may leave the transformers out of its way down and have a single block in its middle."""
+    """A miniature may leave the transformers out of its input blocks and have a single residual block in its middle."""
     config = replace(CONFIG, depth_in=(0,) * 8, depth_out=(0,) * 12, depth_middle=0, context_dim=None)
     tensors = public_tensors(config)
     save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "small.safetensors")
@@ -230,7 +231,7 @@ def spatial_reference(config, tensors):
 
 @pytest.mark.parametrize("channels, adm", [(8, 768), (8, None), (4, 768)])
 def test_a_spatial_only_net_equals_diffusers(tmp_path, channels, adm):
-    """Latent with or without the image beside it, with or without SVD's vector condition."""
+    """Latent with or without the image next to it, with or without SVD's vector condition."""
     config = replace(SPATIAL, in_channels=channels, adm_channels=adm)
     tensors = {name: value.contiguous() for name, value in spatial_tensors(config).items()}
     save_file(tensors, tmp_path / "spatial.safetensors")

@@ -93,7 +93,7 @@ class AttentionHooks(Hooks):
         return found.get(exact) or found.get(block)
 
     def _extra_options(self, attn):
-        """What the patches of one transformer block are told, and share: all options but the patches themselves."""
+        """What the patches of one transformer block are given, and share: all options but the patches themselves."""
         options = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
         return {**options, "n_heads": attn.heads, "dim_head": attn.dim_head, "attn_precision": self.attn_precision}
 
