@@ -5,6 +5,7 @@ import weakref
 from unittest.mock import patch
 
 import comfy.model_management as management
+import comfy.ops
 import comfy.samplers
 import pytest
 import torch
@@ -152,7 +153,9 @@ PATCHES = {attention_patch: True, hyper_tile: True, replacement_everywhere: True
 @pytest.fixture(scope="module")
 def real(pack):
     """SVD in its real size, without weights."""
-    return pack("nodes.bridge.model.host_unet").UNetModel(FULL["svd"], dtype=torch.float16, device="meta")
+    return pack("nodes.bridge.model.host_unet").UNetModel(
+        FULL["svd"], operations=comfy.ops.disable_weight_init, dtype=torch.float16, device="meta"
+    )
 
 
 @pytest.fixture
