@@ -111,8 +111,8 @@ def run_out(svd):
         tried = []
 
         def hook(module, args):
-            tried.append(args[-1])
-            if args[-1] > largest:
+            tried.append(args[-1].budget)
+            if args[-1].budget > largest:
                 raise error
 
         handles.append(svd.ours.model.diffusion_model.input_blocks[4][0].register_forward_pre_hook(hook))
