@@ -136,10 +136,10 @@ def test_a_window_over_images_that_earlier_windows_prepared_gets_its_own(pairs, 
     net = svd_net if net == "svd" else nets(net)
     x = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(6))
 
-    def given(pictures, windows):
+    def given(control_images, windows):
         """The residuals in the last of these windows, after those before it."""
         options = [{"cond_or_uncond": [0, 1], **({"context_window": window} if window else {})} for window in windows]
-        return residuals_of(ours(prompts(pair.config), net, pictures)[0][0][1]["control"], pair, x, options)
+        return residuals_of(ours(prompts(pair.config), net, control_images)[0][0][1]["control"], pair, x, options)
 
     windows = [IndexListContextWindow(frames, dim=0, total_frames=CLIP) for frames in ([0, 1, 2], [4, 5, 6], [5, 1, 4])]
     kept, alone = given(images, windows), given(images[[5, 1, 4]], [None])

@@ -41,9 +41,9 @@ def test_step_ranges(pairs, nets, ours, theirs, net, start, end):
 def test_chained_nets_of_every_kind(pairs, nets, ours, theirs):
     conds, image, other = prompts(SMALL["sd1"]), hints(2), hints(2, seed=22)
     our_chain, their_chain = conds, conds
-    for net, picture, strength in (("sd1", image, 0.4), ("sd1 adapter", other, 0.8), ("sd1", other[:1], 0.3)):
-        our_chain = ours(our_chain, nets(net), picture, strength)
-        their_chain = theirs(their_chain, nets(net), picture, strength)
+    for net, control_image, strength in (("sd1", image, 0.4), ("sd1 adapter", other, 0.8), ("sd1", other[:1], 0.3)):
+        our_chain = ours(our_chain, nets(net), control_image, strength)
+        their_chain = theirs(their_chain, nets(net), control_image, strength)
     same(pairs, "sd1", our_chain, their_chain)
 
 
@@ -76,7 +76,7 @@ def test_other_sizes_of_latent_and_image(pairs, nets, ours, theirs, size):
 
 
 def test_in_a_regional_prompt(pairs, nets, node, ours, theirs):
-    """A controlled region beside an uncontrolled whole: calls of different rows and sizes within one step."""
+    """A controlled region next to an uncontrolled whole: calls of different rows and sizes within one step."""
     positive, negative = prompts(SMALL["sd1"])
     image = hints(2)
 
@@ -356,7 +356,7 @@ def test_a_multigpu_clone_gives_the_same_residuals(pairs, nets, svd_net, ours, n
 
 
 def test_svds_net_on_video(pairs, svd_net, ours, theirs):
-    """One net used twice, with other images, beside the host's node; the strength doubles the residuals."""
+    """One net used twice, with other images, next to the host's node; the strength doubles the residuals."""
     pair = pairs("svd")
     conds, images, other = prompts(pair.config), hints(3), hints(3, seed=22)
     twice = ours(ours(conds, svd_net, images), svd_net, other, 0.4)

@@ -226,7 +226,7 @@ def test_images_and_weights_follow_the_frames_of_our_windows(pair, nets, ours, n
     assert relative_error(result, sampled(pair.ours, conds)) > 1e-3
 
 
-# before, after, beside
+# before, after, next to others
 
 
 def test_nothing_is_left_behind(pair, nets, ours):
@@ -242,7 +242,7 @@ def test_nothing_is_left_behind(pair, nets, ours):
 
 
 def options_after(control, pair, kinds):
-    """The options of a call of 3 frames for each of `kinds` after a control was asked for its part."""
+    """The options of a call of 3 frames for each of `kinds` after a control was asked to act."""
     model, options = pair.ours.model, {"cond_or_uncond": kinds}
     control.pre_run(model, model.model_sampling.percent_to_sigma)
     x = torch.zeros(3 * len(kinds), 4, 8, 8)
@@ -317,8 +317,8 @@ def test_pickled_as_its_authors_publish_it(pair, nets, node, pack, ours, folder,
     torch.save(controlnexts.tensors(version, WIDTHS[version]), folder / "controlnet.bin")
     net, info = node("TemporalUNetControlNetLoader").execute("controlnet.bin").result
     assert f"ControlNeXt-SVD v{version}" in info and "controlnet.bin" in info
-    told = pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "controlnet.bin"))
-    assert told == info.splitlines()
+    shown = pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "controlnet.bin"))
+    assert shown == info.splitlines()
     conds, images = prompts(pair.config), hints(3)
     expected = run(pair.ours, ours(conds, nets(version), images))
     assert relative_error(run(pair.ours, ours(conds, net, images)), expected) <= 1e-5  # mapped tensors lie elsewhere

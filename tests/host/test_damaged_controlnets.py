@@ -18,7 +18,7 @@ NO_CONTROLNET = "holds no ControlNet that can be used here. Choose a ControlNet"
 
 
 class Thing:
-    """What a pickle may hold beside tensors."""
+    """What a pickle may hold besides tensors."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def scribble(path, mark):
     path.write_bytes(content)
 
 
-AT_ONCE = {  # content -> words; told by the panel before loading as well
+AT_ONCE = {  # content -> words, which the panel also shows before loading
     b"": ["it is empty. Download it again."],
     b"hello": [UNREADABLE, "(it begins as another kind of file)", AGAIN],
     b"<!DOCTYPE html>\n<html><body>Sign in</body></html>": ["it is a web page, not a model", "Download the .pth file itself."],
@@ -62,15 +62,15 @@ AT_ONCE = {  # content -> words; told by the panel before loading as well
 
 
 @pytest.mark.parametrize("content", AT_ONCE, ids=lambda content: repr(content[:8]))
-def test_what_the_first_bytes_tell_is_told_by_loader_and_panel(node, pack, folder, content):
+def test_what_the_first_bytes_say_is_an_error_of_loader_and_panel(node, pack, folder, content):
     path = folder / "bad.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="^bad.pth") as error:
         node(LOADER).execute("bad.pth")
     assert all(words in str(error.value) for words in AT_ONCE[content]), str(error.value)
-    with pytest.raises(pack("unet").UNetFileError) as told:
+    with pytest.raises(pack("unet").UNetFileError) as shown:
         pack("nodes.bridge.info.file_info").describe_controlnet_file(str(path))
-    assert str(told.value) == str(error.value)
+    assert str(shown.value) == str(error.value)
 
 
 DAMAGED = {  # name -> (what makes the file, words)
@@ -91,15 +91,15 @@ def test_a_damaged_pickle_is_an_error_without_pytorchs_advice(node, pack, folder
         node(LOADER).execute("damaged.bin")
     assert reason in str(error.value) and str(error.value).endswith(AGAIN), str(error.value)
     assert "weights_only" not in str(error.value) and len(str(error.value)) < 200
-    with pytest.raises(pack("unet").UNetFileError) as told:
+    with pytest.raises(pack("unet").UNetFileError) as shown:
         pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "damaged.bin"))
-    assert str(told.value) == str(error.value)
+    assert str(shown.value) == str(error.value)
 
 
 OTHERS = {
     "list": [1, 2], "list of one": [torch.zeros(2)], "tensor": torch.zeros(3), "number": 5, "nothing": None, "empty": {},
     "other tensors": {"weight": torch.zeros(2)}, "numbered": {1: torch.zeros(2)}, "list of states": {"state_dict": [1, 2]},
-    "part of a ControlNet": {"zero_convs.0.0.weight": torch.zeros(4, 4, 1, 1)},
+    "piece of a ControlNet": {"zero_convs.0.0.weight": torch.zeros(4, 4, 1, 1)},
 }
 
 
@@ -126,13 +126,13 @@ def test_another_kind_of_model_is_named_before_and_while_loading(node, pack, fol
     tensors = {name: torch.zeros(2, 2), other: torch.zeros(1)}
     path = folder / f"other_kind.{save}"
     save_file(tensors, path) if save == "safetensors" else torch.save(tensors, path)
-    with pytest.raises(pack("unet").UNetFileError) as told:
+    with pytest.raises(pack("unet").UNetFileError) as shown:
         pack("nodes.bridge.info.file_info").describe_controlnet_file(str(path))
     kind, where = OF_OTHER_KINDS[name]
-    assert f"{path.name}: it holds {kind}" in str(told.value) and "not a ControlNet" in str(told.value) and where in str(told.value)
+    assert all(words in str(shown.value) for words in (f"{path.name}: it holds {kind}", "not a ControlNet", where))
     with pytest.raises(ValueError) as error:
         node(LOADER).execute(path.name)
-    assert str(error.value) == str(told.value)
+    assert str(error.value) == str(shown.value)
 
 
 @pytest.mark.parametrize("save", [torch.save, old])
@@ -147,7 +147,7 @@ def test_a_whole_pickle_is_loaded_as_the_host_loads_it(node, pack, folder, adapt
 
 
 def test_a_fault_of_the_hosts_that_is_none_of_the_file_stays_as_it_is(node, folder, adapter):
-    """Sizes that do not fit together are told by the host, with the tensors' names."""
+    """Sizes that do not fit together are reported by the host, with the tensors' names."""
     tensors = {**adapter, "conv_in.bias": torch.zeros(3)}
     torch.save(tensors, folder / "misshaped.pth")
     with pytest.raises(RuntimeError, match="size mismatch for conv_in.bias"):

@@ -1,4 +1,4 @@
-"""Our loader beside the host's on files of the real size: time, memory and the sampled latent.
+"""Our loader next to the host's on files of the real size: time, memory and the sampled latent.
 
 Each load runs in a process of its own (support/load_worker.py), so that neither sees the other's memory.
 """
@@ -87,13 +87,13 @@ def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtyp
     # Both copy or convert every tensor once: the same work, with play from fresh pages, more where more pages are filled.
     assert ours["CPU seconds"] <= 1.25 * host["CPU seconds"] + (0.5 if dtype == "float16" else 1)
     assert ours["peak anon"] <= host["peak anon"] + 64
-    # Not beside the host's: the mapped file counts here as far as the system keeps it, which is less where memory is short.
+    # Not next to the host's: the mapped file counts here as far as the system keeps it, which is less where memory is short.
     assert ours["peak"] <= ours["peak anon"] + path.stat().st_size / 2**20 + 64
     assert path.stat().st_size > {"sd1": 1.7e9, "svd": 3e9}[name]
 
 
 def small_checkpoint(path, beside_mib=400):
-    """A full checkpoint in SVD's layout: a small UNet, beside a VAE and an image encoder that are much larger."""
+    """A full checkpoint in SVD's layout: a small UNet, next to a VAE and an image encoder that are much larger."""
     from support.families import write_unet
     from support.oracle import SMALL
 
@@ -116,7 +116,7 @@ def test_only_the_unet_is_read_out_of_a_full_checkpoint(pack, tmp_path):
     for parameter in model.model.diffusion_model.parameters():
         parameter.sum()
     unet = sum(w.numel() * w.element_size() for w in weights.values()) / 2**20
-    assert status("RssAnon") - anon + status("RssFile") - mapped < unet + 60  # 400 MiB lie beside it
+    assert status("RssAnon") - anon + status("RssFile") - mapped < unet + 60  # 400 MiB lie next to it
     state = model.model.state_dict()
     assert {k for k in state if k.startswith("diffusion_model.")} == {f"diffusion_model.{k}" for k in weights}
     assert all(torch.equal(state[f"diffusion_model.{k}"], w) for k, w in weights.items())
@@ -222,7 +222,7 @@ def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
 
 @pytest.mark.parametrize("damage", ["written over", "cut"])
 def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read(pack, tmp_path, monkeypatch, damage):
-    """Dynamic offloading needs a card: here the loader is told that the host maps, as it is told there by the patcher's class."""
+    """Dynamic offloading needs a card: here the test says that the host maps, as the patcher's class does there."""
     import comfy.model_patcher
 
     from support.families import relative_error

@@ -1,4 +1,4 @@
-"""Video in bounded memory under the host: one branch at a time, and smaller parts where memory runs out."""
+"""Video in bounded memory under the host: one branch at a time, and smaller chunks where memory runs out."""
 
 from unittest.mock import patch
 
@@ -97,7 +97,7 @@ SIZE = (16, 16)
 
 
 @pytest.fixture
-def small_parts(pack, monkeypatch):
+def small_chunks(pack, monkeypatch):
     """Budgets that make a difference to the miniature, as the real ones do to SVD."""
     monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (4 * MIB, 2 * MIB, MIB))
 
@@ -142,7 +142,7 @@ def warnings(caplog):
     return [record.message for record in caplog.records if "out of memory" in record.message]
 
 
-def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_result(run, run_out, small_parts, caplog):
+def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_result(run, run_out, small_chunks, caplog):
     expected = run(size=SIZE)
     tried = run_out(MIB)
     made = run(size=SIZE)
@@ -151,8 +151,8 @@ def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_result(run, run_ou
     assert relative_error(made, expected) <= 1e-5
 
 
-def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_out, small_parts, large, caplog):
-    """Of windows, steps and branches only the first meets it; the next run begins anew."""
+def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_out, small_chunks, large, caplog):
+    """Of windows, steps and branches only the first meets it; the next run begins again."""
     tried = run_out(MIB)
     long_run()
     assert tried[:2] == [4 * MIB, 2 * MIB] and len(tried) > 20 and set(tried[2:]) == {MIB}
@@ -162,7 +162,7 @@ def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_ou
     assert tried[:2] == [4 * MIB, 2 * MIB]
 
 
-def test_another_shape_in_the_same_run_has_its_own_size_and_no_more_warnings(long_run, run_out, small_parts, caplog):
+def test_another_shape_in_the_same_run_has_its_own_size_and_no_more_warnings(long_run, run_out, small_chunks, caplog):
     """Both branches together, then one alone, where guidance ends."""
     tried = run_out(MIB)
     long_run(guidance_end=0.5)
@@ -170,14 +170,14 @@ def test_another_shape_in_the_same_run_has_its_own_size_and_no_more_warnings(lon
     assert len(warnings(caplog)) == 2
 
 
-def test_out_of_memory_in_the_smallest_parts_is_an_error(run, run_out, small_parts):
+def test_out_of_memory_in_the_smallest_chunks_is_an_error(run, run_out, small_chunks):
     tried = run_out(0)
     with pytest.raises(torch.OutOfMemoryError):
         run(size=SIZE)
     assert tried == [4 * MIB, 2 * MIB, MIB]
 
 
-def test_smaller_parts_that_save_nothing_are_not_tried(run, run_out):
+def test_smaller_chunks_that_save_nothing_are_not_tried(run, run_out):
     """The whole miniature is smaller than the smallest budget."""
     tried = run_out(0)
     with pytest.raises(torch.OutOfMemoryError):
@@ -185,14 +185,14 @@ def test_smaller_parts_that_save_nothing_are_not_tried(run, run_out):
     assert len(tried) == 1
 
 
-def test_another_error_is_not_taken_for_want_of_memory(run, run_out, small_parts):
+def test_another_error_is_not_taken_for_want_of_memory(run, run_out, small_chunks):
     tried = run_out(0, ValueError("of another kind"))
     with pytest.raises(ValueError, match="of another kind"):
         run(size=SIZE)
     assert len(tried) == 1
 
 
-def test_an_accelerators_error_is_what_the_host_takes_it_for(run, run_out, small_parts):
+def test_an_accelerators_error_is_what_the_host_takes_it_for(run, run_out, small_chunks):
     """PyTorch reports some of CUDA's failed allocations so; 0.16.3 does not know."""
     tried = run_out(2 * MIB, torch.AcceleratorError("CUDA error: out of memory"))
     if hasattr(management, "is_oom"):
@@ -259,7 +259,7 @@ def test_a_replaced_attention_is_given_the_whole_batch_in_its_block_alone(svd, r
     assert set(seen["middle"]) == {1, FRAMES}  # without the perturbation, and the positive branch with it
 
 
-def test_parts_beside_patched_attention_change_no_result(svd, run, pack, monkeypatch):
+def test_chunks_next_to_patched_attention_change_no_result(svd, run, pack, monkeypatch):
     whole = run(with_patch(svd.ours))
     monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,))
     assert relative_error(run(with_patch(svd.ours)), whole) <= 1e-5

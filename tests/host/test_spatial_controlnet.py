@@ -20,14 +20,14 @@ KINDS = ("spatial", "sd2")
 
 
 def public_names(tensors):
-    """Under diffusers' names, by the host's own table: the way down and the middle, as a ControlNet has them."""
+    """Under diffusers' names, by the host's own table: the down path and the middle, as a ControlNet has them."""
     table = comfy.utils.unet_to_diffusers(host_unet_config(random_weights(CONFIG), ROWS["sd2"]))
     kept = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
     return {public: tensors[own] for public, own in table.items() if own in tensors and public.startswith(kept)}
 
 
 def taps(config, make):
-    """The parts that a ControlNet has beside the UNet's way down; `make(shape)` gives a tensor."""
+    """The layers that a ControlNet has besides the UNet's down path; `make(shape)` gives a tensor."""
     layers = {"conv_in": (HINT_WIDTHS[0], 3), "conv_out": (config.model_channels, HINT_WIDTHS[-1])}
     for i, (narrow, wide) in enumerate(pairwise(HINT_WIDTHS)):
         layers |= {f"blocks.{2 * i}": (narrow, narrow), f"blocks.{2 * i + 1}": (wide, narrow)}

@@ -54,7 +54,7 @@ def test_small_videos_run_together(svd_net, residuals):
     assert rows == [2 * FRAMES]
 
 
-def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_residuals(pack, svd_net, residuals, monkeypatch, caplog):
+def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_residuals(pack, svd_net, residuals, monkeypatch, caplog):
     monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (MIB, MIB // 4))
     expected, left = residuals(), [1]
 
@@ -70,7 +70,7 @@ def test_out_of_memory_goes_on_in_smaller_parts_with_the_same_residuals(pack, sv
     assert any("out of memory" in record.message for record in caplog.records) and same(given, expected)
 
 
-def test_images_are_embedded_in_parts_that_fit(pack, svd_net, residuals):
+def test_images_are_embedded_in_chunks_that_fit(pack, svd_net, residuals):
     expected, rows = residuals(), []
     hint_net = svd_net.control_model.controlnet_cond_embedding
     handle = hint_net.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
@@ -91,8 +91,8 @@ def test_the_host_is_told_what_stays_beside_the_unet(pairs, ours, svd_net, resid
 
 def test_a_long_clip_is_told_as_one_window(pairs, ours, svd_net):
     conds = prompts(pairs("svd").config)
-    told = [ours(conds, svd_net, hints(n))[0][0][1]["control"].inference_memory_requirements(torch.float32) for n in (25, 60)]
-    assert told[0] == told[1]
+    bytes_of = [ours(conds, svd_net, hints(n))[0][0][1]["control"].inference_memory_requirements(torch.float32) for n in (25, 60)]
+    assert bytes_of[0] == bytes_of[1]
 
 
 def test_a_cancel_leaves_the_next_run_as_it_was(pairs, ours, svd_net):

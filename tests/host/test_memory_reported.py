@@ -1,4 +1,4 @@
-"""What the host is told of a video's memory: at load time and in each step, with patches, and that nothing stays behind."""
+"""The memory of a video as reported to the host: at load time and in each step, with patches; and that nothing stays behind."""
 
 import gc
 import weakref
@@ -21,7 +21,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("told"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("reported"), "svd")
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def needed(svd, pack):
 
 
 @pytest.fixture
-def told(svd, monkeypatch):
-    """(in full, at least) of each loading for a sampling run, and what each batch of conditions in a step is told to need."""
+def reported(svd, monkeypatch):
+    """(in full, at least) of each loading for a sampling run, and what is reported for each batch of conditions in a step."""
     loading, steps = [], []
     load, required = management.load_models_gpu, svd.ours.model.memory_required
 
@@ -79,22 +79,22 @@ def hosts_windows(svd, pack, node):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("clip", [whole, our_windows, hosts_windows])
-def test_a_run_is_told_the_need_of_one_video(svd, pack, node, told, needed, clip, count):
+def test_a_run_reports_the_need_of_one_video(svd, pack, node, reported, needed, clip, count):
     """Branches of a large clip run one by one."""
     model, frames = clip(svd, pack, node)
     with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         run(svd, model, count)
-    loading, steps = told
+    loading, steps = reported
     assert loading == [(needed(frames), needed(frames))]
     anchored = {needed(frames), needed(frames + 1)}  # newer hosts prepend a frame to windows that begin later
     assert steps and set(steps) <= (anchored if clip is hosts_windows else {needed(frames)})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_branches_that_run_together_are_told_together(svd, told, needed, count):
+def test_branches_that_run_together_are_reported_together(svd, reported, needed, count):
     run(svd, svd.ours, count)
-    assert told[0] == [(count * needed(FRAMES), needed(FRAMES))]
-    assert max(told[1]) == count * needed(FRAMES)
+    assert reported[0] == [(count * needed(FRAMES), needed(FRAMES))]
+    assert max(reported[1]) == count * needed(FRAMES)
 
 
 def patched(model):
@@ -103,22 +103,22 @@ def patched(model):
     return model
 
 
-def test_a_run_with_patched_attention_is_told_more_and_the_next_without_it_is_not(svd, pack, told, needed):
+def test_a_run_with_patched_attention_reports_more_and_the_next_without_it_does_not(svd, pack, reported, needed):
     with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         for model in (patched(svd.ours), svd.ours):
             run(svd, model, 2)
     more, plain = needed(FRAMES, patched=True), needed(FRAMES)
-    assert plain < more and told[0] == [(more, more), (plain, plain)]
+    assert plain < more and reported[0] == [(more, more), (plain, plain)]
 
 
 @pytest.mark.parametrize("branches", [1, 2, 3])
-def test_the_memory_told_to_the_host_is_that_of_one_branch(svd, pack, branches):
+def test_the_memory_reported_to_the_host_is_that_of_one_branch(svd, pack, branches):
     budget = pack("nodes.bridge.model.memory_budget").BUDGETS[0]
     shapes = {"c_crossattn": [torch.Size([25, 1, 1024])] * branches}
-    told = svd.ours.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
+    reported = svd.ours.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
     need = activation_bytes(svd.config, 25, 72, 128, 4, budget)
-    assert need <= told <= 1.5 * need
-    assert told < svd.host.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
+    assert need <= reported <= 1.5 * need
+    assert reported < svd.host.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
 
 
 # what patches cost, counted on the meta device
@@ -135,8 +135,8 @@ def hyper_tile(model, node):
 def replacement_everywhere(model, node):
     model = model.clone()
     for kind, blocks in (("input", 12), ("middle", 1), ("output", 12)):
-        for number in range(blocks):
-            model.set_model_attn1_replace(lambda q, k, v, extra: torch.empty_like(q), kind, number)
+        for index in range(blocks):
+            model.set_model_attn1_replace(lambda q, k, v, extra: torch.empty_like(q), kind, index)
     return model
 
 
@@ -180,15 +180,15 @@ def counted(real, pack, monkeypatch):
 
 @pytest.mark.parametrize("frames", [14, 25])
 @pytest.mark.parametrize("change", PATCHES)
-def test_what_is_told_of_patches_is_near_what_is_counted(svd, pack, node, counted, change, frames):
+def test_what_is_reported_for_patches_is_near_what_is_counted(svd, pack, node, counted, change, frames):
     options = change(svd.ours, node).model_options["transformer_options"]
-    told = pack("nodes.bridge.model.memory_budget").needed(FULL["svd"], frames, 72, 128, 2, patched=PATCHES[change])
+    reported = pack("nodes.bridge.model.memory_budget").needed(FULL["svd"], frames, 72, 128, 2, patched=PATCHES[change])
     assert pack("nodes.bridge.model.host_hooks").patched_at_large(options) == PATCHES[change]
-    assert 1.1 <= told / counted(frames, options) <= 1.4
+    assert 1.1 <= reported / counted(frames, options) <= 1.4
 
 
 def test_patched_attention_takes_little_more_than_none(svd, node, counted):
-    """Of a transformer block only its attention needs the whole batch: the feed-forward, which takes most, keeps to parts.
+    """Of a transformer block only its attention needs the whole batch: the feed-forward, which takes most, keeps to chunks.
 
     With whole blocks it would be 3.2 GiB.
     """
@@ -214,7 +214,7 @@ def test_out_of_memory_with_patched_attention_is_not_tried_again_where_that_save
 
 
 def test_a_model_that_is_dropped_is_free_at_once(svd, pack):
-    """The host tells of a leak where it has to wait for the garbage collector."""
+    """The host reports a leak where it has to wait for the garbage collector."""
     model = pack("nodes.bridge.model.unet_loader").load_model(str(svd.path))
     sample(model, *prompts(svd.config), frames=2)
     gc.collect()
