@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tools.environments import (
     ARCHIVES,
+    LOCKS,
     NEWEST,
     PACK,
     DevError,
@@ -26,6 +27,7 @@ from tools.environments import (
     built,
     cache,
     key,
+    layered_env,
     locked,
     pinned_host,
     say,
@@ -207,6 +209,12 @@ def command_setup(args: argparse.Namespace) -> None:
         say(f"ComfyUI {host.name}: {host.folder}\n  its Python: {host.python}")
 
 
+def command_lint(args: argparse.Namespace) -> None:
+    """ruff and mypy, in an environment that sees the newest ComfyUI's packages, whose types mypy reads."""
+    host = users_host(args) or pinned_host(NEWEST)
+    sys.exit(run_tool(Host(host.name, host.folder, layered_env("lint", host.python, LOCKS / "lint.txt")), "lint"))
+
+
 def command_lock(args: argparse.Namespace) -> None:
     renew(args.pytest_args)
 
@@ -267,6 +275,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         tool = command(name, command_tool, f"{text}; arguments after -- go to the script.")
         tool.set_defaults(tools=tools)
         tool.add_argument("what", choices=tools, help=what)
+    command("lint", command_lint, "Check the code with ruff and mypy.")
     command("lock", command_lock,
             "Renew the lock files in tools/locks; arguments after -- go to uv: --upgrade takes newer versions.")
     command("clean", command_clean, "Remove what dev.py made in the cache.")

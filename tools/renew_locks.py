@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tools.environments import (
     ARCHIVES,
+    LINT_REQUIREMENTS,
     LOCKS,
     TEST_REQUIREMENTS,
     TORCH,
@@ -71,6 +72,7 @@ def renew(uv_arguments: list[str]) -> None:
         torch.write_text("\n".join(TORCH))
         itself.write_text("uv")
         uv.lock("uv.txt", itself, *uv_arguments)
+        uv.lock("lint.txt", LINT_REQUIREMENTS, *uv_arguments)
         uv.lock("torch.txt", torch, *uv_arguments)
         uv.lock("tests.txt", TEST_REQUIREMENTS, *uv_arguments)
         for version in ARCHIVES:
