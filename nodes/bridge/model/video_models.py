@@ -13,11 +13,11 @@ from .memory_budget import ChunkedRun
 KEY = "temporal_unet.memory"
 
 
-class VideoMemory:
-    """What the classes share; a base before the host's class, a `comfy.model_base.BaseModel`."""
+class VideoMemory(comfy.model_base.BaseModel):
+    """What the classes share, as their base before the host's class."""
 
     def __init__(self, model_config, chunked_run: ChunkedRun):
-        super().__init__(model_config)  # type: ignore[call-arg]  # of the host's class
+        super().__init__(model_config)  # of the host's class
         self.chunked_run = chunked_run  # the network's, kept here since a patch may wrap `diffusion_model`
 
     def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006  (as the host declares it; only read)
