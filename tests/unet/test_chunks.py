@@ -17,6 +17,7 @@ def model(name, dtype=torch.float32):
 
 @pytest.mark.parametrize("name", ["svd", "sd1", "sdxl"])
 @pytest.mark.parametrize("budget", [1, 100_000, 400_000])
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_budget(name, budget):
     """The smallest budget runs single frames and pixels, the others several; two videos (or images), odd size."""
     net = model(name)

@@ -230,6 +230,7 @@ def spatial_reference(config, tensors):
 
 
 @pytest.mark.parametrize("channels, adm", [(8, 768), (8, None), (4, 768)])
+@pytest.mark.slow
 def test_a_spatial_only_net_equals_diffusers(tmp_path, channels, adm):
     """Latent with or without the image next to it, with or without SVD's vector condition."""
     config = replace(SPATIAL, in_channels=channels, adm_channels=adm)
