@@ -14,8 +14,6 @@ from safetensors import SafetensorError, safe_open
 from .errors import UNetFileError, shorten
 from .on_disk import DTYPES, no_model, open_regular
 from .pickles import BEFORE_1_6, ZIPPED, PickledFile
-from .pickles import DAMAGED as DAMAGED  # for hosts that load what is no network of ours
-from .pickles import unpickled as unpickled
 
 SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is opened as a pickled one
 MOST_HEADER = 100_000_000  # bytes; safetensors reads no longer header
