@@ -56,7 +56,7 @@ def checkpoint(server):
 
 @pytest.fixture
 def canvas(opened_editor, browser, server):
-    """An editor of its own with nothing on its canvas: a node that still hangs on the mouse would cover those of other tests."""
+    """An editor of its own with nothing on its canvas: a node that still follows the mouse would cover those of other tests."""
     editor = Editor(browser, server, opened_editor.renderer)
     editor.load_template({"nodes": [], "links": [], "version": 0.4}, "empty")
     yield editor
@@ -68,7 +68,7 @@ def add_by_search(editor):
     page = editor.page
     dialog = page.get_by_role("dialog")
     field = dialog.get_by_role("combobox").or_(dialog.locator("input")).first
-    for _ in range(3):  # the canvas passes over a double click of which a busy machine draws the clicks apart
+    for _ in range(3):  # the canvas ignores a double click whose clicks a busy machine separates too far
         page.mouse.dblclick(700, 400)
         with contextlib.suppress(TimeoutError):
             field.wait_for(timeout=10_000)
@@ -78,7 +78,7 @@ def add_by_search(editor):
     page.wait_for_function("() => app.graph._nodes.length === 1")
     dialog.wait_for(state="hidden")
     page.mouse.move(690, 400)
-    page.mouse.click(700, 400)  # the node hangs on the mouse until it is put down
+    page.mouse.click(700, 400)  # the node follows the mouse until it is placed
     page.wait_for_function("() => !app.graph._nodes[0].flags.ghost")
 
 

@@ -20,7 +20,7 @@ def press(curve, *keys):
 
 def close_menu(page):
     """The one of the host that a right click opens."""
-    page.wait_for_function("() => document.activeElement.closest('.p-contextmenu')")  # it hears no key before
+    page.wait_for_function("() => document.activeElement.closest('.p-contextmenu')")  # it gets no key events before
     page.keyboard.press("Escape")
     page.get_by_role("menuitem").first.wait_for(state="hidden")
 
@@ -197,7 +197,7 @@ def test_delete_after_a_preset_does_not_take_the_node(strengths):
     assert strengths.page.evaluate("() => app.graph._nodes.length") == len(WORKFLOW)
 
 
-def test_the_plot_itself_takes_no_focus_and_that_of_a_point_is_seen_where_the_keyboard_has_set_it(strengths):
+def test_the_plot_itself_takes_no_focus_and_that_of_a_point_is_shown_where_the_keyboard_has_set_it(strengths):
     page = strengths.page
     page.mouse.click(*strengths.at(0.2, 0.9), button="right")
     assert not page.evaluate("() => document.activeElement.matches('.temporal-unet-curve *')")
@@ -263,7 +263,7 @@ def test_text_that_is_no_curve_gives_the_plain_error_and_stays_inert(curve):
     assert curve.message == "" and curve.handles.count() == 2
 
 
-def test_python_gives_the_same_words_for_a_hostile_text(editor, server, strengths):
+def test_python_gives_the_same_message_for_a_hostile_text(editor, server, strengths):
     strengths.text = "<img src=x onerror=window.hostile=1>"
     entry = server.wait(editor.run({}), timeout=60)
     assert failure(entry) == f"{APPLY} (node 5): {strengths.message}"
@@ -285,7 +285,7 @@ def test_a_text_of_very_many_or_very_large_points_is_drawn(strengths):
     assert strengths.handles.count() == 1
 
 
-def test_a_linked_input_is_only_looked_at(editor, curve):
+def test_a_linked_input_is_read_only(editor, curve):
     before = curve.text
     curve.page.evaluate("""([type, name]) => {
         const text = LiteGraph.createNode('PrimitiveString')
@@ -365,7 +365,7 @@ class Promoted:
 
 def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becomes_its_text(promoted):
     promoted.text = "0:0.5, 0.25:1, 1:0"
-    assert promoted.sent == promoted.text  # before the edits: by it the host reorders the nodes, which makes a step of undo
+    assert promoted.sent == promoted.text  # before the edits: it makes the host reorder the nodes, which is a step of undo
     curve = promoted.enter()
     assert curve.line()[2] == pytest.approx(curve.at(0.25, 1), abs=0.6)
     curve.drag((1, 0), (0.75, 0.5))
@@ -382,7 +382,7 @@ def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becom
     assert promoted.enter().handles.count() == 1
 
 
-def test_of_several_subgraph_nodes_or_a_link_to_one_the_curve_inside_is_only_looked_at(promoted):
+def test_with_several_subgraph_nodes_or_a_link_to_one_the_curve_inside_is_read_only(promoted):
     page = promoted.page
     page.evaluate(f"() => app.graph.add(LiteGraph.createNode({promoted.OUTER}.type))")
     promoted.text = "0:0, 0.5:1, 1:0"

@@ -1,4 +1,4 @@
-"""Workflows and events that nobody makes by hand: whatever they hold, the editor goes on, after a reload too."""
+"""Workflows and events that nobody makes by hand: whatever they hold, the editor keeps working, also after a reload."""
 
 import copy
 
@@ -9,13 +9,13 @@ from support.editor import Editor
 
 pytestmark = pytest.mark.slow
 
-MANY = 200_000  # points: more than a call of JavaScript takes arguments
+MANY = 200_000  # points: more than the arguments that a JavaScript call can take
 HUGE = ",".join(f"{i / MANY}:{i % 7}" for i in range(MANY))
 DRAFT_IS_KEPT = "(size) => JSON.stringify(localStorage).length > size"  # by the host, to open it after a reload
 FORGED_EVENTS = """() => {
     const sampler = app.graph._nodes.find(({type}) => type === 'TemporalUNetSVDSampler')
     const step = {node_id: String(sampler.id), prompt_id: 'forged', fps: 6, step: 1, steps: 2, frames: 3}
-    const image = 'data:image/jpeg;base64,AAAA' // no picture
+    const image = 'data:image/jpeg;base64,AAAA' // no image
     const sheet = {...step, image, shown: [0, 1, 2], columns: 3, rows: 1, width: 16, height: 9}
     const odd = [null, NaN, -1, 0, 'x', '__proto__', [], [9], {}, true, '<img src=x onerror=window.hostile=1>']
     const keys = Object.keys({...sheet, window: 0}).filter((key) => key !== 'prompt_id') // which is any text
@@ -30,7 +30,7 @@ FORGED_EVENTS = """() => {
 
 @pytest.fixture
 def fresh(editor, browser, server):
-    """An editor of its own, for it keeps what was open, and is loaded again."""
+    """An editor of its own, because it keeps what was open, and is loaded again."""
     fresh = Editor(browser, server, editor.renderer)
     fresh.problems.clear()
     yield fresh
@@ -66,7 +66,7 @@ def test_a_huge_curve_is_opened_drawn_and_edited_as_text_and_so_is_what_comes_af
     assert opened(fresh, workflow(), SAMPLER).handles.count() == 2
 
 
-def test_a_value_that_is_no_text_is_told_and_kept_as_it_is(editor):
+def test_a_value_that_is_no_text_is_reported_and_kept_as_it_is(editor):
     editor.load_api(workflow(), "hostile")
     saved = editor.workflow()
     [values] = [node["widgets_values"] for node in saved["nodes"] if node["type"] == SAMPLER]
@@ -104,4 +104,4 @@ def test_a_fault_of_the_curve_editor_does_not_keep_the_host_from_opening_the_wor
 def test_forged_preview_events_are_ignored(editor):
     editor.load_api(workflow(), "hostile")
     assert editor.page.evaluate(FORGED_EVENTS) == {"display": "none", "polluted": None, "hostile": None}
-    editor.page.wait_for_timeout(500)  # a picture that is none is found out later
+    editor.page.wait_for_timeout(500)  # that data is no image is noticed later

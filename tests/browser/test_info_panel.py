@@ -89,7 +89,7 @@ class Panel:
 
     @property
     def colors(self):
-        """[of the words, of what lies behind them], as red, green and blue."""
+        """[color of the text, color of its background], as red, green and blue."""
         return self.page.evaluate(f"""() => {{
             const words = {self.element}.firstElementChild.firstElementChild
             const context = new OffscreenCanvas(1, 1).getContext('2d', {{willReadFrequently: true}})
@@ -138,14 +138,14 @@ def test_it_shows_before_a_run_what_the_info_output_says_after_it(editor, server
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_unusable_unet_is_reported_in_the_words_of_the_error(editor, server, panel, name):
+def test_an_unusable_unet_is_reported_with_the_text_of_the_error(editor, server, panel, name):
     panel(LOADER).choose(name)
     [reported] = panel(LOADER).wait_for(name).lines
     assert reported == error_of_a_run(editor, server)
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", HOSTILE])
-def test_an_unusable_controlnet_is_reported_in_the_words_of_the_error(editor, server, panel, name):
+def test_an_unusable_controlnet_is_reported_with_the_text_of_the_error(editor, server, panel, name):
     panel(CONTROL_LOADER).choose(name)
     [reported] = panel(CONTROL_LOADER).wait_for(name).lines
     assert reported == error_of_a_run(editor, server)
@@ -347,7 +347,7 @@ def test_a_text_that_is_too_long_fades_until_it_is_scrolled_to_its_end(editor, p
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
-def test_words_and_errors_can_be_read(editor, panel, theme):
+def test_text_and_errors_have_enough_contrast(editor, panel, theme):
     editor.page.evaluate("(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
     try:
         editor.look_at(LOADER)

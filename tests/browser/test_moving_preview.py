@@ -28,7 +28,7 @@ LISTEN = """() => {
         app.api.addEventListener(name, ({detail}) => heard[name].push(detail))
     }
 }"""
-# The preview's three parts: picture, bar, words; null in a graph without the sampler.
+# The preview's three elements: image, bar, text; null in a graph without the sampler.
 PARTS = """window.parts = () => {
     const sampler = app.canvas.graph._nodes.find((node) => node.type === 'TemporalUNetSVDSampler')
     const root = sampler?.widgets.find((widget) => widget.name.startsWith('moving_preview')).element
@@ -44,7 +44,7 @@ WATCH = """() => {
         for (const mark of [...bar.children].slice(0, -1)) marks.push([mark.style.left, mark.style.width].map(parseFloat))
     }).observe(bar, {childList: true})
 }"""
-# [time in seconds, frame that the end mark on the bar stands at] of each picture that the page draws.
+# [time in seconds, frame that the end mark on the bar stands at] of each image that the page draws.
 PLAY = """([seconds, frames]) => new Promise((done) => {
     const {bar} = parts(), head = bar.lastElementChild
     const seen = [], start = performance.now()
@@ -56,7 +56,7 @@ PLAY = """([seconds, frames]) => new Promise((done) => {
     }
     look()
 })"""
-# The sampler's height in what the host keeps: of it are its steps of undo, and what a file, a tab and a reload bring back.
+# The sampler's height in what the host keeps: its steps of undo and what a file, a tab and a reload restore contain it.
 KEPT_HEIGHT = """() => {
     const {changeTracker} = app.extensionManager.workflow.activeWorkflow
     changeTracker.captureCanvasState() // as after a click
@@ -116,7 +116,7 @@ class Preview:
 
     @property
     def said(self):
-        """All words since it was opened."""
+        """All texts since it was opened."""
         return self.page.evaluate("() => said")
 
     @property
@@ -129,7 +129,7 @@ class Preview:
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")).astype(float)
 
     def place(self, share):
-        """A point on the picture, `share` of its width from its left edge."""
+        """A point on the image, `share` of its width from its left edge."""
         x, y, width, height = self.page.evaluate("""() => {
             const {x, y, width, height} = parts().picture.getBoundingClientRect()
             return [x, y, width, height]
@@ -158,7 +158,7 @@ class Preview:
 def cells(sheet) -> list[np.ndarray]:
     """The frames on a sheet of the server, cut up without the page."""
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet["image"].split(",")[1])))).astype(float)
-    places = [divmod(number, sheet["columns"]) for number in range(len(sheet["shown"]))]
+    places = [divmod(index, sheet["columns"]) for index in range(len(sheet["shown"]))]
     width, height = sheet["width"], sheet["height"]
     return [picture[row * height:(row + 1) * height, column * width:(column + 1) * width] for row, column in places]
 
@@ -189,7 +189,7 @@ def test_it_plays_all_frames_at_the_clips_pace_and_stays_after_the_sampler(playe
     assert sum(forward) / (turns[-1][0] - turns[0][0]) == pytest.approx(FPS, rel=0.1)
 
 
-def test_it_stands_still_while_it_is_not_to_be_seen(played):
+def test_it_stands_still_while_it_is_not_visible(played):
     page, collapse = played.page, "() => app.graph.getNodeById(5).collapse()"
     place = "() => parts().bar.lastElementChild.style.left"
     page.evaluate(collapse)
@@ -203,7 +203,7 @@ def test_it_stands_still_while_it_is_not_to_be_seen(played):
     assert len({frame for _, frame in played.play(2)}) >= 4
 
 
-def test_arrow_keys_choose_the_frame_and_leaving_plays_on(played):
+def test_arrow_keys_choose_the_frame_and_losing_focus_plays_on(played):
     page = played.page
     before = page.evaluate(WHERE)
     page.evaluate("() => parts().picture.focus()")
@@ -233,7 +233,7 @@ def test_dragging_over_the_image_chooses_the_frame_also_beyond_its_edges_and_let
     assert differences.diagonal().max() < 2  # of 255: two readers of JPEG
     assert np.all(differences.argmin(1) == np.arange(FRAMES))
     x, y = played.place(0.5)
-    mouse.move(x, y - 400)  # off the picture, with the button down
+    mouse.move(x, y - 400)  # off the image, with the button down
     assert played.words == f"frame {FRAMES // 2 + 1} of {FRAMES}"
     mouse.move(*played.place(-0.3))
     assert played.words == f"frame 1 of {FRAMES}"
@@ -243,7 +243,7 @@ def test_dragging_over_the_image_chooses_the_frame_also_beyond_its_edges_and_let
     assert page.evaluate(WHERE) == before  # neither the node nor the canvas was dragged
 
 
-def test_a_step_without_an_image_changes_the_words_and_keeps_the_image(played):
+def test_a_step_without_an_image_changes_the_text_and_keeps_the_image(played):
     played.page.evaluate("""() => {
         const sheet = heard['temporal_unet.preview'].findLast((event) => event.image)
         const {node_id, fps, frames} = sheet
@@ -251,7 +251,7 @@ def test_a_step_without_an_image_changes_the_words_and_keeps_the_image(played):
         app.api.dispatchCustomEvent('temporal_unet.preview', {node_id, fps, frames, prompt_id: 'next', step: 4, steps: 9})
     }""")
     assert played.words == "step 4 of 9"
-    assert len({frame for _, frame in played.play(3)}) > FRAMES / 2  # on a busy machine the picture may come late
+    assert len({frame for _, frame in played.play(3)}) > FRAMES / 2  # on a busy machine the image may come late
     assert played.picture.std() > 1  # there is something on it
 
 

@@ -62,7 +62,7 @@ def default(definition):
     return options.get("default", choices[0])
 
 
-def test_every_workflow_is_listed_as_a_template_with_a_picture(server):
+def test_every_workflow_is_listed_as_a_template_with_an_image(server):
     assert NAMES == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
     assert sorted(server.get("/api/workflow_templates")[PACK]) == NAMES
     for name in NAMES:
@@ -93,7 +93,7 @@ def test_template_sends_what_its_api_twin_says(editor, server, name):
     for id, node in twin.items():
         definitions = server.get(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]
         definitions = {**definitions["required"], **definitions.get("optional", {})}
-        sent[id]["inputs"].pop("video-preview", None)  # the editor's player, which the server passes over
+        sent[id]["inputs"].pop("video-preview", None)  # the editor's player, which the server ignores
         added = {input: default(definitions[input]) for input in sent[id]["inputs"].keys() - node["inputs"].keys()}
         assert sent[id]["inputs"] == {**node["inputs"], **added}
 
@@ -132,7 +132,7 @@ def test_help_of_a_node_opens_from_its_toolbox(editor):
 
 
 @pytest.mark.slow
-def test_help_in_another_language_is_the_english_page_with_its_pictures(editor, browser, server):
+def test_help_in_another_language_is_the_english_page_with_its_images(editor, browser, server):
     try:
         french = Editor(browser, server, editor.renderer, **{"Comfy.Locale": "fr"})
     finally:
@@ -149,7 +149,7 @@ def test_help_of_every_node_is_served_and_explains_every_input(server, our_nodes
         assert text.startswith(f"# {node['display_name']}\n")
         for input in [*node["input"].get("required", {}), *node["input"].get("optional", {})]:
             assert f"**{input}**" in text, f"the help of {name} says nothing about {input}"
-        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):  # the editor looks for them beside the nodes' folders
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):  # the editor looks for them next to the nodes' folders
             assert server.get(f"/extensions/{PACK}/docs/{picture}"), f"the help of {name} shows {picture}, which is not served"
 
 

@@ -1,4 +1,4 @@
-// Curves as text and the edits of the curve editor. Python is held to the same cases by tests/host/test_curve.py.
+// Curves as text and the edits of the curve editor. tests/host/test_curve.py tests Python with the same cases.
 
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'

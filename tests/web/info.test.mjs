@@ -71,7 +71,7 @@ test('of a link to no input of the subgraph no value is known', () => {
   assert.equal(valueOf(inside, 'video_frames', () => [{ widgets: [{ name: 'frames', value: 40 }] }]), null)
 })
 
-test('of a clip that is known in part no memory is shown', () => {
+test('no memory is shown for a clip whose size is not fully known', () => {
   const clip = { width: 512, height: null, frames: null }
   const answer = { lines: ['SVD', 'x.safetensors'], clip: { bytes: 2 ** 31, frames: 14, width: 512, height: 576, window: 8 } }
   assert.deepEqual(known(clip), { width: 512 })
@@ -82,7 +82,7 @@ test('of a clip that is known in part no memory is shown', () => {
   assert.deepEqual(linesOf({ lines: ['T2IAdapter'] }, {}), ['T2IAdapter'])
 })
 
-test('the memory of a known clip is said in its units, and its windows where there are several', () => {
+test('the memory of a known clip is shown in its units, and its windows where there are several', () => {
   const line = (clip) => linesOf({ lines: [], clip: { frames: 14, width: 512, height: 576, window: 14, ...clip } }, USUAL_CLIP)[0]
   assert.equal(line({ bytes: 1288490189 }), 'about 1.2 GiB, weights included, for 14 frames of 512x576')
   assert.equal(line({ bytes: 2 ** 30 - 1 }), 'about 1,024.0 MiB, weights included, for 14 frames of 512x576')

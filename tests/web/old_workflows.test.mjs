@@ -18,7 +18,7 @@ test('window_noise and its unlinked input are left out, so that keep_colors gets
   }
 })
 
-test('a link to window_noise stays, for the links of a saved workflow name inputs', () => {
+test('a link to window_noise stays, because the links of a saved workflow name inputs', () => {
   const saved = { widgets_values: [...BEFORE, 'shuffled', true], inputs: inputs(7) }
   assert.deepEqual(withoutWindowNoise(saved).inputs, inputs(7))
 })

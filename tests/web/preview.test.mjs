@@ -1,4 +1,4 @@
-// The moving preview's times, places and words.
+// The moving preview's times, places and text.
 
 import assert from 'node:assert/strict'
 import test from 'node:test'
@@ -36,13 +36,13 @@ test('the pointer chooses from the first frame at the left edge to the last at t
   assert.deepEqual([100, 124, 126, 150, 199, 200, 50, 900].map((x) => frameUnder(x, 100, 100, 4)), [0, 0, 1, 2, 3, 3, 0, 3])
 })
 
-test('a window is one part of the clip, or two where it runs over the end into the start', () => {
+test('a window is one section of the clip, or two where it wraps from the end to the start', () => {
   assert.deepEqual(spansOf([0, 9], 10), [[0, 1]])
   assert.deepEqual(spansOf([2, 5], 8), [[0.25, 0.75]])
   assert.deepEqual(spansOf([6, 1], 8), [[0.75, 1], [0, 0.25]])
 })
 
-test('the words show the step, the window, the chosen frame, and how it ended', () => {
+test('the text shows the step, the window, the chosen frame, and how it ended', () => {
   const run = { step: 7, steps: 20, frames: 100, ended: '' }
   assert.equal(caption(run), 'step 7 of 20')
   assert.equal(caption({ ...run, window: [14, 38] }), 'step 7 of 20, frames 15 to 39 of 100')
