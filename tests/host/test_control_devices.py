@@ -1,4 +1,4 @@
-"""ControlNets where the host holds back a part of the weights (low VRAM), or spreads the work over several devices."""
+"""ControlNets where the host holds back some of the weights (low VRAM), or spreads the work over several devices."""
 
 import comfy.controlnet
 import comfy.ops
@@ -84,7 +84,7 @@ def unloads_half(patcher):
 
 
 class LowVRAM:
-    """Has the host hold back a part of a MODEL, and of `nets` next to it, once it has loaded them for one run.
+    """Has the host hold back some weights of a MODEL, and of `nets` next to it, once it has loaded them for one run.
 
     On a CPU weights held back lie where the others do, so fp64, which holds them exactly, stands for the other place: a layer
     that took one from there as it is would mix dtypes, which is an error.
@@ -187,7 +187,7 @@ multigpu = pytest.mark.skipif(
 
 
 def on_two_devices(model):
-    """The MODEL with a clone next to it on a second device: the host runs a half of each step on either."""
+    """The MODEL with a clone next to it on a second device: the host runs one half of each step on each."""
     model = model.clone()
     second = model.deepclone_multigpu(new_load_device=SECOND)
     second.is_multigpu_base_clone = True

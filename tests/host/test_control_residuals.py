@@ -197,7 +197,7 @@ def test_a_multigpu_clone_gives_the_same(pairs, apply, residuals):
     assert all(torch.equal(a, b) for place in first for a, b in zip(first[place], second[place], strict=True))
 
 
-def test_the_host_is_told_what_they_take(pairs, apply, residuals):
+def test_their_memory_is_reported_to_the_host(pairs, apply, residuals):
     stored = residuals("svd")
     control = apply(prompts(pairs("svd").config), stored)[0][0][1]["control"]
     numbers = sum(control.numel() for control in stored.controls)
@@ -214,7 +214,7 @@ def test_the_host_is_told_what_they_take(pairs, apply, residuals):
     ("svd", "sd1", None),
 ])
 def test_those_of_another_model_are_refused_before_the_network_runs(pairs, apply, residuals, model, of, words):
-    """SD 1 and SVD have the same places and widths, so that these fit; only their effect can tell."""
+    """SD 1 and SVD have the same places and widths, so that these fit; only the result would show the mistake."""
     patched, calls = recorded(pairs(model).ours)
     conds = apply(prompts(SMALL[model]), residuals(of))
     if words is None:
@@ -227,7 +227,7 @@ def test_those_of_another_model_are_refused_before_the_network_runs(pairs, apply
 
 @pytest.mark.parametrize("other", ["sd2", "svd"])
 def test_computed_ones_know_their_family(pairs, compute, apply, nets, other):
-    """These fit by count and widths: a run of SD 1's on another family would be spoilt without a word."""
+    """These fit by count and widths: SD 1's on another family would give a wrong result without an error."""
     made = compute(pairs("sd1").ours, nets("sd1"), prompts(SMALL["sd1"])[0], hints(1))
     patched, calls = recorded(pairs(other).ours)
     found = "^Apply ControlNet Residuals: the residuals were made for Stable Diffusion 1, the model is Stable"
@@ -298,7 +298,7 @@ def test_two_sources_are_an_error(nets, apply, residuals):
 
 @pytest.mark.parametrize("frames", [1, FRAMES])
 def test_computed_ones_are_the_nets_at_that_noise_level(pairs, nets, compute, frames):
-    """Against the host's net called by hand on the latent with noise at a share of 0.3 of the sampling."""
+    """Against the host's net called by hand on the latent with noise at 0.3 of the sampling."""
     pair, net = pairs("sd1"), nets("sd1")
     positive, images = prompts(pair.config)[0], hints(frames)
     latent = torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(9))
@@ -374,7 +374,7 @@ def test_longer_clips_are_computed_in_the_models_windows(pairs, svd_net, node, c
         assert relative_error(control[3], (a[3] + b[-4]) / 2) <= 1e-5
 
 
-def test_what_cannot_be_computed_is_said(pairs, nets, node, compute):
+def test_what_cannot_be_computed_is_reported(pairs, nets, node, compute):
     pair = pairs("sd1")
     positive, negative = prompts(pair.config)
     with pytest.raises(ValueError, match="Compute ControlNet Residuals: this control gives no residuals.*T2I-Adapter"):
@@ -406,7 +406,7 @@ ORDERS = {"alone": ["controlnext"], "first": ["controlnext", "net"], "last": ["n
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_controlnext_on_the_positive_is_refused(pairs, svd_net, controlnext, theirs, compute, order):
-    """Residuals could not hold its part; said before any network runs."""
+    """Residuals could not hold its effect; reported before any network runs."""
     pair, conds, calls = pairs("svd"), prompts(SMALL["svd"]), []
     for name in ORDERS[order]:
         conds = theirs(conds, controlnext if name == "controlnext" else svd_net, hints(FRAMES))
@@ -444,13 +444,13 @@ def saved(node, residuals):
     stored = residuals("svd")
     prompt = {"hidden_inputs": {io.Hidden.prompt: {"1": {}}, io.Hidden.extra_pnginfo: {"workflow": {"nodes": []}}}}
     made = node("TemporalUNetSaveControlNetResiduals").PREPARE_CLASS_CLONE(prompt).execute(stored, "residuals/test")
-    (told,) = made.ui["residuals"]
-    return stored, told, f"{folder_paths.get_output_directory()}/{told['subfolder']}/{told['filename']}"
+    (saved_as,) = made.ui["residuals"]
+    return stored, saved_as, f"{folder_paths.get_output_directory()}/{saved_as['subfolder']}/{saved_as['filename']}"
 
 
 def test_saved_and_loaded_they_are_the_same(node, saved):
-    stored, told, path = saved
-    name = f"{told['subfolder']}/{told['filename']} [output]"
+    stored, saved_as, path = saved
+    name = f"{saved_as['subfolder']}/{saved_as['filename']} [output]"
     load = node("TemporalUNetLoadControlNetResiduals")
     assert load.validate_inputs(name) is True
     back = run_node(load, name)[0]
@@ -462,7 +462,7 @@ def test_saved_and_loaded_they_are_the_same(node, saved):
     assert metadata["prompt"] == '{"1": {}}' and metadata["workflow"] == '{"nodes": []}'
 
 
-def test_the_input_folders_files_are_offered_and_told_apart_by_content(node):
+def test_the_input_folders_files_are_offered_and_distinguished_by_content(node):
     import folder_paths
 
     path = f"{folder_paths.get_input_directory()}/some.safetensors"

@@ -1,4 +1,4 @@
-"""ControlNets on clips in context windows: against windows worked out by hand, and how often a control image is prepared."""
+"""ControlNets on clips in context windows: against windows computed by hand, and how often a control image is prepared."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""ControlNeXt-SVD in the host: against the authors' formula, hung into the UNet's own layers by hand."""
+"""ControlNeXt-SVD in the host: against the authors' formula, hooked into the UNet's own layers by hand."""
 
 from unittest.mock import patch
 
@@ -96,7 +96,7 @@ def test_strength_zero_is_bit_equal_to_no_control(pair, nets, ours):
 
 @pytest.mark.parametrize("model", ["ours", "host"])
 def test_v2_leaves_the_unconditioned_half_untouched(pair, nets, ours, model):
-    """To the bit; v1 acts on it, as its authors' pipeline has it."""
+    """Bit-equal; v1 acts on it, as in its authors' pipeline."""
     model, conds = getattr(pair, model), prompts(pair.config)
 
     def halves(conds):
@@ -306,7 +306,7 @@ def test_half_precision_stays_in_the_file_and_acts(pair, pack, ours, folder):
 
 
 @pytest.mark.parametrize("version, words", [(1, "before the middle block"), (2, "on the conditioned half alone")])
-def test_info_tells_what_it_is_and_how_it_acts(node, folder, version, words):
+def test_info_states_what_it_is_and_how_it_acts(node, folder, version, words):
     info = node("TemporalUNetControlNetLoader").execute(f"pose_v{version}.safetensors").result[1]
     assert f"ControlNeXt-SVD v{version}" in info and words in info and "SVD UNet that comes with it" in info
     assert f"pose_v{version}.safetensors" in info and "M parameters" in info

@@ -1,4 +1,4 @@
-"""Curves as text, held to the cases that the editor's own reader is held to: tests/web/curve.test.mjs reads the same file."""
+"""Curves as text, tested with the same cases as the editor's own reader: tests/web/curve.test.mjs reads the same file."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_curves_are_read_and_evaluated(curve, case):
 
 
 @pytest.mark.parametrize("case", CASES["bad"], ids=lambda case: case["text"])
-def test_texts_that_are_no_curve_are_refused_with_the_agreed_words(curve, case):
+def test_texts_that_are_no_curve_are_refused_with_the_agreed_message(curve, case):
     with pytest.raises(ValueError) as refused:
         curve.parse_curve(case["text"], "Node: input")
     assert str(refused.value) == f"Node: input: {case['error']}; {CASES['form']}."

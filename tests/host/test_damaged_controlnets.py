@@ -50,7 +50,7 @@ def scribble(path, mark):
     path.write_bytes(content)
 
 
-AT_ONCE = {  # content -> words, which the panel also shows before loading
+AT_ONCE = {  # content -> message, which the panel also shows before loading
     b"": ["it is empty. Download it again."],
     b"hello": [UNREADABLE, "(it begins as another kind of file)", AGAIN],
     b"<!DOCTYPE html>\n<html><body>Sign in</body></html>": ["it is a web page, not a model", "Download the .pth file itself."],
@@ -73,7 +73,7 @@ def test_what_the_first_bytes_say_is_an_error_of_loader_and_panel(node, pack, fo
     assert str(shown.value) == str(error.value)
 
 
-DAMAGED = {  # name -> (what makes the file, words)
+DAMAGED = {  # name -> (what makes the file, message)
     "cut": (lambda found, path: (torch.save(found, path), cut(path, 0.5)), "it is cut off"),
     "old, cut in its tensors": (lambda found, path: (old(found, path), cut(path, 0.9)), "it is damaged or cut off"),
     "old, cut early": (lambda found, path: (old(found, path), os.truncate(path, 20)), "it is damaged or cut off"),
@@ -146,7 +146,7 @@ def test_a_whole_pickle_is_loaded_as_the_host_loads_it(node, pack, folder, adapt
     assert pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "whole.pth"))[0] == "T2IAdapter"
 
 
-def test_a_fault_of_the_hosts_that_is_none_of_the_file_stays_as_it_is(node, folder, adapter):
+def test_an_error_of_the_host_that_is_not_due_to_the_file_stays_as_it_is(node, folder, adapter):
     """Sizes that do not fit together are reported by the host, with the tensors' names."""
     tensors = {**adapter, "conv_in.bias": torch.zeros(3)}
     torch.save(tensors, folder / "misshaped.pth")

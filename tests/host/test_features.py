@@ -455,8 +455,8 @@ def test_partial_unloading_and_loading_again(pairs, plain):
     assert torch.equal(sample(patcher, *prompts(SMALL["sd1"])), before)
 
 
-def test_the_model_can_be_made_anew(pairs, plain):
-    """`cached_patcher_init`: what compiling, condition hooks and multi-GPU clones load afresh."""
+def test_the_model_can_be_made_again(pairs, plain):
+    """`cached_patcher_init`: what compiling, condition hooks and multi-GPU clones load again."""
     factory, arguments = pairs("svd").ours.cached_patcher_init[:2]
     for options in ({}, {"disable_dynamic": True}):
         again = factory(*arguments, **options)
@@ -493,7 +493,7 @@ def test_multigpu_clone_keeps_dtype_and_patches(pairs, node):
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "svd"])
-def test_memory_is_reckoned_as_the_host_does(pairs, name):
+def test_memory_is_estimated_as_the_host_does(pairs, name):
     ours, host = pairs(name)
     assert ours.model_size() == host.model_size()
     if not ours.model.diffusion_model.config.temporal:  # video needs less, see test_memory.py

@@ -1,6 +1,6 @@
 """Every patch kind of the host's ModelPatcher, one forward call: ours against the host's own network, with controls.
 
-Both see the same patches, and each patch writes down what it was given: the place marks and options must be the host's.
+Both see the same patches, and each patch records what it was given: the place marks and options must be the host's.
 """
 
 import copy

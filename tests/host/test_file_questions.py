@@ -1,4 +1,4 @@
-"""Questions about files whose disk does not answer: few threads, other files are answered, words instead of an endless wait."""
+"""Questions about files whose disk does not answer: few threads, other files are answered, a message instead of an endless wait."""
 
 import asyncio
 import json
@@ -86,7 +86,7 @@ def test_a_file_is_asked_one_question_at_a_time_and_no_more_than_four_files(ques
     assert len(most) == 24 and all(len(set(files)) == len(files) <= 4 for files in most)
 
 
-def test_what_takes_too_long_is_said_and_those_who_come_after_need_not_wait(questions, no_answer, disk):
+def test_what_takes_too_long_is_reported_and_later_questions_need_not_wait(questions, no_answer, disk):
     async def refused(asked, file):
         begun = time.monotonic()
         with pytest.raises(no_answer):

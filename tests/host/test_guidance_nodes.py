@@ -77,7 +77,7 @@ def test_several_nodes_act_together(ours, expected, svd, node):
 
 
 def number_only(args):
-    """A formula that decides by its scale, as only a number lets it."""
+    """A formula that branches on its scale, which only works with a number."""
     scale = args["cond_scale"]
     return args["uncond"] + (math.sqrt(scale) if scale > 2 else scale) * (args["cond"] - args["uncond"])
 
@@ -127,7 +127,7 @@ def test_a_function_is_called_once_a_step(ours, svd):
     assert seen == ["before", "formula", "after"] * STEPS
 
 
-def test_a_fault_of_the_node_itself_is_raised(ours, svd):
+def test_an_error_of_the_node_itself_is_raised(ours, svd):
     def broken(args):
         raise ValueError("a fault of the node")
 
@@ -143,7 +143,7 @@ def test_where_guidance_is_off_no_formula_acts(ours, svd, node):
 
 
 @pytest.mark.parametrize("name", ["VideoLinearCFGGuidance", "VideoTriangleCFGGuidance"])
-def test_the_hosts_nodes_for_scales_of_frames_are_left_out_with_a_word(ours, svd, node, name, caplog):
+def test_the_hosts_nodes_for_scales_of_frames_are_left_out_with_a_message(ours, svd, node, name, caplog):
     model = run_node(node(name), svd.ours, 2.0)[0]
     assert torch.equal(ours(model), ours(svd.ours))
     assert caplog.text.count(f"the node {name} on the model is left out") == 1

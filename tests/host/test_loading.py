@@ -71,7 +71,7 @@ def in_page_cache(path):
 
 @pytest.mark.parametrize("name, dtype", [("sd1", "float16"), ("svd", "default")])
 @pytest.mark.slow
-def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtype):
+def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dtype):
     """Not slower, not more memory, the same latent after three steps."""
     from support.families import relative_error
 
@@ -84,7 +84,7 @@ def test_full_size_files_beside_the_hosts_loader(full_size, tmp_path, name, dtyp
     print("host", {k: round(v, 1) if isinstance(v, float) else v for k, v in host.items()})
     assert ours["dtype"] == host["dtype"]
     assert error <= 1e-4
-    # Both copy or convert every tensor once: the same work, with play from fresh pages, more where more pages are filled.
+    # Both copy or convert every tensor once: the same work, with a tolerance for fresh pages, larger where more pages are filled.
     assert ours["CPU seconds"] <= 1.25 * host["CPU seconds"] + (0.5 if dtype == "float16" else 1)
     assert ours["peak anon"] <= host["peak anon"] + 64
     # Not next to the host's: the mapped file counts here as far as the system keeps it, which is less where memory is short.
@@ -204,7 +204,7 @@ def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
 
 
 def change(path, damage):
-    """Writes over the file's numbers in place, or cuts it short."""
+    """Overwrites the file's values in place, or truncates it."""
     with path.open("r+b") as file:
         size = 8 + int.from_bytes(file.read(8), "little")
         if damage == "cut":
@@ -270,7 +270,7 @@ SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 @pytest.mark.parametrize("spread", [0.0899, 0.12])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn])
-def test_what_sd2_predicts_is_told_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, dtype, spread):
+def test_what_sd2_predicts_is_detected_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, dtype, spread):
     """By the spread of one tensor, as the host has it: over 0.09 it is v. In fp8 0.0899 would become 0.09375."""
     from safetensors.torch import save_file
 

@@ -185,7 +185,7 @@ def test_smaller_chunks_that_save_nothing_are_not_tried(run, run_out):
     assert len(tried) == 1
 
 
-def test_another_error_is_not_taken_for_want_of_memory(run, run_out, small_chunks):
+def test_another_error_is_not_taken_for_out_of_memory(run, run_out, small_chunks):
     tried = run_out(0, ValueError("of another kind"))
     with pytest.raises(ValueError, match="of another kind"):
         run(size=SIZE)
@@ -202,14 +202,14 @@ def test_an_accelerators_error_is_what_the_host_takes_it_for(run, run_out, small
             run(size=SIZE)
 
 
-def test_little_free_memory_chooses_smaller_parts(pack, monkeypatch):
+def test_little_free_memory_chooses_smaller_chunks(pack, monkeypatch):
     memory = pack("nodes.bridge.model.memory_budget")
     for free, level in ((300, 0), (299, 1), (200, 1), (100, 2), (0, 2)):
         monkeypatch.setattr(memory.management, "get_free_memory", lambda device, free=free: free)
         assert memory.fitting_budget([300, 200, 100], "cpu") == level
 
 
-def test_little_free_memory_chooses_no_smaller_parts_than_help(pack, monkeypatch):
+def test_little_free_memory_chooses_no_smaller_chunks_than_help(pack, monkeypatch):
     memory = pack("nodes.bridge.model.memory_budget")
     monkeypatch.setattr(memory.management, "get_free_memory", lambda device: 0)
     assert memory.fitting_budget([300, 200, 200], "cpu") == 1

@@ -37,7 +37,7 @@ def test_the_files_are_those_that_were_measured():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_tells_what_it_is_and_how_it_was_trained(path):
+def test_a_file_states_what_it_is_and_how_it_was_trained(path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}
@@ -61,22 +61,22 @@ def test_the_hosts_own_network_makes_the_same_video(studio, made):
 
 @pytest.mark.slow
 def test_the_motion_bucket_sets_the_speed(studio):
-    told = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=10)
-    assert told["rank_correlation"] >= 0.9
+    motion = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=10)
+    assert motion["rank_correlation"] >= 0.9
 
 
 @pytest.mark.slow
 def test_the_controlnet_leads_the_sprite(studio):
-    told, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0), steps=10)
-    assert told["strength_0_is_bit_equal"]
-    assert told["centre"] <= 4
-    free, half, full = told["by_strength"]
+    following, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0), steps=10)
+    assert following["strength_0_is_bit_equal"]
+    assert following["centre"] <= 4
+    free, half, full = following["by_strength"]
     assert free > half > full
 
 
 @pytest.mark.slow
 def test_the_controlnet_leads_through_windows(studio):
-    """100 frames in windows of 8: each window is shown its own part of the path."""
+    """100 frames in windows of 8: each window is shown its own section of the path."""
     of, frames = quality.held_out(2)[1], 100
     path, _ = world.drawn_path(of, world.HELD_OUT + 1, frames)
     centres = quality.centres_of(studio.make(of, frames=frames, path=path, steps=5), of)
@@ -105,9 +105,9 @@ def test_a_closed_loop_leads_back_to_its_start(studio):
 
 
 @pytest.mark.slow
-def test_chained_clips_keep_their_colours(studio, monkeypatch):
+def test_chained_clips_keep_their_colors(studio, monkeypatch):
     monkeypatch.setattr(long_clips, "SEGMENTS", 3)
-    of = quality.held_out(3)[2]  # whose colours drift most
+    of = quality.held_out(3)[2]  # whose colors drift most
     kept, made, triangle = (
         long_clips.drift(long_clips.chain(studio, of, 0, steps=8, guidance=guidance, keep_colors=keep), of)
         for guidance, keep in (("linear", True), ("linear", False), ("triangle", True))

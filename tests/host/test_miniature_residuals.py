@@ -51,7 +51,7 @@ def test_residuals_of_one_noise_level_lead_the_sprite(studio, scene):
 
 
 def test_a_mask_confines_the_effect(studio, scene):
-    """The path leads through the right of the picture: a mask on the left keeps the right as it would be, one there does not."""
+    """The path leads through the right of the image: a mask on the left keeps the right as it would be, one there does not."""
     _, path, positive, negative, latent = scene
     images = torch.from_numpy(world.position_map(path))
     edge = world.SIZE // 3

@@ -122,7 +122,7 @@ class HostAttention(Hooks):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["svd", "sd1", "sd2", "sdxl"])
 def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
-    """Mean error of both networks in `dtype` against the same network in fp64; 3 % is the play of another rounding order."""
+    """Mean error of both networks in `dtype` against the same network in fp64; 3 % is the tolerance for another rounding order."""
     config = TINY[name]
     frames = 3 if config.temporal else 1
     errors = []

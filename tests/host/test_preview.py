@@ -228,7 +228,7 @@ def test_sheets_take_two_percent_of_the_run_at_most(preview, step, cost):
 
 
 class Better:
-    """Better colors for a run, at `cost` seconds of its clock a frame of 64x64 pixels; `drawn` counts those."""
+    """Better colors for a run, at `cost` seconds of its clock per frame of 64x64 pixels; `drawn` counts those."""
 
     pixels = 8
 
@@ -299,7 +299,7 @@ def test_steps_too_fast_to_show_are_reported_four_times_a_second_at_most(preview
     assert max(b - a for a, b in pairwise(times)) <= 0.6  # with a sheet in between
 
 
-def test_other_latents_are_passed_over(preview):
+def test_other_latents_are_ignored(preview):
     run = Run(preview, 1.0, 0.0)
     with_time_axis = torch.zeros(1, 4, 2, 8, 8)
     nested = comfy.nested_tensor.NestedTensor([torch.zeros(2, 4, 8, 8), torch.zeros(1, 8, 9)])
@@ -445,8 +445,8 @@ def test_better_colors_that_fail_leave_the_quick_ones(sampled, server, preview, 
 
 
 @pytest.mark.parametrize("fault, more", [("no JPEG", ()), ("no server", ("0:1", 0.0, 1.0, 3, 1))])
-def test_no_fault_of_the_preview_ends_the_run(sampled, server, monkeypatch, caplog, fault, more):
-    """Pillow without JPEG, and a server that has stopped, which the first window meets; either is said once."""
+def test_no_error_of_the_preview_ends_the_run(sampled, server, monkeypatch, caplog, fault, more):
+    """Pillow without JPEG, and a server that has stopped, which the first window meets; each is reported once."""
     options = {"frames": 5, "max_cfg": 1.0, "steps": 2, "more": more}
     plain, before = sampled(**options)
     server.client_id = "queued"
@@ -519,8 +519,8 @@ def test_few_windows_are_reported_where_they_are_quick(preview):
     now, sent = 0.0, []
     frames = preview.FramePreview(None, sent.append, lambda: now)
     report = preview.WindowPreview(frames, steps=4)
-    for number in range(100):
-        report([number, number + 3], 103)
+    for index in range(100):
+        report([index, index + 3], 103)
         now += 0.01
     assert [data["window"][0] for data in sent] == [0, 25, 50, 75]
 
@@ -538,7 +538,7 @@ def test_without_a_client_nothing_is_sent_and_all_else_is_the_same(sampled, serv
 
 
 def test_it_is_shown_where_the_host_was_started_without_previews(sampled, server):
-    """As it is when nothing is said: it draws none of its own then."""
+    """As by default: then it draws none of its own."""
     server.client_id = "queued"
     args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews
     _, progress = sampled()

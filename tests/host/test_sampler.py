@@ -316,7 +316,7 @@ def warnings(ours, real_svd, caplog):
     (14, None, 0), (25, None, 0), (14, 14, 0), (25, 25, 0), (21, 14, 21), (37, None, 37), (37, 25, 37), (100, None, 0),
     (100, 14, 0), (100, 14, 14), (7, None, 0),
 ])
-def test_nothing_is_said_near_the_training(warnings, frames, trained, window):
+def test_no_warning_is_given_near_the_training(warnings, frames, trained, window):
     assert warnings(frames, trained=trained, window_frames=window) == []
     assert warnings(frames, 1024, 576, trained=trained, window_frames=window) == []
 

@@ -1,4 +1,4 @@
-"""Files of residuals by the names that users give: none outside the host's folders, none lost, and words for what goes wrong."""
+"""Files of residuals by the names that users give: none outside the host's folders, none lost, and messages for what goes wrong."""
 
 import math
 import os
@@ -148,7 +148,7 @@ def read_only(folder):
     (read_only, "sub/a", "Permission denied|Operation not permitted|Read-only file system"),
     (lambda folder: lambda: None, "n" * 240, "File name too long"),
 ])
-def test_what_cannot_be_saved_is_one_sentence_and_leaves_nothing(save, output_folder, hinder, prefix, reason):
+def test_what_cannot_be_saved_is_one_message_and_leaves_nothing(save, output_folder, hinder, prefix, reason):
     undo = hinder(output_folder)
     try:
         with pytest.raises(ValueError) as error:
@@ -163,7 +163,7 @@ def test_what_cannot_be_saved_is_one_sentence_and_leaves_nothing(save, output_fo
 
 
 def test_those_who_save_under_one_name_at_once_all_keep_their_files(save, output_folder, pack):
-    """Threads here as two servers on one folder: the host gives several the same number."""
+    """Threads here as two servers on one folder: the host gives several the same index."""
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda value: save("both/x", value), range(40)))
     assert sorted(names) == sorted(path.name for path in (output_folder / "both").iterdir()) and len(set(names)) == 40

@@ -119,7 +119,7 @@ def test_the_spatial_only_net_is_refused_by_image_models(pack, tmp_path, nets, o
         sample(image_model, *ours(prompts(SMALL["sd1"]), nets("spatial"), hints(1)), frames=1, steps=1)
 
 
-def test_info_tells_that_it_is_spatial_only(loaded):
+def test_info_states_that_it_is_spatial_only(loaded):
     assert loaded[1].startswith("SVD ControlNet, spatial only\nresiduals for every frame, each seen by itself\n")
     assert "spatial.safetensors" in loaded[1]
 
@@ -138,7 +138,7 @@ def test_info_of_what_the_host_loads(pack, nets, tmp_path):
 
 @pytest.mark.parametrize("channels, adm, known", [(4, None, True), (8, 768, False), (8, None, False), (4, 768, False)])
 def test_which_files_the_host_knows_by_itself(channels, adm, known):
-    """SD 2.1's ControlNet is the host's to load; in_channels 8 or SVD's vector condition it takes for nothing it knows."""
+    """SD 2.1's ControlNet is the host's to load; in_channels 8 or SVD's vector condition it does not recognize."""
     config = replace(FULL["svd"], temporal=False, in_channels=channels, adm_channels=adm)
     own = UNetModel(config, device="meta").state_dict()
     public = public_names(own) | taps(config, lambda shape: torch.empty(shape, device="meta"))

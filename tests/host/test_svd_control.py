@@ -80,7 +80,7 @@ def test_images_are_embedded_in_chunks_that_fit(pack, svd_net, residuals):
     assert rows == [1] * FRAMES and same(given, expected)
 
 
-def test_the_host_is_told_what_stays_beside_the_unet(pairs, ours, svd_net, residuals):
+def test_what_stays_next_to_the_unet_is_reported_to_the_host(pairs, ours, svd_net, residuals):
     """Both halves' residuals and the embedded images, at the images' size."""
     control = ours(prompts(pairs("svd").config), svd_net, hints(FRAMES))[0][0][1]["control"]
     given = residuals()
@@ -89,7 +89,7 @@ def test_the_host_is_told_what_stays_beside_the_unet(pairs, ours, svd_net, resid
     assert control.inference_memory_requirements(torch.float32) == stays
 
 
-def test_a_long_clip_is_told_as_one_window(pairs, ours, svd_net):
+def test_a_long_clip_is_reported_as_one_window(pairs, ours, svd_net):
     conds = prompts(pairs("svd").config)
     bytes_of = [ours(conds, svd_net, hints(n))[0][0][1]["control"].inference_memory_requirements(torch.float32) for n in (25, 60)]
     assert bytes_of[0] == bytes_of[1]
@@ -112,7 +112,7 @@ def test_a_cancel_leaves_the_next_run_as_it_was(pairs, ours, svd_net):
     assert torch.equal(sample(pair.ours, *conds, frames=FRAMES), before)
 
 
-OTHERS = {  # how a ControlNet is built otherwise than its UNet -> what the message says of both
+OTHERS = {  # how a ControlNet is built differently from its UNet -> what the message says of both
     "widths": ({"channel_mult": (1, 2, 2, 2)}, "channels [32, 64, 64, 64] in ", "channels [32, 64, 128, 128] in "),
     "levels": (
         {"channel_mult": (1, 2), "num_res_blocks": (2, 2), "depth_in": (1, 1, 0, 0), "depth_out": (0, 0, 0, 1, 1, 1),
