@@ -19,7 +19,7 @@ import torch
 
 
 class ProbeImage:
-    """A grey picture of which one pixel is NaN."""
+    """A gray image of which one pixel is NaN."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", "probe"
 
@@ -64,7 +64,7 @@ NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (ProbeImage, ProbeLatent,
 
 
 def write_photo(path: Path) -> None:
-    """A gradient with a bright square: edges for Canny, colour everywhere."""
+    """A gradient with a bright square: edges for Canny, color everywhere."""
     y, x = np.mgrid[0:96, 0:128]
     picture = np.stack([x * 2, y * 2, 255 - x], -1).astype(np.uint8)
     picture[30:60, 40:90] = 255
@@ -87,7 +87,7 @@ def write_bad_files(folder: Path, good: Path) -> None:
 
 
 def write_bad_controlnets(folder: Path) -> None:
-    """The same of a ControlNet, most of which are published pickled."""
+    """What people choose as a ControlNet by mistake, under the endings of pickled files, as most are published."""
     (folder / "web_page.pth").write_text("<!DOCTYPE html>\n<html><body>Sign in to download</body></html>\n")
     torch.save({"weight": torch.zeros(9999)}, folder / "cut_off.pth")
     os.truncate(folder / "cut_off.pth", 20000)

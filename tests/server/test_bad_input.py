@@ -149,7 +149,7 @@ REFUSALS = {  # name -> (prompt, what the refusal must say)
 
 
 @pytest.mark.parametrize("name", RUN_TIME_FAULTS)
-def test_a_fault_is_told_by_the_node_that_meets_it(server, name):
+def test_a_fault_is_reported_by_the_node_that_meets_it(server, name):
     prompt, node_type, expected = RUN_TIME_FAULTS[name]
     fault = server.fault(prompt)
     assert fault["node_type"] == node_type, fault["exception_message"]

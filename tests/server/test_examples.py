@@ -18,13 +18,13 @@ TO_FILE, FROM_FILE = "controlnet_residuals_to_file", "controlnet_residuals_from_
 
 
 def write_video(path, frames):
-    """A bright square that moves over grey; longer than the clip, as a user's own video is."""
+    """A bright square that moves over gray; longer than the clip, as a user's own video is."""
     with av.open(path, "w") as file:
         stream = file.add_stream("libx264", rate=8)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for number in range(frames):
+        for index in range(frames):
             picture = np.full((64, 96, 3), 90, np.uint8)
-            picture[20:44, 8 * number : 8 * number + 24] = 255
+            picture[20:44, 8 * index : 8 * index + 24] = 255
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         file.mux(stream.encode(None))
 
@@ -44,7 +44,7 @@ def files(host, server):
 
 @pytest.fixture(scope="module")
 def residuals(server, files):
-    """The file that one example writes, put where the other reads it, as the user is told to."""
+    """The file that one example writes, put where the other reads it, as the note asks the user to do."""
     prompt = example(TO_FILE)
     [saved] = server.run(prompt)["outputs"][only(prompt, "TemporalUNetSaveControlNetResiduals")]["residuals"]
     file = server.base / "output" / saved["subfolder"] / saved["filename"]
@@ -73,7 +73,7 @@ def test_a_video_example_makes_its_video(server, residuals, name):
 @pytest.mark.slow
 def test_the_file_example_writes_the_residuals_of_its_control_video(residuals):
     controls = load_file(residuals)
-    assert sorted(controls) == [f"controls.{number}" for number in range(5)]  # the miniature's four skips and its middle
+    assert sorted(controls) == [f"controls.{index}" for index in range(5)]  # the miniature's four skips and its middle
     assert {control.shape[0] for control in controls.values()} == {FRAMES}
     assert controls["controls.0"].shape[2:] == (SIZE // 8, SIZE // 8)
     for name, control in controls.items():
@@ -82,10 +82,10 @@ def test_the_file_example_writes_the_residuals_of_its_control_video(residuals):
 
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.slow
-def test_a_picture_example_makes_its_picture(server, name):
+def test_an_image_example_makes_its_image(server, name):
     [picture] = server.pictures(server.run(example(name)))
     assert picture.shape == (SIZE, SIZE, 3)
-    assert picture.std() > 10, "the picture is flat"
+    assert picture.std() > 10, "the image is flat"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,14 +11,14 @@ def test_the_server_serves_the_nodes_in_six_languages(server):
 
 
 def test_what_is_served_fits_the_nodes_that_are_served(server, node_info):
-    """The front end finds a text by the node's id, the input's name and the output's number."""
+    """The front end finds a text by the node's id, the input's name and the output's index."""
     for node_id, texts in server.get("/api/i18n")["en"]["nodeDefs"].items():
         info = node_info[node_id]
         inputs = {name for kind in ("required", "optional") for name in info["input_order"].get(kind, [])}
-        outputs = {str(number): name for number, name in enumerate(info["output_name"])}
+        outputs = {str(index): name for index, name in enumerate(info["output_name"])}
         assert texts["display_name"] == info["display_name"]
         assert texts["inputs"].keys() == inputs, node_id
-        assert {number: item["name"] for number, item in texts.get("outputs", {}).items()} == outputs, node_id
+        assert {index: item["name"] for index, item in texts.get("outputs", {}).items()} == outputs, node_id
 
 
 def test_help_is_served_for_languages_without_a_page_of_their_own(server, node_info):

@@ -32,7 +32,7 @@ def test_ten_prompts_end_with_the_memory_of_the_second(fresh_server):
 
 
 def test_errors_leave_nothing_behind(fresh_server):
-    """An error in the midst of sampling: model and ControlNet are loaded by then."""
+    """An error during sampling: model and ControlNet are loaded by then."""
     held = []
     for _ in range(5):
         fresh_server.fault(with_control(prompt := svd(), only(prompt, SAMPLER)))
@@ -45,8 +45,8 @@ def test_twenty_cancels_at_random_moments_leave_nothing_behind(fresh_server):
     """While the models load, in a step, between two windows: the clip takes three windows a step."""
     held = []
     moment = random.Random(0)
-    for number in range(20):
-        if number % 4 == 0:
+    for index in range(20):
+        if index % 4 == 0:
             fresh_server.post("/free", {"unload_models": True, "free_memory": True})
 
         def cancel(watched):
@@ -56,7 +56,7 @@ def test_twenty_cancels_at_random_moments_leave_nothing_behind(fresh_server):
 
         prompt = svd(frames=11, steps=1000, window_frames=5, window_overlap=2)
         assert watch(fresh_server, prompt, cancel).events[-1][0] == "execution_interrupted"
-        if number % 4 == 3:
+        if index % 4 == 3:
             fresh_server.run(svd())
             held.append(memory(fresh_server))
     assert_same(held, first=0)

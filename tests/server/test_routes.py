@@ -1,4 +1,4 @@
-"""What the server answers about a model file before a run: the words of a run, nothing of files that are not listed, at once."""
+"""What the server answers about a model file before a run: the text of a run, nothing about files that are not listed, at once."""
 
 import json
 import os
@@ -55,14 +55,14 @@ def test_a_controlnet_is_described_as_by_its_info_output(server):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_unet_is_reported_in_the_words_of_the_error(server, name):
+def test_a_bad_unet_is_reported_with_the_text_of_the_error(server, name):
     name = f"{name}.safetensors"
     message = server.fault(changed(svd(), "TemporalUNetLoader", unet_name=name))["exception_message"].strip()
     assert ask(server, UNET, name=name) == {"error": message}
 
 
 @pytest.mark.parametrize("name", ["web_page.pth", "cut_off.pth"])
-def test_a_bad_controlnet_is_reported_in_the_words_of_the_error(server, name):
+def test_a_bad_controlnet_is_reported_with_the_text_of_the_error(server, name):
     loader = node("TemporalUNetControlNetLoader", control_net_name=name)
     message = server.fault({"1": loader, "2": node("PreviewAny", source=["1", 1])})["exception_message"].strip()
     assert ask(server, CONTROLNET, name=name) == {"error": message}
@@ -86,7 +86,7 @@ def test_a_parameter_that_is_none_is_refused(server, query):
 
 
 def write_hollow(path):
-    """A file of SVD in its real size whose numbers are a hole: it takes no room on the disk, and reading them would take long."""
+    """A file of SVD in its real size whose data is a hole: it takes no room on the disk, and reading them would take long."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in UNetModel(FULL["svd"], device="meta").state_dict().items():
         header[PREFIX + name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [end, end + 2 * tensor.numel()]}
@@ -122,7 +122,7 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
 @pytest.mark.parametrize("make", [
     lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero"), os.mkfifo,
 ], ids=["link that leads nowhere", "link to a device", "pipe"])
-def test_what_is_listed_and_not_a_file_is_reported_in_words(server, route, folder, make):
+def test_what_is_listed_and_not_a_file_is_reported_with_a_message(server, route, folder, make):
     path = server.base / "models" / folder / "listed.safetensors"
     make(path)
     try:

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def computed(server, prompt: dict, sampler: str = "TemporalUNetSVDSampler") -> np.ndarray:
-    """The pictures of a prompt whose sampler really ran: the host keeps the results of the last prompt only."""
+    """The images of a prompt whose sampler really ran: the host keeps the results of the last prompt only."""
     entry = server.run(prompt)
     assert only(prompt, sampler) not in cached(entry), "the host took the sampler's result from its cache"
     return server.pictures(entry)
@@ -29,7 +29,7 @@ def test_all_frames_differ(server):
     assert len(np.unique(frames.reshape(3, -1), axis=0)) == 3
 
 
-def test_the_control_image_steers_the_picture(server):
+def test_the_control_image_steers_the_result(server):
     prompt = with_control(image_model("untrained_sd15.safetensors", 768), "sampler")
     steered = computed(server, prompt, "KSampler")
     prompt["control"]["inputs"]["strength"] = 0.0

@@ -41,7 +41,7 @@ class Comfy(dev.Server):
                 for output in entry["outputs"].values() for item in output["images"]]
 
     def pictures(self, entry: dict) -> np.ndarray:
-        """The pictures that a prompt saved: [n, h, w, 3], uint8."""
+        """The images that a prompt saved: [n, h, w, 3], uint8."""
         return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in self.saved(entry)])
 
 
@@ -53,7 +53,7 @@ def cached(entry: dict) -> set[str]:
 def memory(server) -> dict[str, int]:
     """Bytes that the server holds: in RAM, and where there is a card, in torch's pool on it.
 
-    /system_stats tells of a CPU what the whole machine holds, other programs too, so there only the first counts.
+    On a CPU /system_stats reports what the whole machine holds, other programs too, so there only the first counts.
     """
     held = {"resident": psutil.Process(server.process.pid).memory_info().rss}
     for device in server.get("/system_stats")["devices"]:

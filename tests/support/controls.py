@@ -59,7 +59,7 @@ def same(pairs, name, our_conds, their_conds, **options):
 
 
 def residuals_of(control, pair, x, options=({"cond_or_uncond": [0, 1]},)):
-    """What a control hands to the network for x [2 * frames, 4, h, w], in the last of calls with these options."""
+    """What a control gives the network for x [2 * frames, 4, h, w], in the last of calls with these options."""
     model = pair.ours.model
     control.pre_run(model, model.model_sampling.percent_to_sigma)
     generator = torch.Generator().manual_seed(2)

@@ -24,14 +24,14 @@ def to_diffusers(name):
         if part == "1":
             return "mid_block.attentions.0." + transformer(rest)
         return f"mid_block.resnets.{int(part) // 2}." + res_block(rest)
-    number, part, rest = rest.split(".", 2)
+    index, part, rest = rest.split(".", 2)
     if kind == "input_blocks":
-        level, place = divmod(int(number) - 1, 3)
+        level, place = divmod(int(index) - 1, 3)
         block = f"down_blocks.{level}."
         if rest.startswith("op."):
             return block + "downsamplers.0.conv." + parameter
     else:
-        level, place = divmod(int(number), 3)
+        level, place = divmod(int(index), 3)
         block = f"up_blocks.{level}."
         if rest.startswith("conv."):
             return block + "upsamplers.0.conv." + parameter

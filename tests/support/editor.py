@@ -155,11 +155,11 @@ class Editor:
         }""", [values, preview_method])
 
     def _graph(self, part: str) -> dict:
-        """As JSON text: Playwright itself would hand over undefined values as None."""
+        """As JSON text: Playwright itself would give undefined values as None."""
         return json.loads(self.page.evaluate("async (part) => JSON.stringify((await app.graphToPrompt())[part])", part))
 
     def _settle(self) -> None:
-        """Wait until pictures have loaded and the graph has been drawn."""
+        """Wait until images have loaded and the graph has been drawn."""
         deadline, quiet = time.monotonic() + 30, 0
         while quiet < QUIET and time.monotonic() < deadline:
             self.page.wait_for_timeout(QUIET / 4)

@@ -146,7 +146,7 @@ def spatial_transformer(x, context, w, heads, depth):
 
 
 def video_transformer(x, context, w, heads, depth, num_frames, time_context=None):
-    """The same for x [b*t, c, h, w] with a block over the frames of each pixel at every depth, pixel by pixel."""
+    """The spatial transformer for x [b*t, c, h, w], with a block over the frames of each pixel at every depth, pixel by pixel."""
     channels = x.shape[1]
     videos = len(x) // num_frames
     time_context = context if time_context is None else time_context

@@ -23,7 +23,7 @@ class OutputOnly(Hooks):
 
 @functools.cache
 def svd_peak(frames, budget, size=(72, 128)):
-    """Peak live bytes of one call of the full SVD in fp16, beside the weights and the call's own arguments."""
+    """Peak live bytes of one call of the full SVD in fp16, without the weights and the call's own arguments."""
     net = UNetModel(SVD, dtype=torch.float16, device="meta")
     call = {
         "x": torch.empty(frames, 8, *size, dtype=torch.float16, device="meta"),

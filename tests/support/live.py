@@ -14,7 +14,7 @@ class _Live(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.now, self.peak, self.known = 0, 0, set()
-        self.given = {}  # held, lest their addresses come back as those of others
+        self.given = {}  # kept, so that their addresses are not used again for others
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for storage in _storages((args, kwargs)):

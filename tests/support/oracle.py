@@ -158,5 +158,5 @@ def t2i_adapter(name: str, seed: int = 12):
 
 
 def hints(count: int, seed: int = 21, size=64) -> torch.Tensor:
-    """Control images [count, size, size, 3], each one other than the rest."""
+    """Control images [count, size, size, 3], each different from the others."""
     return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(seed))

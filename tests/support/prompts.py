@@ -73,7 +73,7 @@ def node(class_type: str, **inputs) -> dict:
 def svd(
     *, seed: int | None = None, width: int = SIZE, height: int = SIZE, frames: int = FRAMES, steps: int = STEPS, **sampler
 ) -> dict:
-    """Photo to frames, saved as pictures because those lose nothing. Without a `seed`, one that the server has not seen."""
+    """Photo to frames, saved as images because those lose nothing. Without a `seed`, one that the server has not seen."""
     prompt = example("miniature_image_to_video")
     prompt = changed(prompt, "TemporalUNetSVDConditioning", width=width, height=height, video_frames=frames)
     prompt = changed(prompt, "TemporalUNetSVDSampler", seed=next(_fresh_seeds) if seed is None else seed, steps=steps, **sampler)

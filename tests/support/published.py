@@ -1,4 +1,4 @@
-"""ControlNeXt-SVD as its authors use it, hung into a MODEL of the small SVD by hand: what the bridge is compared with."""
+"""ControlNeXt-SVD as its authors use it, hooked into a MODEL of the small SVD by hand: what the bridge is compared with."""
 
 import math
 
@@ -22,9 +22,9 @@ class Published:
 
     def __enter__(self):
         unet, self.handles = self.model.model.diffusion_model, []
-        for number, (version, _, _) in enumerate(self.controls):
+        for index, (version, _, _) in enumerate(self.controls):
             layer = unet.middle_block[0] if version == 1 else unet.input_blocks[4][0]
-            self.handles.append(layer.register_forward_pre_hook(lambda _, args, number=number: self._change(number, args)))
+            self.handles.append(layer.register_forward_pre_hook(lambda _, args, index=index: self._change(index, args)))
         return self.model
 
     def __exit__(self, *_):
@@ -41,17 +41,17 @@ class Published:
             self.frames = [*([window.causal_anchor_index] if anchored else []), *window.index_list]
         return apply_model(args["input"], args["timestep"], **args["c"])
 
-    def _change(self, number, args):
+    def _change(self, index, args):
         if not self.acts(self.sigma):
             return args
         out = []
         for video in args[0].split(len(self.frames)):  # our UNet may run them one by one
-            gain = self.controls[number][2][self.halves[number].pop(0)]
-            out.append(self._controlled(video, number, gain) if torch.is_tensor(gain) or gain else video)
+            gain = self.controls[index][2][self.halves[index].pop(0)]
+            out.append(self._controlled(video, index, gain) if torch.is_tensor(gain) or gain else video)
         return (torch.cat(out), *args[1:])
 
-    def _controlled(self, h, number, gain):
-        version, images, _ = self.controls[number]
+    def _controlled(self, h, index, gain):
+        version, images, _ = self.controls[index]
         images = images[self.frames] if len(images) > 1 else images
         weights = {name: value.double() for name, value in controlnexts.tensors(version, WIDTHS[version]).items()}
         feature = controlnexts.feature(weights, images.movedim(-1, 1).double(), 0.25 * math.log(self.sigma))

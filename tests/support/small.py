@@ -1,4 +1,4 @@
-"""Networks of two levels, for behaviour that does not depend on the family's full layout."""
+"""Networks of two levels, for behavior that does not depend on the family's full layout."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ _TWO_LEVELS = {
 }
 SVD = replace(TINY["svd"], **_TWO_LEVELS)
 SD = replace(TINY["sd2"], **_TWO_LEVELS)
-CLASSES = replace(SD, num_classes=10)  # y is a class number, as in the x4 upscaler
+CLASSES = replace(SD, num_classes=10)  # y is a class index, as in the x4 upscaler
 SKIPS = 4  # of each: the first convolution, a residual block, a downsampling, a residual block
 
 

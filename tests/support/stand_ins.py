@@ -41,13 +41,13 @@ def unet_shapes(config: UNetConfig, prefix: str = "model.diffusion_model.") -> d
 
 
 def write_video(photo: Path, path: Path, frames: int = 14) -> None:
-    """A slow move towards the middle of the photo."""
+    """A slow move toward the middle of the photo."""
     picture = Image.open(photo).convert("RGB")
     with av.open(path, "w") as file:
         stream = file.add_stream("libx264", rate=6)
         stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
-        for number in range(frames):
-            inset = number * picture.width // (4 * frames)
+        for index in range(frames):
+            inset = index * picture.width // (4 * frames)
             frame = picture.crop((inset, inset, picture.width - inset, picture.height - inset)).resize((256, 256))
             file.mux(stream.encode(av.VideoFrame.from_image(frame)))
         file.mux(stream.encode(None))

@@ -1,4 +1,4 @@
-"""Reading a UNet out of a safetensors file, and what is told of files that cannot be read."""
+"""Reading a UNet out of a safetensors file, and what is reported of files that cannot be read."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def test_quantized_weights_with_scales_of_their_own_are_an_error_that_names_one(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn])
-def test_the_dtype_is_that_of_most_numbers(dtype, path):
+def test_the_dtype_is_that_of_most_parameters(dtype, path):
     """Though the first tensors, and most of them, are in fp64."""
     few = {name for name, value in random_weights(CONFIG).items() if value.ndim == 1 or name.startswith("time_embed.")}
     write(path, {n: value.to(torch.float64 if n in few else dtype) for n, value in random_weights(CONFIG).items()})
@@ -220,7 +220,7 @@ def test_a_file_of_another_format_is_an_error_that_says_what_it_is_and_what_to_d
     ),
     (b"PK\x03\x04" + bytes(99), "a.pth cannot be read as a PyTorch file .it is cut off.. Download it again"),
 ])
-def test_a_pickled_controlnet_is_looked_at_before_it_is_left_to_the_host(content, words, tmp_path):
+def test_a_pickled_controlnet_is_inspected_before_it_is_left_to_the_host(content, words, tmp_path):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(UNetFileError, match=words):
         find_controlnet(tmp_path / "a.pth")
@@ -272,7 +272,7 @@ def test_many_faults_are_counted_and_the_first_three_named(path):
     assert re.search(rf"2 of another shape \({first} is \[3\].*{second} is \[3\][^…]*\)", message)
 
 
-def test_a_unet_without_the_first_part_of_its_middle_block_is_an_error(path):
+def test_a_unet_without_the_first_layer_of_its_middle_block_is_an_error(path):
     write(path, {n: value for n, value in random_weights(CONFIG).items() if not n.startswith("middle_block.0.")})
     assert "middle_block.0" in error_of(path)
 

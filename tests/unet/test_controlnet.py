@@ -99,7 +99,7 @@ def test_residuals_equal_diffusers(file, tensors, frames):
         assert max(relative_error(a, b) for a, b in zip(ours, expected, strict=True)) <= bound
 
 
-BESIDE = {"_class_name": "ControlNetSDVModel", "block_out_channels": [64, 128, 256, 256]}
+CONFIG_FILE = {"_class_name": "ControlNetSDVModel", "block_out_channels": [64, 128, 256, 256]}
 
 
 @pytest.mark.parametrize("config, width", [
@@ -108,13 +108,13 @@ BESIDE = {"_class_name": "ControlNetSDVModel", "block_out_channels": [64, 128, 2
     ([1], 64), ("{", 64),
 ])
 def test_the_head_width_is_read_from_the_config_next_to_the_file(file, config, width):
-    text = config if isinstance(config, str) else json.dumps({**BESIDE, **config} if isinstance(config, dict) else config)
+    text = config if isinstance(config, str) else json.dumps({**CONFIG_FILE, **config} if isinstance(config, dict) else config)
     file.with_name("config.json").write_text(text)
     assert open_controlnet(file).config.encoder.head_channels == width
 
 
 def encoded(**config) -> bytes:
-    return json.dumps({**BESIDE, "num_attention_heads": [2, 4, 8, 8], **config}).encode()
+    return json.dumps({**CONFIG_FILE, "num_attention_heads": [2, 4, 8, 8], **config}).encode()
 
 
 ODD = {  # what stands next to the file as config.json
@@ -138,7 +138,7 @@ def test_a_config_of_something_else_is_no_matter(file, name):
 
 
 def test_heads_of_unlike_widths_are_refused(file):
-    file.with_name("config.json").write_text(json.dumps({**BESIDE, "num_attention_heads": [1, 2, 2, 4]}))
+    file.with_name("config.json").write_text(json.dumps({**CONFIG_FILE, "num_attention_heads": [1, 2, 2, 4]}))
     found = r"^depth.safetensors: config.json next to it counts .* widths \[64, 128\], expected one"
     with pytest.raises(UNetFileError, match=found):
         open_controlnet(file)
@@ -199,7 +199,7 @@ def test_a_file_that_lacks_a_whole_level_is_refused(tensors, tmp_path, gone):
         open_controlnet(tmp_path / "cut.safetensors")
 
 
-def test_another_file_is_told_apart(file, tmp_path):
+def test_another_file_is_distinguished(file, tmp_path):
     with pytest.raises(UNetFileError, match="it holds a ControlNet, not a UNet"):
         open_checkpoint(file)
     save_file(random_weights(CONFIG), tmp_path / "unet.safetensors")

@@ -109,7 +109,7 @@ def test_where_the_feature_joins_svd():
     svd = FULL["svd"]
     build = Builder(svd, torch.nn, {"dtype": None, "device": "meta"})
     blocks = Encoder(svd, build, None).input_blocks
-    first_down = next(number for number, block in enumerate(blocks) if isinstance(block[0], Downsample))
+    first_down = next(index for index, block in enumerate(blocks) if isinstance(block[0], Downsample))
     widths = {first_down: blocks[first_down][0].op.out_channels, len(blocks) - 1: blocks[-1][0].out_layers[-1].out_channels}
     for version, block in ((2, first_down), (1, len(blocks) - 1)):
         config = config_of(version)
@@ -173,7 +173,7 @@ def test_misshaped_tensors_are_refused(write):
 
 
 def test_the_one_of_sd15_is_refused(write):
-    """It has the same parts except the first, and three channels where the SVD ones have an embedding."""
+    """It has the same modules except the first, and three channels where the SVD ones have an embedding."""
     tensors = without(1, "embedding.")
     tensors["down_res.0.conv1.weight"] = torch.zeros(128, 3, 3, 3)
     with pytest.raises(UNetFileError, match="pose.safetensors: .*Stable Diffusion 1.5"):

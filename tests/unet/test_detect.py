@@ -97,7 +97,7 @@ def gapped(name):
 
 
 @pytest.mark.parametrize("name", ["sd1_tiny", "sd2_tiny"])
-def test_gapped_block_numbers_are_the_same_network(name):
+def test_gapped_block_indices_are_the_same_network(name):
     contiguous = shapes(TINY[name])
     on_disk = {PREFIX + gapped(key[len(PREFIX):]): shape for key, shape in contiguous.items()}
     numbers = {kind: sorted({int(n) for n in re.findall(rf"{kind}_blocks\.(\d+)\.0\.", " ".join(on_disk))})

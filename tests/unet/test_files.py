@@ -1,4 +1,4 @@
-"""Pickled files beside safetensors: the same networks are found in both, and the same numbers."""
+"""Pickled files and safetensors: the same networks are found in both, with the same values."""
 
 import pytest
 import torch

@@ -19,7 +19,7 @@ BEGIN = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 10
 
 
 def archive(program: bytes, *more, compression=zipfile.ZIP_STORED) -> bytes:
-    """A file as since PyTorch 1.6; `more`: (name, content) of further parts."""
+    """A file as since PyTorch 1.6; `more`: (name, content) of further entries."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as made:
         for name, content in (("archive/data.pkl", program), ("archive/version", b"3\n"), ("archive/data/0", bytes(64)), *more):
@@ -59,7 +59,7 @@ def state(*values: bytes) -> bytes:
 
 
 DAMAGED, OBJECTS = "it is damaged or cut off", "it is damaged, or holds Python objects"
-HOSTILE = {  # program -> words
+HOSTILE = {  # program -> message
     "bytearray": (state(call("builtins bytearray", number(1 << 29))), OBJECTS),
     "bytearray of Python 2": (state(call("__builtin__ bytearray", number(1 << 80))), OBJECTS),
     "tensor": (state(call("torch Tensor", number(1 << 40))), OBJECTS),
@@ -108,7 +108,7 @@ def test_a_hostile_program_is_refused(name, form, tmp_path):
 
 
 SMALL = b"\x80\2}."
-ARCHIVES = {  # content -> words
+ARCHIVES = {  # content -> message
     "compressed": (lambda: archive(SMALL, compression=zipfile.ZIP_DEFLATED), "its contents are compressed"),
     "a large program": (lambda: archive(b"\x80\2}." + bytes(10**7)), DAMAGED),
     "two programs": (lambda: archive(SMALL, ("archive/DATA.pkl", b"\x80\2N.")), DAMAGED),

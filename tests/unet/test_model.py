@@ -213,7 +213,7 @@ def test_the_default_hooks_change_nothing():
 
 
 class Recorder(Hooks):
-    """Writes down where the network says it is."""
+    """Records the places that the network reports."""
 
     def __init__(self):
         self.seen = []

@@ -1,4 +1,4 @@
-"""What the openers are given: pipes, devices, links and odd names; and files that are written over later."""
+"""What the openers are given: pipes, devices, links and odd names; and files that are overwritten later."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
-def test_what_is_no_file_is_refused_in_words(kind, opener, tmp_path):
+def test_what_is_no_file_is_refused_with_a_message(kind, opener, tmp_path):
     for ending in (".safetensors", ".pth") if opener in PICKLED else (".safetensors",):
         path = tmp_path / ending.strip(".") / f"odd{ending}"
         path.parent.mkdir()
@@ -80,7 +80,7 @@ def test_what_is_no_file_is_refused_in_words(kind, opener, tmp_path):
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["too long", "NUL"])
 @pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
-def test_a_name_that_no_file_has_is_refused_in_words(name, opener, tmp_path):
+def test_a_name_that_no_file_has_is_refused_with_a_message(name, opener, tmp_path):
     for ending in (".safetensors", ".pth") if opener in PICKLED else (".safetensors",):
         with pytest.raises(UNetFileError, match="it cannot be opened") as error:
             opener(tmp_path / f"{name}{ending}")
@@ -111,7 +111,7 @@ def unet_file(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
-def test_a_loaded_unet_stays_as_it_was_when_its_file_is_written_over(unet_file, dtype):
+def test_a_loaded_unet_stays_as_it_was_when_its_file_is_overwritten(unet_file, dtype):
     expected = random_weights(small.SVD)
     model = load_unet(unet_file, dtype=dtype)
     write_over(unet_file)
@@ -128,7 +128,7 @@ def test_mapped_weights_are_those_of_the_file(unet_file):
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_a_pickled_net_stays_as_it_was_when_its_file_is_written_over(new, tmp_path):
+def test_a_pickled_net_stays_as_it_was_when_its_file_is_overwritten(new, tmp_path):
     path, expected = tmp_path / "net.pth", controlnexts.tensors(2)
     torch.save(expected, path, _use_new_zipfile_serialization=new)
     found = open_controlnext(path).state_dict()
@@ -138,7 +138,7 @@ def test_a_pickled_net_stays_as_it_was_when_its_file_is_written_over(new, tmp_pa
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_a_file_that_was_written_over_after_opening_is_not_read(unet_file, mapped):
+def test_a_file_that_was_overwritten_after_opening_is_not_read(unet_file, mapped):
     checkpoint = open_checkpoint(unet_file)
     os.truncate(unet_file, unet_file.stat().st_size - 100)
     with pytest.raises(UNetFileError, match="^unet.safetensors: it was changed after it was opened"):
@@ -172,7 +172,7 @@ def test_a_change_in_place_is_noticed(change, unet_file):
     assert checkpoint.changed_in_place() is expected and changed_in_place(unet_file, stamp) is expected
 
 
-def test_residuals_stay_as_they_were_when_their_file_is_written_over(tmp_path):
+def test_residuals_stay_as_they_were_when_their_file_is_overwritten(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"controls.0": torch.ones(2, 4, 8, 8), "controls.1": torch.ones(2, 4, 8, 8).half()}, path)
     residuals = read_residuals(path)

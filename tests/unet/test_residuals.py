@@ -82,7 +82,7 @@ def test_residuals_of_odd_sizes_fit():
 
 
 @pytest.mark.parametrize("count", [1, small.SKIPS, small.SKIPS + 2])
-def test_a_wrong_number_of_controls_is_an_error(count):
+def test_a_wrong_count_of_controls_is_an_error(count):
     model, call = svd()
     controls = (small.controls(3) * 2)[:count]
     with pytest.raises(ValueError, match=rf"found {count} residuals, expected {small.SKIPS + 1}\b"):

@@ -103,7 +103,7 @@ def test_videos_of_a_batch_do_not_mix_in_a_video_transformer():
         assert relative_error(both[rows], layer(x[rows], Call(None, context[rows], num_frames=3))) <= 1e-12
 
 
-def test_still_images_pass_the_blocks_over_time_by():
+def test_still_images_skip_the_blocks_over_time():
     layer, w = video_transformer()
     x, context = randn(3, 32, 2, 2), randn(3, 3, 10, seed=2)
     out = layer(x, Call(None, context, num_frames=3, image_only=torch.ones(3)))
