@@ -182,7 +182,7 @@ class Server:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             self._check_alive()
-            with contextlib.suppress(OSError):  # a server that has just died is told by the check above, with its log
+            with contextlib.suppress(OSError):  # the check above reports a server that has just died, with its log
                 entry = self.get(f"/history/{prompt_id}").get(prompt_id)
                 if entry:
                     return entry

@@ -30,7 +30,7 @@ SDXL = replace(
 SD15 = replace(
     FULL["sd1"], channel_mult=(1, 1), num_res_blocks=(1, 1), depth_in=(1, 0), depth_out=(0, 0, 1, 1), self_attention=(True,) * 2
 )
-VAE_SEED = 12  # of the pictures that the first forty make, the least tinted
+VAE_SEED = 12  # of the images that the first forty seeds give, this one's is the least tinted
 HINT_CHANNELS = (3, 16, 16, 32, 32, 96, 96, 256)
 SVD_REAL_WIDTH = replace(FULL["svd"], channel_mult=(1, 1, 1, 1))  # of the depths and width by which the host knows SVD
 CLIP_L = {"width": 768, "layers": 12}
@@ -63,26 +63,26 @@ def controlnet_weights(seed: int) -> dict[str, torch.Tensor]:
             if name.startswith(("time_embed.", "input_blocks.", "middle_block."))}
     width, blocks = SD15.model_channels, len({name.split(".")[1] for name in unet if name.startswith("input_blocks.")})
     taps = {}
-    for number, (into, out) in enumerate(zip(HINT_CHANNELS, (*HINT_CHANNELS[1:], width), strict=True)):
-        taps |= conv(f"input_hint_block.{2 * number}", into, out, 3)
-    for number in range(blocks):
-        taps |= conv(f"zero_convs.{number}.0", width, width, 1)
+    for index, (into, out) in enumerate(zip(HINT_CHANNELS, (*HINT_CHANNELS[1:], width), strict=True)):
+        taps |= conv(f"input_hint_block.{2 * index}", into, out, 3)
+    for index in range(blocks):
+        taps |= conv(f"zero_convs.{index}.0", width, width, 1)
     return unet | random_tensors(taps | conv("middle_block_out.0", width, width, 1), seed + 1)
 
 
 def vae_weights(seed: int) -> dict[str, torch.Tensor]:
     """A tiny autoencoder (TAESD, https://github.com/madebyollin/taesd) as the host reads it: 4 latent channels, factor 8."""
     def shapes(half, layers):
-        for number, layer in enumerate(layers):
+        for index, layer in enumerate(layers):
             if layer == "block":
                 for inner in (0, 2, 4):
-                    yield f"{half}.{number}.conv.{inner}.weight", (64, 64, 3, 3)
-                    yield f"{half}.{number}.conv.{inner}.bias", (64,)
+                    yield f"{half}.{index}.conv.{inner}.weight", (64, 64, 3, 3)
+                    yield f"{half}.{index}.conv.{inner}.bias", (64,)
             elif layer is not None:
                 into, out, bias = layer
-                yield f"{half}.{number}.weight", (out, into, 3, 3)
+                yield f"{half}.{index}.weight", (out, into, 3, 3)
                 if bias:
-                    yield f"{half}.{number}.bias", (out,)
+                    yield f"{half}.{index}.bias", (out,)
 
     scaling = (64, 64, False)
     three = ["block"] * 3
@@ -94,7 +94,7 @@ def vae_weights(seed: int) -> dict[str, torch.Tensor]:
         {".conv.4.weight": 0.3, ".weight": 2 ** 0.5},  # each block adds a little; the rest keeps its size through ReLU
     )
     last = tensors["taesd_decoder.19.weight"]
-    # Mostly differences between neighbours around mid-grey, so that pictures are neither black nor burnt out.
+    # Mostly differences between neighbors around mid-gray, so that images are neither black nor overexposed.
     tensors["taesd_decoder.19.weight"] = 0.3 * (last - 0.8 * last.mean((2, 3), keepdim=True))
     tensors["taesd_decoder.19.bias"] += 0.5
     return tensors | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
@@ -109,7 +109,7 @@ def clip_weights(width: int, layers: int, seed: int) -> dict[str, torch.Tensor]:
     }
     linear = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, width), "self_attn.v_proj": (width, width),
               "self_attn.out_proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-    for layer in (f"text_model.encoder.layers.{number}" for number in range(layers)):
+    for layer in (f"text_model.encoder.layers.{index}" for index in range(layers)):
         for name, shape in linear.items():
             shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
         for name in ("layer_norm1", "layer_norm2"):
@@ -126,7 +126,7 @@ def image_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
         "proj": (width, 1024),
     }
     norms = ["ln_pre", "ln_post"]
-    for layer in (f"transformer.resblocks.{number}" for number in range(layers)):
+    for layer in (f"transformer.resblocks.{index}" for index in range(layers)):
         norms += [f"{layer}.ln_1", f"{layer}.ln_2"]
         linear = {"attn.in_proj_": (3 * width, width), "attn.out_proj.": (width, width),
                   "mlp.c_fc.": (4 * width, width), "mlp.c_proj.": (width, 4 * width)}
@@ -137,7 +137,7 @@ def image_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
 
 
 def svd_checkpoint_parts(seed: int) -> dict[str, torch.Tensor]:
-    """What stands beside the UNet in an SVD checkpoint: image encoder and VAE."""
+    """What stands next to the UNet in an SVD checkpoint: image encoder and VAE."""
     prefix = "conditioner.embedders.0.open_clip.model.visual."
     encoder = {prefix + name: value for name, value in image_encoder_weights(seed).items()}
     return encoder | {f"first_stage_model.{name}": value for name, value in vae_weights(VAE_SEED).items()}

@@ -1,4 +1,4 @@
-"""Writes the moving pictures of the nodes' help pages: the same first frame under different settings, made by the miniature.
+"""Writes the moving images of the nodes' help pages: the same first frame under different settings, made by the miniature.
 
     python dev.py make help-pictures [-- NAME ...]
 """
@@ -28,8 +28,8 @@ def animation(videos: dict[str, np.ndarray], path: Path, fps=FPS) -> None:
         width = len(videos) * (world.SIZE + GAP) - GAP
         frame = Image.new("RGB", (width, world.SIZE + LABEL), "white")
         draw = ImageDraw.Draw(frame)
-        for number, (label, video) in enumerate(videos.items()):
-            left = number * (world.SIZE + GAP)
+        for index, (label, video) in enumerate(videos.items()):
+            left = index * (world.SIZE + GAP)
             picture = video[min(t, len(video) - 1)].clip(0, 1) * 255
             frame.paste(Image.fromarray(picture.round().astype(np.uint8)), (left, 0))
             draw.text((left + world.SIZE / 2, world.SIZE + LABEL / 2), label, "black", font, anchor="mm")
@@ -69,7 +69,7 @@ def windows(studio):
 
 
 def chained(studio):
-    of = quality.held_out(3)[2]  # whose colours drift most
+    of = quality.held_out(3)[2]  # whose colors drift most
     return {
         f"{guidance}, {'kept' if keep else 'not kept'}": long_clips.chain(studio, of, 0, quality.STEPS, guidance, keep)
         for guidance, keep in (("triangle", True), ("linear", True), ("linear", False))

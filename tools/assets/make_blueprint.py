@@ -28,7 +28,7 @@ CATEGORY = "Video generation and editing/Image to video"  # where the host files
 DESCRIPTION = "Makes a short video of a photo with Stable Video Diffusion. Choose the same checkpoint twice: svd.safetensors " \
     "(14 frames) or svd_xt.safetensors (25 frames) from models/checkpoints. Connect Load Image before it and Save Video after it."
 ALIASES = ["image to video", "svd", "animate photo", "stable video diffusion"]
-INPUTS = [  # name outside, type of the node inside, its input; both alike where they can be, for the host's errors name the inner
+INPUTS = [  # name outside, type of the node inside, its input; the same where they can be, because the host's errors name the inner
     ("image", "TemporalUNetSVDConditioning", "init_image"),
     ("unet_name", "TemporalUNetLoader", "unet_name"),
     ("ckpt_name", "ImageOnlyCheckpointLoader", "ckpt_name"),

@@ -2,15 +2,15 @@
 
     python dev.py make locales [-- --check]
 
-It names each text that changed: those are to be translated anew in the other languages,
+It names each text that changed: those are to be translated again in the other languages,
 which are kept by hand. With --check nothing is written, and the exit status is 1 where the file is behind the code.
 
 The form is the one that the front end reads (ComfyUI serves every pack's at /api/i18n): node id -> display_name, description,
-inputs (by their machine names) and outputs (by their numbers), each with a name and, where it has one, a tooltip. The front end
+inputs (by their machine names) and outputs (by their indices), each with a name and, where it has one, a tooltip. The front end
 reads no translation of a combo's options: they are values.
 
 The help pages are English. The front end asks for web/docs/<node id>/<its language>.md, then for web/docs/<node id>.md, and never
-for another language's: the latter is a copy of the former's en.md, with which its pictures' addresses agree.
+for another language's: the latter is a copy of the former's en.md, so that the addresses of its images fit.
 """
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read(language: str) -> dict:
 
 
 def outdated_help() -> list[Path]:
-    """The pages en.md whose copy for other languages is another, or not there."""
+    """The pages en.md whose copy for other languages differs or is missing."""
     pages = sorted(DOCS.glob("*/en.md"))
     return [page for page in pages if not _copy(page).exists() or _copy(page).read_bytes() != page.read_bytes()]
 
@@ -62,7 +62,7 @@ def _texts(schema) -> dict:
     if schema.inputs:
         texts["inputs"] = {item.id: _slot(item.display_name or item.id, item.tooltip) for item in schema.inputs}
     if schema.outputs:
-        texts["outputs"] = {str(number): _slot(item.display_name, item.tooltip) for number, item in enumerate(schema.outputs)}
+        texts["outputs"] = {str(index): _slot(item.display_name, item.tooltip) for index, item in enumerate(schema.outputs)}
     return texts
 
 
@@ -79,7 +79,7 @@ def flat(texts: dict, start: str = "") -> dict[str, str]:
 
 
 def changes(old: dict, new: dict) -> list[str]:
-    """A line for each text that is new, gone or another."""
+    """A line for each text that is new, gone or changed."""
     old, new = flat(old), flat(new)
     return ([f"{key}: new: {new[key]}" for key in new if key not in old]
             + [f"{key}: gone" for key in old if key not in new]

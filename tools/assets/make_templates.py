@@ -1,11 +1,11 @@
-"""Write the editor workflows in example_workflows/ and their pictures, from the API-mode workflows in example_workflows/api/.
+"""Write the editor workflows in example_workflows/ and their images, from the API-mode workflows in example_workflows/api/.
 
     python dev.py make templates [-- NAME ...]
 
 The real editor loads each API-mode workflow; `arrange.js` puts its nodes into columns by their titles
-and adds a note that says which files go where; the editor then serialises the graph and is photographed. The model files that the
-workflows name need not exist: files without weights stand in for them, so that the editor finds every choice in its lists and the
-nodes say what is in the real ones.
+and adds a note that says which files go where; the editor then serializes the graph, and a screenshot is taken. The
+model files that the workflows name need not exist: files without weights stand in for them, so that the editor finds every choice
+in its lists and the nodes say what is in the real ones.
 """
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ FOLDERS = {  # input that names a model file -> its folder in models/
     "clip_name1": "text_encoders", "clip_name2": "text_encoders", "control_net_name": "controlnet",
 }
 WEB = "https://huggingface.co/"
-URLS = {  # where the editor offers to fetch a file that is missing; as in the host's own templates, for SVD beside the one there
+URLS = {  # where the editor offers to fetch a file that is missing; as in the host's own templates, for SVD next to the one there
     "svd.safetensors": f"{WEB}stabilityai/stable-video-diffusion-img2vid/resolve/main/svd.safetensors",
     "sd_xl_base_1.0.safetensors": f"{WEB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
     "v1-5-pruned-emaonly.safetensors":
@@ -190,7 +190,7 @@ def make_workflow(editor: Editor, name: str, prompt: dict) -> None:
 
 
 def photograph(editor: Editor, name: str, path: Path) -> None:
-    """A picture of the whole graph, with nothing of the editor around it."""
+    """An image of the whole graph, with nothing of the editor around it."""
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     editor.load_template(workflow, name)
     bounds = [group["bounding"] for group in workflow["groups"]]
@@ -225,8 +225,8 @@ def prepare_base(base: Path, host: Path, prompts: dict[str, dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ADVICE)} (default: all)")
-    parser.add_argument("--renderer", choices=RENDERERS, default="nodes2", help="of the pictures (default: nodes2)")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write only the pictures, there")
+    parser.add_argument("--renderer", choices=RENDERERS, default="nodes2", help="of the images (default: nodes2)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write only the images, there")
     args = parser.parse_args()
     if unknown := set(args.names) - set(ADVICE):
         parser.error(f"no such workflow: {', '.join(unknown)}; choose from {', '.join(ADVICE)}")
@@ -238,7 +238,7 @@ def main() -> None:
         # As on a graphics card: in fp16.
         with Server(host, Path(sys.executable), Path(scratch), ["--fp16-unet"], cpu=True) as server:
             for name, prompt in prompts.items() if not args.pictures else ():
-                # An editor for each: a picture that one graph's node 1 shows would stay with the next graph's node 1.
+                # An editor for each: an image that one graph's node 1 shows would stay with the next graph's node 1.
                 make_workflow(Editor(browser, server, "classic"), name, prompt)
             editor = Editor(browser, server, args.renderer, **BARE)
             editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")

@@ -1,4 +1,4 @@
-"""Write the picture of each node for the README and its help page: web/docs/<NodeId>/node.webp.
+"""Write the image of each node for the README and its help page: web/docs/<NodeId>/node.webp.
 
     python dev.py make node-pictures [-- NODE_ID ...]
 

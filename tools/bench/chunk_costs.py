@@ -1,9 +1,9 @@
-"""What does it cost to run layers in parts? Each budget against the whole, in turns in one process.
+"""What does it cost to run layers in chunks? Each budget against the whole, alternating in one process.
 
     python dev.py bench chunks [-- --rounds 7 --only miniature block --device cpu --json FILE]
 
-`ratio` is the median, over the rounds, of the time in parts over that of the same round in whole; `seconds` the median time. On a
-CPU it is the processor's time with one thread, on a GPU (`--device cuda`) that on the clock.
+`ratio` is the median, over the rounds, of the time in chunks over that of the same round as a whole; `seconds` the median time.
+On a CPU it is the processor's time with one thread, on a GPU (`--device cuda`) that on the clock.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def block(device, height=40, width=64):
 
 
 def large_block(device):
-    """The same of 1024x576 pixels, where a budget of 512 MiB runs every layer in parts."""
+    """The finest level's layers on 14 frames of 1024x576 pixels, where a budget of 512 MiB runs every layer in chunks."""
     return block(device, 72, 128)
 
 
@@ -81,9 +81,9 @@ def costs(call, rounds: int, device: str) -> dict:
     whole = call(None)
     off = {name: relative_error(call(budget), whole) for name, budget in BUDGETS.items()}
     times = {name: [] for name in BUDGETS}
-    for number in range(rounds):
+    for index in range(rounds):
         order = list(BUDGETS)
-        for name in order[number % len(order):] + order[:number % len(order)]:  # none is always the first
+        for name in order[index % len(order):] + order[:index % len(order)]:  # none is always the first
             times[name].append(seconds(call, BUDGETS[name], device))
     return {
         name: {
@@ -108,8 +108,8 @@ def main() -> None:
     with torch.inference_mode():
         for name in args.only:
             report[name] = costs(CASES[name](args.device), args.rounds, args.device)
-            for budget, told in report[name].items():
-                print(f"{name}, {budget}: {told['seconds']} s, {told['ratio']} of the whole, off by {told['off']}", flush=True)
+            for budget, row in report[name].items():
+                print(f"{name}, {budget}: {row['seconds']} s, {row['ratio']} of the whole, off by {row['off']}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -22,7 +22,7 @@ STEPS = 2
 
 
 def seconds_a_step(model, conds, size: int) -> float:
-    """Of the host's KSampler with guidance on one picture of size x size pixels."""
+    """Of the host's KSampler with guidance on one image of size x size pixels."""
     from support.oracle import sample
 
     begun = time.perf_counter()
@@ -50,13 +50,13 @@ def measure(package: str, rounds: int, size: int) -> dict:
         for model, conds in runs.values():
             seconds_a_step(model, conds, size)
         times = [{name: seconds_a_step(model, conds, size) for name, (model, conds) in runs.items()} for _ in range(rounds)]
-    told = {name: round(statistics.median(row[name] for row in times), 3) for name in runs}
+    medians = {name: round(statistics.median(row[name] for row in times), 3) for name in runs}
     for name in ("ours", "host"):
         added = statistics.median(row[f"{name}, controlled"] / row[name] for row in times)
-        told[f"{name}: controlled to uncontrolled"] = round(added, 3)
+        medians[f"{name}: controlled to uncontrolled"] = round(added, 3)
     ratios = [row["ours, controlled"] / row["host, controlled"] for row in times]
-    told["controlled: ours to host"] = round(statistics.median(ratios), 3)
-    return told
+    medians["controlled: ours to host"] = round(statistics.median(ratios), 3)
+    return medians
 
 
 def main() -> None:

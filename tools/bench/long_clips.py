@@ -22,7 +22,7 @@ from tools.miniature import world
 LONG = 100  # frames
 LOOP = 32  # frames
 SEGMENTS = 5
-PARTS = ["memory", "windows", "drift", "loop", "chain", "path"]  # drift: windows that do not keep the picture's colours
+PARTS = ["memory", "windows", "drift", "loop", "chain", "path"]  # drift: windows that do not keep the image's colors
 
 
 def jumps(video: np.ndarray, closed_loop: bool = False) -> np.ndarray:
@@ -57,9 +57,9 @@ def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> d
     overlap = world.FRAMES // 2
     at = joints(studio, LONG, overlap, steps)
     rows = []
-    for number, of in enumerate(quality.held_out(worlds)):
-        video = studio.make(of, seed=number, frames=LONG, steps=steps, keep_colors=keep_colors)
-        short = studio.make(of, seed=number, steps=steps)
+    for index, of in enumerate(quality.held_out(worlds)):
+        video = studio.make(of, seed=index, frames=LONG, steps=steps, keep_colors=keep_colors)
+        short = studio.make(of, seed=index, steps=steps)
         every = jumps(video)
         true_jumps = jumps(world.render(of, LONG).frames)
         seen, alone = appearance(video, of), appearance(short, of)
@@ -70,17 +70,17 @@ def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> d
             "centre": _by(quality.score(video, world.render(of, LONG)).centre, world.FRAMES),
         })
         kind = "" if keep_colors else ", colors free"
-        print(f"windows {number}{kind}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
+        print(f"windows {index}{kind}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
     return _mean(rows)
 
 
 def loops(studio, worlds: int, steps: int) -> dict:
     """Clips of LOOP frames, closed."""
     rows = []
-    for number, of in enumerate(quality.held_out(worlds)):
-        every = jumps(studio.make(of, seed=number, frames=LOOP, steps=steps, closed_loop=True), closed_loop=True)
+    for index, of in enumerate(quality.held_out(worlds)):
+        every = jumps(studio.make(of, seed=index, frames=LOOP, steps=steps, closed_loop=True), closed_loop=True)
         rows.append({"last_to_first": every[-1] / np.median(every), "largest_jump": every.max() / np.median(every)})
-        print(f"loop {number}: last to first {rows[-1]['last_to_first']:.2f}", flush=True)
+        print(f"loop {index}: last to first {rows[-1]['last_to_first']:.2f}", flush=True)
     return _mean(rows)
 
 
@@ -104,66 +104,66 @@ def chain(studio, of: world.World, seed: int, steps: int, guidance: str, keep_co
 
 
 def drift(video: np.ndarray, of: world.World) -> dict:
-    """Of the backdrop in the last segment: its mean colour off the truth (of 255), and its contrast over the truth's."""
+    """Of the backdrop in the last segment: the error of its mean color (of 255), and the ratio of its contrast to the truth's."""
     truth = world.backdrop(of)
     centres = quality.centres_of(video, of)
     y, x = np.mgrid[:world.SIZE, :world.SIZE]
     frames = range(len(video) - world.FRAMES, len(video))
     away = [np.hypot(x - centres[i, 0], y - centres[i, 1]) > 24 for i in frames]
-    colour = np.mean([np.abs((video[i] - truth)[mask].mean(0)).max() for i, mask in zip(frames, away, strict=True)])
+    color = np.mean([np.abs((video[i] - truth)[mask].mean(0)).max() for i, mask in zip(frames, away, strict=True)])
     contrast = np.mean([video[i][mask].std() / truth[mask].std() for i, mask in zip(frames, away, strict=True)])
-    return {"colour": 255 * colour, "contrast": contrast}
+    return {"colour": 255 * color, "contrast": contrast}
 
 
 def chains(studio, worlds: int, steps: int) -> dict:
-    """Drift over SEGMENTS chained clips, and the jumps after their joints, by guidance and with or without kept colours."""
-    told = {}
+    """Drift over SEGMENTS chained clips, and the jumps after their joints, by guidance and with or without kept colors."""
+    report = {}
     for guidance in ("linear", "triangle"):
         for keep in (True, False):
             rows = []
-            for number, of in enumerate(quality.held_out(worlds)):
-                video = chain(studio, of, seed=10 * number, steps=steps, guidance=guidance, keep_colors=keep)
+            for index, of in enumerate(quality.held_out(worlds)):
+                video = chain(studio, of, seed=10 * index, steps=steps, guidance=guidance, keep_colors=keep)
                 every = jumps(video)
                 rows.append({
                     **drift(video, of), "joint": every[world.FRAMES - 1::world.FRAMES - 1].mean() / np.median(every),
                     "appearance": _by(appearance(video, of), world.FRAMES - 1),
                 })
-            told[name := f"{guidance}, {'colours kept' if keep else 'as made'}"] = _mean(rows)
-            print(name, told[name], flush=True)
-    return told
+            report[name := f"{guidance}, {'colours kept' if keep else 'as made'}"] = _mean(rows)
+            print(name, report[name], flush=True)
+    return report
 
 
 def paths(studio, worlds: int, steps: int) -> dict:
-    """Centre error (pixels) along a drawn path of LONG frames, which a ControlNet is shown.
+    """Center error (pixels) along a drawn path of LONG frames, which a ControlNet is shown.
 
     `first_hints_again`: how far from the path a net would lead that sees the first window's images in every window.
     """
     rows = []
-    for number, of in enumerate(quality.held_out(worlds)):
-        path, _ = world.drawn_path(of, world.HELD_OUT + number, LONG)
-        made = studio.make(of, seed=number, frames=LONG, steps=steps, path=path)
+    for index, of in enumerate(quality.held_out(worlds)):
+        path, _ = world.drawn_path(of, world.HELD_OUT + index, LONG)
+        made = studio.make(of, seed=index, frames=LONG, steps=steps, path=path)
         away = np.linalg.norm(quality.centres_of(made, of) - path, axis=1)
         first_again = path[np.arange(LONG) % world.FRAMES]
         rows.append({
             "centre": away[1:].mean(), "by_window": _by(away, world.FRAMES), "worst_frame": away.max(),
             "first_hints_again": np.linalg.norm(first_again - path, axis=1).mean(),
         })
-        print(f"path {number}: {rows[-1]['centre']:.2f} px, {rows[-1]['by_window']}", flush=True)
+        print(f"path {index}: {rows[-1]['centre']:.2f} px, {rows[-1]['by_window']}", flush=True)
     return _mean(rows)
 
 
 def memory(studio, steps: int = 2) -> dict:
     """The process's peak of resident memory (MiB) after clips of 50 (twice), 100 and 1000 frames, latents only."""
     of = quality.held_out(1)[0]
-    told = {}
+    peaks = {}
     for name, frames in (("50", 50), ("50 again", 50), ("100", 100), ("1000", 1000)):
         positive, negative, latent = studio.conditioning(of, frames)
         node("TemporalUNetSVDSampler").execute(
             studio.model, positive, negative, latent, 0, steps, quality.MIN_CFG, quality.MAX_CFG, "linear", "euler", "karras"
         )
-        told[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-        print(f"memory after {name} frames: {told[name]} MiB", flush=True)
-    return told
+        peaks[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        print(f"memory after {name} frames: {peaks[name]} MiB", flush=True)
+    return peaks
 
 
 def _by(values: np.ndarray, length: int) -> list[float]:
@@ -172,7 +172,7 @@ def _by(values: np.ndarray, length: int) -> list[float]:
 
 
 def _mean(rows: list[dict]) -> dict:
-    """Means over the worlds; `each` keeps the plain numbers of every world."""
+    """Means over the worlds; `each` keeps the unaveraged figures of every world."""
     means = {key: np.float64(np.mean([row[key] for row in rows], axis=0)).round(2).tolist() for key in rows[0]}
     each = {key: [round(float(row[key]), 2) for row in rows] for key in rows[0] if not isinstance(rows[0][key], list)}
     return {**means, "each": each}

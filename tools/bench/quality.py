@@ -5,7 +5,7 @@ compare. As a command:
 
     python dev.py bench quality [-- --worlds 32 --json FILE --sheet FILE.webp]
 
-PSNR and SSIM are scikit-image's, on frames 1 to 7 (frame 0 is given). Centres are in pixels of the 128x128 picture.
+PSNR and SSIM are scikit-image's, on frames 1 to 7 (frame 0 is given). Centers are in pixels of the 128x128 image.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tools.miniature import world
 from tools.miniature.lay_out import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTROLNET = "miniature_svd_controlnet_path.safetensors"  # beside them
+CONTROLNET = "miniature_svd_controlnet_path.safetensors"  # next to them
 STEPS, MIN_CFG, MAX_CFG = 20, 1.0, 1.5
 BUCKETS = (40, 65, 90, 115, 140, 165, 190, 215, 240)  # at which the speed is measured
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the ControlNet is measured
@@ -70,7 +70,7 @@ class Studio:
     ) -> np.ndarray:
         """The video [t, h, w, 3] by the pack's nodes.
 
-        `model` in place of the miniature as it is; with `path` (centres [t, 2]) the ControlNet leads the sprite along it at
+        `model` in place of the miniature as it is; with `path` (centers [t, 2]) the ControlNet leads the sprite along it at
         `strength`; `more` for the sampler.
         """
         positive, negative, latent = self.conditioning(of, frames, augmentation_level)
@@ -92,7 +92,7 @@ class Studio:
         return host_model(self.unet, ROWS["svd"], head_channels=self.head_channels)
 
     def host_make(self, model, of: world.World, *, seed=0, steps=STEPS, cfg=(MIN_CFG, MAX_CFG)) -> np.ndarray:
-        """The same by the host's own nodes, but for the conditioning (whose noise has no seed there)."""
+        """The video [t, h, w, 3] by the host's own nodes, except the conditioning (whose noise has no seed there)."""
         positive, negative, latent = self.conditioning(of)
         guided = node("VideoLinearCFGGuidance")().patch(model, cfg[0])[0]
         samples = node("KSampler")().sample(
@@ -106,7 +106,7 @@ def _under(tensors: dict, prefix: str) -> dict:
 
 
 def find_centre(frame: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """The sprite's centre (x, y): the centroid of the largest patch that differs from the known backdrop; NaN if none."""
+    """The sprite's center (x, y): the centroid of the largest patch that differs from the known backdrop; NaN if none."""
     from skimage.measure import label
 
     differs = np.clip((np.abs(frame - backdrop).max(-1) - 0.15) / 0.15, 0, 1)
@@ -126,7 +126,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 
 def centres_of(video: np.ndarray, of: world.World) -> np.ndarray:
-    """The sprite's centre in each frame [t, 2]; in frames where none is found, the middle of the picture."""
+    """The sprite's center in each frame [t, 2]; in frames where none is found, the middle of the image."""
     backdrop = world.backdrop(of)
     found = np.array([find_centre(frame, backdrop) for frame in video])
     return np.where(np.isnan(found), (world.SIZE - 1) / 2, found)
@@ -138,7 +138,7 @@ class Score:
 
     psnr: np.ndarray  # dB
     ssim: np.ndarray
-    centre: np.ndarray  # pixels between the sprite's centre and where it truly is
+    centre: np.ndarray  # pixels between the sprite's center and where it truly is
     squared: np.ndarray  # mean squared error
 
 
@@ -178,9 +178,9 @@ def held_out(count: int) -> list[world.World]:
     return [world.sample_world(world.HELD_OUT + i) for i in range(count)]
 
 
-def straight(number: int) -> world.World:
-    """A held-out picture whose sprite crosses the middle without a bounce at any speed of BUCKETS."""
-    of = world.sample_world(world.HELD_OUT + 500 + number)
+def straight(index: int) -> world.World:
+    """A held-out world whose sprite crosses the middle without a bounce at any speed of BUCKETS."""
+    of = world.sample_world(world.HELD_OUT + 500 + index)
     heading = of.heading
     start = tuple((world.SIZE - 1) / 2 - 44 * np.array([np.cos(heading), np.sin(heading)]))
     return world.with_motion(replace(of, start=start), 127, fps=6)
@@ -214,18 +214,18 @@ def path_following(studio: Studio, worlds: int = 16, strengths=STRENGTHS, **sett
     """
     away = np.zeros((len(strengths), worlds, world.FRAMES))
     natural, rows, equal = [], [], []
-    for number, of in enumerate(held_out(worlds)):
-        path, headings = world.drawn_path(of, world.HELD_OUT + number)
-        free = studio.make(of, seed=number, **settings)
+    for index, of in enumerate(held_out(worlds)):
+        path, headings = world.drawn_path(of, world.HELD_OUT + index)
+        free = studio.make(of, seed=index, **settings)
         for i, strength in enumerate(strengths):
-            made = studio.make(of, seed=number, path=path, strength=strength, **settings)
-            away[i, number] = np.linalg.norm(centres_of(made, of) - path, axis=1)
+            made = studio.make(of, seed=index, path=path, strength=strength, **settings)
+            away[i, index] = np.linalg.norm(centres_of(made, of) - path, axis=1)
             if strength == 0:
                 equal.append(np.array_equal(made, free))
-            if strength == 1 and number < 2:
+            if strength == 1 and index < 2:
                 rows += [world.render(of, path=(path, headings)).frames, made]
         natural.append(np.linalg.norm(world.render(of).centres - path, axis=1)[1:].mean())
-        print(f"path {number}: {away[strengths.index(1), number, 1:].mean():.2f} px at strength 1", flush=True)
+        print(f"path {index}: {away[strengths.index(1), index, 1:].mean():.2f} px at strength 1", flush=True)
     mean = away[:, :, 1:].mean((1, 2))
     at_one = away[strengths.index(1)]
     return {
@@ -245,15 +245,15 @@ def sheet(rows: list[np.ndarray], path: Path) -> None:
 
 
 def animation(rows: list[np.ndarray], path: Path, fps: int = 6) -> None:
-    """A WebP that loops: the true videos above, what was made below; `rows` are true and made in turns."""
+    """A WebP that loops: the true videos above, what was made below; `rows` are true and made, alternating."""
     from PIL import Image
 
     gap = np.ones((len(rows[0]), rows[0].shape[1], 6, 3), dtype=np.float32)
 
-    def beside(videos):
+    def side_by_side(videos):
         return np.concatenate([part for video in videos for part in (video, gap)][:-1], axis=2)
 
-    above, below = beside(rows[::2]), beside(rows[1::2])
+    above, below = side_by_side(rows[::2]), side_by_side(rows[1::2])
     frames = np.concatenate([above, np.ones_like(above[:, :6]), below], axis=1)
     pictures = [Image.fromarray((frame.clip(0, 1) * 255).round().astype(np.uint8)) for frame in frames]
     shown = [1000 // fps] * (len(pictures) - 1) + [800]
@@ -269,21 +269,21 @@ def measure(studio: Studio, worlds: int, host_worlds: int, settings: dict) -> tu
     results = {"repeat_first_frame": [], "miniature": [], "host": [], "autoencoder_alone": []}
     native = studio.host_model() if host_worlds else None
     rows, gap, started = [], 0.0, time.monotonic()
-    for number, of in enumerate(held_out(worlds)):
+    for index, of in enumerate(held_out(worlds)):
         truth = world.render(of)
-        made = studio.make(of, seed=number, **settings)
+        made = studio.make(of, seed=index, **settings)
         results["repeat_first_frame"].append(score(repeat_first(truth), truth))
         results["miniature"].append(score(made, truth))
-        if number < 4:
+        if index < 4:
             results["autoencoder_alone"].append(score(_through(studio, truth.frames), truth))
-        if number < host_worlds:
-            theirs = studio.host_make(native, of, seed=number, **settings)
+        if index < host_worlds:
+            theirs = studio.host_make(native, of, seed=index, **settings)
             results["host"].append(score(theirs, truth))
             gap = max(gap, float(np.abs(theirs - made).max()))
-        if number < 3:
+        if index < 3:
             rows += [truth.frames, made]
         last = results["miniature"][-1]
-        print(f"world {number}: {last.psnr[1:].mean():.2f} dB, centre {last.centre[1:].mean():.2f} px, "
+        print(f"world {index}: {last.psnr[1:].mean():.2f} dB, center {last.centre[1:].mean():.2f} px, "
               f"{time.monotonic() - started:.0f} s", flush=True)
     report = {name: {"worlds": len(scores), **summary(scores)} for name, scores in results.items() if scores}
     report["gain_dB"] = round(report["miniature"]["psnr"] - report["repeat_first_frame"]["psnr"], 3)
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--motion-worlds", type=int, default=4)
     parser.add_argument("--path-worlds", type=int, default=16, help="how many worlds the ControlNet is measured on")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet here: true and made, in turns")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here: true and made, alternating")
     parser.add_argument("--animation", type=Path, help="write a looping WebP here: true above, made below")
     args = parser.parse_args()
     if not args.host:

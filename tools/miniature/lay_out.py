@@ -1,9 +1,9 @@
-"""Lays out what a workflow with the miniature needs: a models folder, a picture to start from, a path to follow.
+"""Lays out what a workflow with the miniature needs: a models folder, an image to start from, a path to follow.
 
     python -m tools.miniature.lay_out --out DIR [--seed N]
 
 writes into DIR, as in the host's `models`: diffusion_models/miniature_svd.safetensors (the whole file, which Load UNet
-reads), vae/miniature_vae.safetensors (the autoencoder alone, which the host's Load VAE reads) and the ControlNet; beside
+reads), vae/miniature_vae.safetensors (the autoencoder alone, which the host's Load VAE reads) and the ControlNet; next to
 them first_frame.png, true.png (the true frames, side by side) and world.json (motion and size) of a held-out world, and
 path.png, the control images of a path through it, side by side.
 """
@@ -35,10 +35,10 @@ def lay_out(out: Path, seed: int = SHOWN) -> None:
         vae = {key[len(PREFIX):]: file.get_tensor(key) for key in file.keys() if key.startswith(PREFIX)}
     save_file(vae, out / "vae" / "miniature_vae.safetensors")
     clip = world.render(world.sample_world(seed))
-    _picture(clip.frames[0]).save(out / "first_frame.png")
-    _picture(np.concatenate(list(clip.frames), axis=1)).save(out / "true.png")
+    _image(clip.frames[0]).save(out / "first_frame.png")
+    _image(np.concatenate(list(clip.frames), axis=1)).save(out / "true.png")
     path, _ = world.drawn_path(clip.world, seed)
-    _picture(np.concatenate(list(world.position_map(path)), axis=1)).save(out / "path.png")
+    _image(np.concatenate(list(world.position_map(path)), axis=1)).save(out / "path.png")
     facts = {
         "motion_bucket_id": clip.world.motion_bucket_id, "fps": clip.world.fps,
         "width": world.SIZE, "height": world.SIZE, "frames": world.FRAMES, "steps": 20, "max_cfg": 1.5,
@@ -46,7 +46,7 @@ def lay_out(out: Path, seed: int = SHOWN) -> None:
     (out / "world.json").write_text(json.dumps(facts) + "\n")
 
 
-def _picture(frame: np.ndarray) -> Image.Image:
+def _image(frame: np.ndarray) -> Image.Image:
     return Image.fromarray((frame * 255).round().astype(np.uint8))
 
 

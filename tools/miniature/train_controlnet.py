@@ -1,8 +1,8 @@
 """Trains the miniature's ControlNet, which leads the sprite along a drawn path, and writes the file that users load.
 
 The network is the pack's own `unet.SVDControlNet` in the layout of the public SVD ControlNets (CiaraRowles' depth and
-lineart). Control images are a white disc on black where the sprite shall be, one a frame. The UNet stays as it is; the
-ControlNet starts as a copy of its way down, with residuals of 0. To keep the file small it has no attention.
+lineart). Control images are a white disc on black where the sprite should be, one a frame. The UNet stays as it is; the
+ControlNet starts as a copy of its down path, with residuals of 0. To keep the file small it has no attention.
 
     torchrun --nproc-per-node 2 -m tools.miniature.train_controlnet --threads 1 --bf16    # then, about 12 minutes
 """
@@ -30,7 +30,7 @@ FIRST, MOST = 128, 1200  # steered clips at the start; one is added every third 
 
 
 def new_model(unet: UNetModel) -> SVDControlNet:
-    """A ControlNet that starts as the UNet's way down and adds nothing."""
+    """A ControlNet that starts as the UNet's down path and adds nothing."""
     model = SVDControlNet(CONFIG, operations=train_svd.LAYERS)
     known = unet.state_dict()
     state = {name: known[name] for name in model.state_dict() if name in known}
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def inside(name: str) -> bool:
-    """Is this a parameter of the copied way down, which Muon steps, not of the parts that are new or at the edge?"""
+    """Is this a parameter of the copied down path, which Muon steps, not of the layers that are new or at the edge?"""
     return train_svd.inside(name) and not name.startswith("controlnet_")
 
 

@@ -36,7 +36,7 @@ FIRST, MOST = 96, 1500  # flights at the start; one is added each fourth step un
 
 
 class TimeConv(nn.Conv3d):
-    """A convolution over 3 frames, as a 2-D one over (frames, pixels): the same numbers, several times as fast on a CPU."""
+    """A convolution over 3 frames, as a 2-D one over (frames, pixels): the same values, several times as fast on a CPU."""
 
     def forward(self, x):
         out = F.conv2d(x.flatten(3), self.weight.squeeze(-1), self.bias, padding=(1, 0))
@@ -93,7 +93,7 @@ class Flights:
             self._read()
 
     def save(self) -> None:
-        """Keeps what is encoded so far, for a run that is taken up again."""
+        """Stores what is encoded so far, for a run that is resumed."""
         n = self.count
         state = {"seed": self.seed, "latents": self.latents[:n].half(), "centres": torch.from_numpy(self.centres[:n])}
         torch.save({**state, "paces": torch.from_numpy(self.paces[:n])}, self.file.with_suffix(".part"))
@@ -122,7 +122,7 @@ class Flights:
             self.count += 1
 
     def batch(self, size: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """`size` clips: raw latents [b, t, 4, h, w], sprite centres [b, t, 2], motion_bucket_id and fps [b]."""
+        """`size` clips: raw latents [b, t, 4, h, w], sprite centers [b, t, 2], motion_bucket_id and fps [b]."""
         latents, centres, buckets, rates = [], [], [], []
         for _ in range(size):
             flight = rng.integers(self.count)

@@ -85,7 +85,7 @@ def _orthogonal(x: torch.Tensor) -> torch.Tensor:
 
 
 class Run:
-    """One training run: counts steps, steps the optimiser, averages weights, logs, and can be taken up again.
+    """One training run: counts steps, steps the optimizer, averages weights, logs, and can be resumed.
 
     Progress is the share of the steps done, or of the minutes used where those would end first, so that a slow machine
     also gets its low rates at the end. Under torchrun each worker has batches of its own and gradients are averaged.
@@ -94,7 +94,7 @@ class Run:
     def __init__(
         self, name: str, model: nn.Module, args: argparse.Namespace, *, average: float = 0.999, matrices=lambda name: False
     ):
-        """`matrices` tells by its name which parameter Muon steps (at 13 times the rate) instead of AdamW."""
+        """`matrices` decides by its name which parameter Muon steps (at 13 times the rate) instead of AdamW."""
         torch.set_num_threads(args.threads)
         self.workers, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         if self.workers > 1:
@@ -121,8 +121,8 @@ class Run:
     @property
     def commit(self) -> str:
         """The commit of this code, marked where files differ from it."""
-        told = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=HERE, capture_output=True, text=True)
-        return told.stdout.strip() or "unknown"
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=HERE, capture_output=True, text=True)
+        return done.stdout.strip() or "unknown"
 
     @property
     def progress(self) -> float:
@@ -160,7 +160,7 @@ class Run:
         return np.random.default_rng([self.args.seed, self.step, self.rank])
 
     def _average(self, loss: torch.Tensor) -> torch.Tensor:
-        """Averages gradients, loss and time over the workers, which so stay equal."""
+        """Averages gradients, loss and time over the workers, so that they stay equal."""
         if self.workers == 1:
             return loss
         used = [p for p in self.parameters if p.grad is not None]
@@ -200,11 +200,11 @@ class Run:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.mean, self.step, self.seconds = state["mean"], state["step"], state["seconds"]
-        print(f"taken up again at step {self.step}, after {self.seconds:.0f} s, from {self.file}", flush=True)
+        print(f"resumed at step {self.step}, after {self.seconds:.0f} s, from {self.file}", flush=True)
 
 
 def write_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, and its line in SHA256SUMS beside it."""
+    """A safetensors file, and its line in SHA256SUMS next to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata)
     path.chmod(0o644)

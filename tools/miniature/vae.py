@@ -21,7 +21,7 @@ SCALE = 0.18215  # by which the host multiplies latents of SD 1 and SVD before i
 FULL = 64  # TAESD's width
 WIDTHS = (16, 32, 64, 64)  # of ours at full, half, quarter, eighth size
 BLOCKS = (0, 1, 1, 3)  # encoder blocks at each size; TAESD has 1, 3, 3, 3
-DECODER_BLOCKS = (1, 1, 2, 3)  # the same in the decoder
+DECODER_BLOCKS = (1, 1, 2, 3)  # decoder blocks at each size
 FULL_BLOCKS = (1, 3, 3, 3)
 
 
@@ -109,9 +109,9 @@ def batch(rng: np.random.Generator, size: int, crop: int = 64) -> tuple[torch.Te
 
 @torch.no_grad()
 def start_as_average(model: TinyAutoencoder, gain: float = 2.5, offset: float = 1.2) -> None:
-    """Sets the first weights so that three latent channels are the mean colours of 8x8 pixels, and come back as such.
+    """Sets the first weights so that three latent channels are the mean colors of 8x8 pixels, and come back as such.
 
-    Colours are right from the first step and training only adds the detail: a quarter of the time. `offset` keeps values
+    Colors are right from the first step and training only adds the detail: a quarter of the time. `offset` keeps values
     above 0 where a ReLU follows.
     """
     for block in (m for m in model.modules() if isinstance(m, Block)):
@@ -145,7 +145,7 @@ def loss_of(model: TinyAutoencoder, pixels: torch.Tensor, weights: torch.Tensor)
 
 @torch.no_grad()
 def psnr(model: TinyAutoencoder, clips: int = 16) -> float:
-    """Mean PSNR in dB of whole held-out pictures."""
+    """Mean PSNR in dB of whole held-out images."""
     total = 0.0
     for i in range(clips):
         clip = world.render(world.sample_world(world.HELD_OUT + i), frames=1)

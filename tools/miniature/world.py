@@ -1,4 +1,4 @@
-"""A small moving world with exact ground truth: one sprite that flies straight and bounces at the borders of the picture.
+"""A small moving world with exact ground truth: one sprite that flies straight and bounces at the borders of the image.
 
 The first frame determines all that follows: the sprite points where it flies, `motion_bucket_id` sets its speed and
 `fps` the time between frames. Everything follows from a seed; nothing is read from disk. numpy only.
@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-SIZE = 128  # pixels, width and height of a picture
+SIZE = 128  # pixels, width and height of an image
 FRAMES = 8  # of a clip
-MARGIN = 15  # pixels between a sprite's centre and the border where it bounces
+MARGIN = 15  # pixels between a sprite's center and the border where it bounces
 SPEED = 0.15  # pixels a second for each step of motion_bucket_id: 127 at 6 fps moves 3.2 pixels a frame
 FPS = (5, 10)  # range in training
 BUCKETS = (32, 255)  # range in training
@@ -54,13 +54,13 @@ OUTLINES = {name: _centred(outline) for name, outline in SHAPES.items()}
 
 @dataclass(frozen=True)
 class World:
-    """What is in the picture and how it moves. Positions in pixels (x right, y down), angles in radians from +x."""
+    """What is in the image and how it moves. Positions in pixels (x right, y down), angles in radians from +x."""
 
     shape: str
     colour: tuple[float, float, float]
     background: tuple[tuple[float, float, float], tuple[float, float, float]]  # the two ends of the gradient
     gradient: float  # its direction
-    start: tuple[float, float]  # the sprite's centre in the first frame
+    start: tuple[float, float]  # the sprite's center in the first frame
     heading: float  # where it points and flies in the first frame
     motion_bucket_id: int
     fps: int
@@ -96,7 +96,7 @@ def sample_world(seed: int) -> World:
 
 
 def motion(world: World, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
-    """The sprite's centres [t, 2] in pixels and headings [t]; it bounces as light does from a mirror."""
+    """The sprite's centers [t, 2] in pixels and headings [t]; it bounces as light does from a mirror."""
     step = SPEED * world.motion_bucket_id / world.fps
     direction = np.array([np.cos(world.heading), np.sin(world.heading)])
     free = np.array(world.start) + step * np.arange(frames)[:, None] * direction
@@ -109,7 +109,7 @@ def motion(world: World, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
 
 
 def backdrop(world: World) -> np.ndarray:
-    """The picture without its sprite [h, w, 3]: a linear gradient."""
+    """The image without its sprite [h, w, 3]: a linear gradient."""
     axis = (np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2) / (SIZE - 1)
     along = np.cos(world.gradient) * axis[None, :] + np.sin(world.gradient) * axis[:, None]
     share = (along / np.sqrt(2) + 0.5)[..., None].astype(np.float32)
@@ -151,7 +151,7 @@ def draw(picture: np.ndarray, world: World, centre: np.ndarray, heading: float) 
 
 
 def render(world: World, frames: int = FRAMES, path: tuple[np.ndarray, np.ndarray] | None = None) -> Clip:
-    """The video of this world, from its first frame on; `path` (centres [t, 2], headings [t]) in place of its own."""
+    """The video of this world, from its first frame on; `path` (centers [t, 2], headings [t]) in place of its own."""
     centres, headings = motion(world, frames) if path is None else path
     video = np.repeat(backdrop(world)[None], frames, axis=0)
     sprite = np.stack([draw(video[i], world, centres[i], headings[i]) for i in range(frames)])
@@ -159,7 +159,7 @@ def render(world: World, frames: int = FRAMES, path: tuple[np.ndarray, np.ndarra
 
 
 def drawn_path(world: World, seed: int, frames: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
-    """A curve away from the natural path, at a pace of its own: centres [t, 2] in pixels and headings [t].
+    """A curve away from the natural path, at a pace of its own: centers [t, 2] in pixels and headings [t].
 
     It starts as the world does; the sprite points along it and bounces at the borders.
     """
@@ -181,7 +181,7 @@ def drawn_path(world: World, seed: int, frames: int = FRAMES) -> tuple[np.ndarra
 
 
 def position_map(centres: np.ndarray) -> np.ndarray:
-    """The control images of a path [t, 2]: a white disc of 7 pixels' radius at each centre on black, [t, h, w, 3]."""
+    """The control images of a path [t, 2]: a white disc of 7 pixels' radius at each center on black, [t, h, w, 3]."""
     y, x = np.mgrid[:SIZE, :SIZE]
     away = np.hypot(x - centres[:, 0, None, None], y - centres[:, 1, None, None])
     disc = np.clip(7.5 - away, 0, 1).astype(np.float32)
@@ -189,5 +189,5 @@ def position_map(centres: np.ndarray) -> np.ndarray:
 
 
 def with_motion(world: World, motion_bucket_id: int, fps: int | None = None) -> World:
-    """The same picture, moving at another speed."""
+    """The same world, moving at another speed."""
     return replace(world, motion_bucket_id=motion_bucket_id, fps=fps or world.fps)
