@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..unet import ControlNeXt, SVDControlNet, find_controlnet
@@ -10,6 +9,7 @@ from .bridge.control.controlnext_control import load_controlnext
 from .bridge.control.hosts_controlnet import load_hosts_controlnet
 from .bridge.control.svd_control import load_svd_controlnet
 from .bridge.info.file_info import describe_controlnet_file, no_controlnet
+from .bridge.info.model_files import controlnet_names, controlnet_path
 from .bridge.node_names import LOAD_CONTROLNET as NODE
 
 
@@ -24,7 +24,7 @@ class LoadControlNet(io.ComfyNode):
             search_aliases=["load controlnet model", "svd controlnet", "temporal controlnet", "controlnext"],
             inputs=[
                 io.Combo.Input(
-                    "control_net_name", options=folder_paths.get_filename_list("controlnet"),
+                    "control_net_name", options=controlnet_names(),
                     tooltip="A file from models/controlnet. Its kind is detected from its content.",
                 ),
             ],
@@ -36,7 +36,7 @@ class LoadControlNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise("controlnet", control_net_name)
+        path = controlnet_path(control_net_name)
         network = find_controlnet(path)
         if network is SVDControlNet:
             control = load_svd_controlnet(path)

@@ -11,7 +11,7 @@ from .hooks import Hooks
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """One block of a network, which runs its layers one by one: a call of the block would keep its input in memory."""
+    """The layers of one block. `UNetModel.forward` calls them one by one: a call of the block would keep its input in memory."""
 
 
 class Layers:
@@ -162,7 +162,7 @@ class Builder:
             yield made
 
     def _block(self, block, depths):
-        """A residual block, and a transformer where the depth of `depths` at its index is not 0."""
+        """A residual block, then a transformer if `depths[block.residual]` is not 0."""
         made = self.layers.TimestepEmbedSequential(self._res(block.in_channels, block.channels))
         if depth := depths[block.residual]:
             made.append(self._transformer(block.channels, depth, self.config.self_attention[block.level]))

@@ -53,8 +53,8 @@ class UNetModel(Encoder):
         x [b*t, c, h, w] (b videos of `num_frames` frames, all of one video after another; None = one video), of any h
         and w; timesteps [b*t] or [1]; context [b*t, keys, context_dim]; y [b*t, adm_channels], or [b*t] class
         indices; c_concat [b*t, c', h, w] is joined to x's channels. One row of timesteps, context, c_concat or y serves
-        the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each times
-        `control_strength`; they are only read. `budget`: working memory in bytes that a layer shall keep to, by running
+        the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each multiplied
+        by `control_strength` and not modified; or a `Residuals` object, which is used up and ignores the strength. `budget`: working memory in bytes that a layer shall keep to, by running
         on some of the frames or pixels at a time; the result is the same to rounding. Raises ValueError where shapes do
         not fit the network.
         """
@@ -78,7 +78,8 @@ class UNetModel(Encoder):
             h = hooks.after_skip(h)
 
         hooks.enter_block("middle", 0)
-        for layer in () if self.middle_block is None else self.middle_block.children():
+        middle = () if self.middle_block is None else self.middle_block.children()
+        for layer in middle:
             h = hooks.layer(layer, h, call)
         h = hooks.middle_block(residuals.add("middle", h), call.emb)
 

@@ -11,7 +11,7 @@ from support.children import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "unet").rglob("*.py"))
-ALLOWED = {"torch", "safetensors", "numpy", "gguf"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "safetensors", "numpy"} | set(sys.stdlib_module_names)
 
 
 def imports(path):

@@ -29,8 +29,8 @@ class OwnControl(comfy.controlnet.ControlBase):
     """One use of a control in a chain. A subclass says what it adds (`act`) and how another use of it is made (`another`).
 
     It keeps nothing from one run to the next, however the last one ended: the host calls `cleanup` only after a run that ended
-    well. So every run begins with `release`, and ends with it by a callback of the MODEL's patcher, which the host calls after
-    an error or a cancel too.
+    well. So `release` runs at the start of each run and again at its end: the second call is a callback of the MODEL's patcher,
+    which the host also calls after an error or a cancel.
 
     Packs that run clips in sliding contexts of their own (AnimateDiff-Evolved) set `sub_idxs`, the indices of the frames at hand,
     and two lengths before each call, and refuse controls without these attributes.

@@ -7,6 +7,7 @@ from pathlib import Path
 import comfy.model_management as management
 
 from ....unet import (
+    ControlNeXt,
     SVDControlNet,
     UNetFileError,
     find_controlnet,
@@ -54,6 +55,9 @@ HOSTS_MARKS = (
 )
 
 
+OPENERS = {SVDControlNet: open_controlnet, ControlNeXt: open_controlnext}  # of our networks
+
+
 def describe_controlnet_file(path: str, control=None) -> list[str]:
     """The kind of ControlNet in the file, how it acts, its parameters and size, in lines.
 
@@ -64,7 +68,7 @@ def describe_controlnet_file(path: str, control=None) -> list[str]:
     name = f"{file.name}, {_size(file.stat().st_size)}"
     if network is None:
         return [*_hosts(file, control), name]
-    opened = open_controlnet(path) if network is SVDControlNet else open_controlnext(path)
+    opened = OPENERS[network](path)
     dtype, compute = control_dtypes(opened)
     memory = opened.parameters * management.dtype_size(dtype)
     return [*own_kind(opened.config), parameters_line(opened.parameters, dtype, compute or dtype), name, memory_line(memory)]

@@ -1,7 +1,7 @@
 """Our layers as layers of the host, for packs that walk the network themselves.
 
 `forward_timestep_embed` in `comfy/ldm/modules/diffusionmodules/openaimodel.py` recognizes layers by class and calls each kind in
-its own way. Each class here is one of ours and of the host's, and takes either call: `(x, Call)`, or the host's arguments.
+its own way. Each class here is one of ours and of the host's. Its second argument is a `Call` (our network) or the host's tensor.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .host_hooks import AttentionHooks
 
 
 class _Kind(nn.Module):
-    """Stands between our class and the host's: ends the chain of `__init__` before the host's class builds its layers."""
+    """Between our class and the host's: ends the chain of `__init__`, so that the host's class does not build its own layers."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -38,7 +38,7 @@ class VideoResBlock(layers.VideoResBlock, _Kind, openaimodel.VideoResBlock):
 class HostTransformer(_Kind):
     """What both transformers have besides the layers of ours."""
 
-    attn_precision: torch.dtype | None = None  # that the host computes attention in; None = that of the activations
+    attn_precision: torch.dtype | None = None  # in which the host computes attention; None: the dtype of the activations
 
 
 class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attention.SpatialTransformer):
