@@ -92,19 +92,19 @@ def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dty
     assert path.stat().st_size > {"sd1": 1.7e9, "svd": 3e9}[name]
 
 
-def small_checkpoint(path, beside_mib=400):
+def small_checkpoint(path, other_mib=400):
     """A full checkpoint in SVD's layout: a small UNet, next to a VAE and an image encoder that are much larger."""
     from support.families import write_unet
     from support.oracle import SMALL
 
-    rows = beside_mib * 2**20 // 4 // 2 // 1024
-    beside = {
+    rows = other_mib * 2**20 // 4 // 2 // 1024
+    others = {
         "first_stage_model.encoder.conv_in.weight": torch.ones(rows, 1024),
         "first_stage_model.decoder.conv_in.weight": torch.ones(8, 8),
         "conditioner.embedders.0.open_clip.model.visual.proj": torch.ones(rows, 1024),
         "model_ema.decay": torch.ones(1),
     }
-    return write_unet(path, SMALL["svd"], beside=beside, metadata={"temporal_unet.head_channels": "32"})
+    return write_unet(path, SMALL["svd"], beside=others, metadata={"temporal_unet.head_channels": "32"})
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_memory_is_flat_over_ten_loads(pack, tmp_path):
     from support.oracle import SMALL, prompts, sample
 
     path = tmp_path / "full.safetensors"
-    small_checkpoint(path, beside_mib=8)
+    small_checkpoint(path, other_mib=8)
 
     def cycle():
         model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
@@ -155,7 +155,7 @@ def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage
     from safetensors.torch import load_file, save_file
 
     path = tmp_path / "bad.safetensors"
-    small_checkpoint(path, beside_mib=8)
+    small_checkpoint(path, other_mib=8)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-4096])
     else:
@@ -181,11 +181,11 @@ def test_a_loaded_model_outlives_its_file(pack, tmp_path):
     from support.oracle import SMALL, prompts, sample
 
     path = tmp_path / "gone.safetensors"
-    small_checkpoint(path, beside_mib=8)
+    small_checkpoint(path, other_mib=8)
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
     before = sample(model, *prompts(SMALL["svd"]), steps=1)
     path.unlink()
-    small_checkpoint(path, beside_mib=4)
+    small_checkpoint(path, other_mib=4)
     assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
 
 
@@ -195,7 +195,7 @@ def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
     from support.oracle import SMALL, prompts, sample
 
     path = tmp_path / "changed.safetensors"
-    small_checkpoint(path, beside_mib=8)
+    small_checkpoint(path, other_mib=8)
     options = {"dtype": torch.float32}  # as in the file: nothing is converted
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path), options)
     before = sample(model, *prompts(SMALL["svd"]), steps=1)
@@ -215,7 +215,7 @@ def change(path, damage):
 
 def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
     path = tmp_path / "copied.safetensors"
-    small_checkpoint(path, beside_mib=8)
+    small_checkpoint(path, other_mib=8)
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": torch.float32})
     assert mappings(path) == 0 and model.model.diffusion_model.input_blocks[0][0].weight.abs().sum() > 0
 
@@ -233,7 +233,7 @@ def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read
     assert loader.host_maps(dynamic, torch.device("cuda", 0))
     assert not loader.host_maps(dynamic, torch.device("cpu")) and not loader.host_maps(plain, torch.device("cuda", 0))
     path = tmp_path / "mapped.safetensors"
-    small_checkpoint(path, beside_mib=8)
+    small_checkpoint(path, other_mib=8)
     expected = sample(loader.load_model(str(path), {"dtype": torch.float32}), *prompts(SMALL["svd"]), steps=1)
     monkeypatch.setattr(loader, "host_maps", lambda *_: True)
     model = loader.load_model(str(path), {"dtype": torch.float32})
@@ -256,7 +256,7 @@ def test_the_loader_node_reports_what_it_loaded(node, tmp_path):
 
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0])
     folder.mkdir(parents=True, exist_ok=True)
-    small_checkpoint(folder / "temporal_unet_test.safetensors", beside_mib=8)
+    small_checkpoint(folder / "temporal_unet_test.safetensors", other_mib=8)
     folder_paths.filename_list_cache.clear()
     model, info = run_node(node("TemporalUNetLoader"), "checkpoints/temporal_unet_test.safetensors", "fp16")
     assert model.model.get_dtype() == torch.float16

@@ -163,7 +163,7 @@ def test_what_cannot_be_saved_is_one_message_and_leaves_nothing(save, output_fol
 
 
 def test_those_who_save_under_one_name_at_once_all_keep_their_files(save, output_folder, pack):
-    """Threads here as two servers on one folder: the host gives several the same index."""
+    """Threads stand for two servers on one folder: the host gives several of them the same index."""
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda value: save("both/x", value), range(40)))
     assert sorted(names) == sorted(path.name for path in (output_folder / "both").iterdir()) and len(set(names)) == 40

@@ -94,7 +94,7 @@ def random_weights(config: UNetConfig, seed: int = 0, dtype: torch.dtype = torch
 
 
 def write_unet(path, config: UNetConfig, *, seed: int = 0, dtype=torch.float32, prefix=PREFIX, beside=None, metadata=None):
-    """A safetensors file with such a UNet under `prefix`, with the tensors `beside` next to it; returns the weights."""
+    """A safetensors file with such a UNet under `prefix` and the other tensors `beside`; returns the weights."""
     weights = random_weights(config, seed, dtype)
     save_file({**{prefix + name: value for name, value in weights.items()}, **(beside or {})}, path, metadata)
     return weights

@@ -56,8 +56,8 @@ def test_a_checkpoint_says_what_it_holds(path):
 
 
 def test_only_the_unets_tensors_are_read_out_of_a_full_checkpoint(path):
-    beside = {"first_stage_model.decoder.conv_in.weight": torch.ones(4), "conditioner.embedders.0": torch.ones(4)}
-    weights = write_unet(path, CONFIG, beside=beside, metadata=METADATA)
+    others = {"first_stage_model.decoder.conv_in.weight": torch.ones(4), "conditioner.embedders.0": torch.ones(4)}
+    weights = write_unet(path, CONFIG, beside=others, metadata=METADATA)
     checkpoint = open_checkpoint(path)
     asked = []
 
@@ -69,7 +69,7 @@ def test_only_the_unets_tensors_are_read_out_of_a_full_checkpoint(path):
     checkpoint.file = File()
     assert checkpoint.state_dict().keys() == weights.keys()
     assert sorted(asked) == sorted(PREFIX + name for name in weights)
-    assert checkpoint.unexpected == [] and set(beside) < set(checkpoint.shapes)
+    assert checkpoint.unexpected == [] and set(others) < set(checkpoint.shapes)
 
 
 def test_tensors_under_the_prefix_that_the_unet_does_not_use_are_listed(path):

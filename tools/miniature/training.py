@@ -106,11 +106,11 @@ class Run:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         inner = [p for name, p in trained if p.ndim >= 2 and matrices(name)]
         outer = [p for name, p in trained if not (p.ndim >= 2 and matrices(name))]
-        self.optimisers = [torch.optim.AdamW(outer, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0)]
+        self.optimizers = [torch.optim.AdamW(outer, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0)]
         if inner:
-            self.optimisers.append(Muon(inner, lr=args.rate * MUON_RATE))
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
+            self.optimizers.append(Muon(inner, lr=args.rate * MUON_RATE))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         self.mean = {key: value.detach().clone() for key, value in model.state_dict().items()}
         self.step, self.seconds, self.losses = 0, 0.0, []
@@ -136,17 +136,17 @@ class Run:
         """One step down `loss`."""
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {self.step}; lower --rate and start from the last checkpoint.")
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate_at(self.progress)
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         loss = self._average(loss.detach())
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         keep = min(self.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -188,7 +188,7 @@ class Run:
             return
         state = {
             "model": self.model.state_dict(), "mean": self.mean,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "optimisers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "seconds": self.seconds,
         }
         torch.save(state, self.file.with_suffix(".part"))
@@ -197,8 +197,8 @@ class Run:
     def _resume(self):
         state = torch.load(self.file, map_location=self.args.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimisers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.mean, self.step, self.seconds = state["mean"], state["step"], state["seconds"]
         print(f"resumed at step {self.step}, after {self.seconds:.0f} s, from {self.file}", flush=True)
 

@@ -155,7 +155,7 @@ def psnr(model: TinyAutoencoder, clips: int = 16) -> float:
 
 
 @torch.no_grad()
-def normalise(model: TinyAutoencoder, clips: int = 64) -> None:
+def normalize(model: TinyAutoencoder, clips: int = 64) -> None:
     """Sets vae_scale and vae_shift so that raw latents times 0.18215 have mean 0 and standard deviation 1."""
     pixels = np.concatenate([world.render(world.sample_world(i), frames=1).frames for i in range(clips)])
     z = model.taesd_encoder(torch.from_numpy(pixels).movedim(-1, 1).to(model.vae_scale.device))
@@ -191,7 +191,7 @@ def main() -> None:
         if run.step % 50 == 0 or run.progress >= 1:
             averaged.load_state_dict(run.mean)
             run.log(psnr=psnr(averaged))
-            normalise(averaged)
+            normalize(averaged)
             torch.save(averaged.state_dict(), args.work / "vae_done.pt")
             run.save()
 

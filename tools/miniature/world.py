@@ -19,7 +19,7 @@ DRAWN_PACE = (2.0, 6.5)  # pixels a frame along a drawn path
 DRAWN_TURN = (0.15, 0.45)  # radians a frame by which it turns
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
 
-COLOURS = (
+COLORS = (
     (0.95, 0.25, 0.20), (1.00, 0.60, 0.10), (0.98, 0.90, 0.20), (0.30, 0.88, 0.30),
     (0.20, 0.80, 0.98), (0.62, 0.42, 1.00), (1.00, 0.45, 0.80),
 )
@@ -57,7 +57,7 @@ class World:
     """What is in the image and how it moves. Positions in pixels (x right, y down), angles in radians from +x."""
 
     shape: str
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
     background: tuple[tuple[float, float, float], tuple[float, float, float]]  # the two ends of the gradient
     gradient: float  # its direction
     start: tuple[float, float]  # the sprite's center in the first frame
@@ -85,7 +85,7 @@ def sample_world(seed: int) -> World:
 
     return World(
         shape=str(rng.choice(list(OUTLINES))),
-        colour=COLOURS[rng.integers(len(COLOURS))],
+        color=COLORS[rng.integers(len(COLORS))],
         background=(dark(), dark()),
         gradient=rng.uniform(-np.pi, np.pi),
         start=tuple(rng.uniform(MARGIN, SIZE - 1 - MARGIN, 2)),
@@ -142,7 +142,7 @@ def draw(picture: np.ndarray, world: World, centre: np.ndarray, heading: float) 
     local = np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)  # the sprite points along local +x
     cover = np.clip(0.5 - distance(local, OUTLINES[world.shape]), 0, 1).astype(np.float32)
     nose = np.clip((local[..., :1] - 3) / 2, 0, 1) * 0.85  # a bright nose shows front and back from afar
-    paint = (np.asarray(world.colour) * (1 - nose) + nose).astype(np.float32)
+    paint = (np.asarray(world.color) * (1 - nose) + nose).astype(np.float32)
     region = picture[y0:y1, x0:x1]
     region += cover[..., None] * (paint - region)
     coverage = np.zeros((SIZE, SIZE), dtype=np.float32)
