@@ -53,10 +53,10 @@ class UNetModel(Encoder):
         x [b*t, c, h, w] (b videos of `num_frames` frames, all of one video after another; None = one video), of any h
         and w; timesteps [b*t] or [1]; context [b*t, keys, context_dim]; y [b*t, adm_channels], or [b*t] class
         indices; c_concat [b*t, c', h, w] is joined to x's channels. One row of timesteps, context, c_concat or y serves
-        the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each multiplied
-        by `control_strength` and not modified; or a `Residuals` object, which is used up and ignores the strength. `budget`: working memory in bytes that a layer shall keep to, by running
-        on some of the frames or pixels at a time; the result is the same to rounding. Raises ValueError where shapes do
-        not fit the network.
+        the whole batch. `controls`: residuals in the order of the input blocks, then the middle's, each multiplied by
+        `control_strength` and not modified; or a `Residuals` object, which is used up and ignores the strength. `budget`:
+        working memory in bytes that a layer shall keep to, by running on some of the frames or pixels at a time; the
+        result is the same to rounding. Raises ValueError where shapes do not fit the network.
         """
         hooks = hooks or Hooks()
         residuals = self._residuals(controls, control_strength)
