@@ -176,7 +176,7 @@ def command_test(args: argparse.Namespace) -> None:
     chosen = [*(["-m", "not slow"] if args.quick else []), *args.pytest_args]
     with tempfile.TemporaryDirectory() as folder:
         def room(name, host, kind=Room):
-            return kind(name, host, chosen, Path(folder))
+            return kind(name, host, chosen, Path(folder), chosen=bool(args.pytest_args))
 
         # Servers in one lane: the memory of two at once, with full-size models, is more than some machines have.
         short = [room("unet", newest), room("dev", newest), room("web", newest, NodeRoom)]

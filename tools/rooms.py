@@ -17,10 +17,12 @@ from tools.processes import start_child, stop_children
 class Room:
     """The tests of one folder of tests/ on one host: a process, what it printed, and how many passed, failed and were skipped."""
 
-    def __init__(self, name: str, host: Host, extra: list[str], scratch: Path):
-        self.name, self.host, self.extra = name, host, extra
+    def __init__(self, name: str, host: Host, extra: list[str], scratch: Path, chosen: bool = False):
+        """`extra`: arguments for pytest. `chosen`: the user's own selection is among them, which may leave the room empty."""
+        self.name, self.host, self.extra, self.chosen = name, host, extra, chosen
         self.title = f"tests/{name} on ComfyUI {host.name}"
-        self.report, self.log = (scratch / f"{name}-{host.name}.{suffix}" for suffix in ("report", "log"))
+        file = re.sub(r"[^\w.]+", "-", f"{name}-{host.name}")  # a host of the user's is named by its path
+        self.report, self.log = (scratch / f"{file}.{suffix}" for suffix in ("report", "log"))
 
     def start(self, threads: int) -> subprocess.Popen:
         say(f"Started {self.title}")
@@ -44,7 +46,7 @@ class Room:
         for suite in suites:
             sums.update({name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")})
         failed = sums["failures"] + sums["errors"]
-        nothing_chosen = status == 5 and self.extra  # the caller's own selection may leave a room empty
+        nothing_chosen = status == 5 and self.chosen
         if status and not failed and not nothing_chosen:
             say(f"{self.title}: pytest ended with status {status} and no failed test (5: it found no tests)")
             failed = 1

@@ -139,7 +139,7 @@ class Builder:
             elif block.resampling == "down":
                 yield self.layers.TimestepEmbedSequential(self.layers.Downsample(block.channels, **self.shared))
             else:
-                first = layers.first_convolution(config.in_channels, block.channels, **self.shared)
+                first = self.operations.Conv2d(config.in_channels, block.channels, 3, padding=1, **self.factory)
                 yield self.layers.TimestepEmbedSequential(first)
 
     def middle_block(self) -> nn.Module | None:

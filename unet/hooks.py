@@ -8,6 +8,13 @@ import torch.nn.functional as F
 from .group_norm import read_affine
 
 
+class Layer(torch.nn.Module):
+    """A layer of a block that is called as `layer(x, call)`.
+
+    Any other module in a block, such as a plain convolution or what a host's pack put there, is called with x alone.
+    """
+
+
 class Hooks:
     """The places where a host can watch or change a running `UNetModel`.
 
@@ -34,7 +41,7 @@ class Hooks:
 
     def layer(self, layer: torch.nn.Module, x: torch.Tensor, call: "Call") -> torch.Tensor:
         """Runs one layer of a block on x [b*t, c, h, w]."""
-        return layer(x, call)
+        return layer(x, call) if isinstance(layer, Layer) else layer(x)
 
     def input_block(self, h: torch.Tensor) -> torch.Tensor:
         """The result of an input block, before it is kept as a skip."""
@@ -76,7 +83,7 @@ class Hooks:
 
 @dataclass
 class Call:
-    """What layers need besides their activations: the second argument of each, which takes from it what its formula needs.
+    """All inputs of a layer besides the activations: the second argument of every `Layer`, which reads what it needs.
 
     Rows are the frames of one video after another: b videos of t frames.
     """
@@ -88,7 +95,7 @@ class Call:
     image_only: torch.Tensor | None = None  # [b*t], set where a row is a still image
     hooks: Hooks = field(default_factory=Hooks)
     budget: int | None = None  # working memory of one layer in bytes, as in `chunks.by_rows`
-    next_skip: torch.Size | None = None  # [b*t, c, h, w] that the next output block joins; an upsampling reaches this h and w
+    next_skip: torch.Size | None = None  # [b*t, c, h, w] that the next output block concatenates; Upsample resizes to its h and w
 
     @property
     def attention_budget(self) -> int | None:

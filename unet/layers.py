@@ -1,6 +1,6 @@
 """The convolutional layers of the UNet: embeddings, residual blocks in space and time, resampling.
 
-A block's layers are called as `layer(x, call)` with x [b*t, c, h, w] and the `Call` that all layers of one forward share.
+A `Layer` of a block is called as `layer(x, call)` with x [b*t, c, h, w] and the `Call` that all layers of one forward share.
 `operations` is the namespace that layers are taken from: `torch.nn`, or a host's own with the same names (Linear, Conv2d,
 Conv3d, GroupNorm, LayerNorm, Embedding). `factory` is `{"dtype": …, "device": …}`. Attribute names are the key names on disk.
 """
@@ -15,7 +15,7 @@ from torch import nn
 from . import costs
 from .chunks import by_rows, spans
 from .group_norm import moments, residual_in_strips
-from .hooks import Call
+from .hooks import Call, Layer
 
 GROUPS = 32
 
@@ -31,7 +31,7 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
     return F.pad(embedding, (0, dim % 2))
 
 
-class Upsample(nn.Module):
+class Upsample(Layer):
     """Nearest-neighbor upsampling to the size of the next skip, or by 2 where there is none, then a 3x3 convolution."""
 
     def __init__(self, channels: int, *, operations, factory: dict):
@@ -51,18 +51,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1, **factory)
 
-    def forward(self, x: torch.Tensor, call: Call | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.op(x)
-
-
-def first_convolution(in_channels: int, channels: int, *, operations, factory: dict) -> nn.Module:
-    """A 3x3 convolution of `operations` that takes a call as every layer does, and needs nothing of it."""
-
-    class FirstConvolution(operations.Conv2d):
-        def forward(self, x: torch.Tensor, call: Call | None = None) -> torch.Tensor:
-            return super().forward(x)
-
-    return FirstConvolution(in_channels, channels, 3, padding=1, **factory)
 
 
 class AlphaBlender(nn.Module):
@@ -82,7 +72,7 @@ class AlphaBlender(nn.Module):
         return s.to(spatial.dtype) * spatial + (1 - s).to(spatial.dtype) * temporal
 
 
-class ResBlock(nn.Module):
+class ResBlock(Layer):
     """GroupNorm, SiLU, conv; plus the embedding; GroupNorm, SiLU, conv; plus the input (Dhariwal & Nichol 2021)."""
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int, *, operations, factory: dict):

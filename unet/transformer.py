@@ -6,7 +6,7 @@ from torch import nn
 
 from . import costs
 from .chunks import by_rows, spans
-from .hooks import Call, Hooks
+from .hooks import Call, Hooks, Layer
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
 
@@ -107,7 +107,7 @@ def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: in
     return by_rows(lambda rows: rows + feed_forward(norm(rows)), budget, costs.TRANSFORMER * x[0].numel() * x.element_size(), x)
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Layer):
     """Attention over the pixels of each image: norm, projection, `depth` blocks, projection, plus the input.
 
     The projections are 1x1 convolutions in SD1 and linear layers, applied to the tokens, in all later models.

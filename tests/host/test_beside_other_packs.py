@@ -132,3 +132,42 @@ def test_layers_are_of_the_classes_that_packs_know_from_the_host(pack, tmp_path,
         return [[isinstance(layer, kind) for kind in kinds] for block in blocks for layer in (block, *block)]
 
     assert kinds_of(ours) == kinds_of(host)
+
+
+@pytest.mark.parametrize("name", ["sd1", "svd"])
+def test_layers_tell_packs_the_sizes_and_options_that_the_hosts_layers_tell(pack, tmp_path, name):
+    """Numbers, flags and Nones, which patches of whole layers read (RAUNet and others)."""
+    ours, host = (patcher.model.diffusion_model for patcher in Pair(pack, tmp_path, name))
+
+    def layers_of(network):
+        return [layer for block in (*network.input_blocks, network.middle_block, *network.output_blocks) for layer in block]
+
+    for own, theirs in zip(layers_of(ours), layers_of(host), strict=True):
+        plain = {key: value for key, value in vars(theirs).items() if isinstance(value, (int, str, type(None))) and key[0] != "_"}
+        plain.pop("training")
+        assert {key: getattr(own, key, "missing") for key in plain} == plain, type(own).__name__
+
+
+class Scaled(torch.nn.Module):
+    """A layer of another pack, which is called with activations alone."""
+
+    def __init__(self, inner=None, by=1.5):
+        super().__init__()
+        self.inner, self.by = inner or torch.nn.Identity(), by
+
+    def forward(self, x):
+        return self.inner(x) * self.by
+
+
+def test_layers_that_packs_replace_or_insert_run_as_in_the_hosts_network(sd1):
+    def changed(model):
+        model = model.clone()
+        blocks = "diffusion_model.input_blocks"
+        model.add_object_patch(f"{blocks}.0.0", Scaled(model.get_model_object(f"{blocks}.0.0")))
+        block = model.get_model_object(f"{blocks}.1")
+        model.add_object_patch(f"{blocks}.1", type(block)(*block, Scaled(by=0.7)))
+        return model
+
+    ours, host = (sample(changed(model), *prompts(SMALL["sd1"])) for model in sd1)
+    assert relative_error(ours, host) <= 1e-4
+    assert relative_error(ours, sample(sd1.ours, *prompts(SMALL["sd1"]))) > 1e-2

@@ -89,6 +89,13 @@ def test_nothing_prepared_stays_after_a_failed_run(pairs, node, ours, svd_net):
     model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, "test")
 
 
+def test_a_t2i_adapters_residuals_leave_the_device_after_a_run(pairs, node, ours, nets):
+    controlled = ours(prompts(pairs("sd1").config), nets("sd1 adapter"), hints(CLIP))
+    in_windows(node, pairs("sd1").ours, controlled)
+    adapter = controlled[0][0][1]["control"].inner
+    assert adapter.control_input is None and adapter.cond_hint is None
+
+
 def test_stored_residuals_leave_the_device_after_a_failed_run(pairs, node, ours, svd_net):
     model = pairs("svd").ours
     conds = prompts(pairs("svd").config)

@@ -120,6 +120,7 @@ def encoded(**config) -> bytes:
 ODD = {  # what stands next to the file as config.json
     "class of a number": encoded(_class_name=5), "no class": encoded(_class_name=None), "deep": b"[" * 100_000 + b"]" * 100_000,
     "deep inside": b'{"_class_name":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "no text": b"\xff\xfe\0", "nothing": b"",
+    "more heads than channels": encoded(num_attention_heads=[4096] * 4),
     "no heads": encoded(num_attention_heads=[], block_out_channels=[]), "negative": encoded(num_attention_heads=[-2, -4, -8, -8]),
     "parts": encoded(num_attention_heads=[1.5] * 4), "texts": encoded(block_out_channels=["64"] * 4),
     "large": encoded(x=" " * 2**21),

@@ -285,7 +285,7 @@ def test_hooks_are_called_in_the_order_of_the_network():
     kept = ["input_block", "after_skip"]
     assert recorder.seen == [
         "embedding (6, 128)",
-        "input 0", "FirstConvolution", *kept,
+        "input 0", "Conv2d", *kept,
         "input 1", *layers(32, 8, 6), *kept,
         "input 2", "Downsample", *kept,
         "input 3", *layers(64, 4, 3), *kept,

@@ -44,9 +44,9 @@ def appearance(video: np.ndarray, of: world.World) -> np.ndarray:
 
 def joints(studio, frames: int, overlap: int, steps: int) -> np.ndarray:
     """The frames before a window's first or after a window's last in the last step, where a joint would be seen."""
-    network = type(studio.model.model.diffusion_model).__module__
-    windows = sys.modules[network.replace("bridge.model.host_unet", "bridge.sampling.windows")]
-    length = windows.automatic_length(studio.model, frames)
+    bridge = type(studio.model.model.diffusion_model).__module__.removesuffix("model.host_unet")
+    windows, trained = (sys.modules[bridge + name] for name in ("sampling.windows", "model.trained_length"))
+    length = trained.automatic_length(studio.model, frames)
     starts = windows.window_starts(frames, length, overlap, steps - 1, closed_loop=False)
     ends = [start + length for start in starts if start + length < frames]
     return np.array(sorted({*(start - 1 for start in starts if start), *(end - 1 for end in ends)}))

@@ -139,6 +139,8 @@ def head_width_next_to(path: Path) -> dict[str, str]:
     if not kind.startswith("ControlNetSDV") or not widths or len(heads) != len(widths) or not counts:
         return {}
     found = {width // count for width, count in zip(widths, heads, strict=True)}
+    if 0 in found:  # more heads than channels: of something else
+        return {}
     if len(found) > 1:
         raise UNetFileError(
             f"config.json next to it counts {shorten(heads)} heads for channels {shorten(widths)}: heads of widths "

@@ -10,7 +10,7 @@ class UNetFileError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(shorten(_printable(shorten(message, MOST_CHARACTERS)), MOST_CHARACTERS))
+        super().__init__(printable(message, MOST_CHARACTERS))
 
 
 def shorten(value: object, most: int = 100) -> str:
@@ -22,5 +22,6 @@ def shorten(value: object, most: int = 100) -> str:
     return f"{text[:most - 1 - end]}…{text[-end:]}"
 
 
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+def printable(value: object, most: int = 100) -> str:
+    """`shorten` with control characters escaped, for logs and pages."""
+    return shorten("".join(char if char.isprintable() else ascii(char)[1:-1] for char in shorten(value, most)), most)

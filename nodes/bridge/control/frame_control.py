@@ -63,6 +63,8 @@ class FrameControl(OwnControl):
         if self.inner_ran:  # a ControlLora cannot clean up before its first run
             self.inner_ran = False
             self.inner.cleanup()
+            if isinstance(self.inner, comfy.controlnet.T2IAdapter):
+                self.inner.control_input = None  # its residuals on the device, which its own cleanup leaves there
 
     def act(self, x, t, cond, videos, options):
         frames, total = self.frames_of(x.shape[0] // videos, options)

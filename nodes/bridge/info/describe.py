@@ -5,6 +5,7 @@ import logging
 import comfy.controlnet
 
 from ....unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
+from ....unet.weights.errors import printable
 from ..control.pairing import CONTEXT_WIDTHS
 from ..node_names import LOAD_UNET
 
@@ -29,7 +30,7 @@ def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]
         memory_line(memory),
     ]
     if checkpoint.unexpected:
-        some = ", ".join(checkpoint.unexpected[:3])
+        some = ", ".join(map(printable, checkpoint.unexpected[:3]))
         lines.append(f"{len(checkpoint.unexpected)} tensors not used ({some}, …)")
     return lines
 

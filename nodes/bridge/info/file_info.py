@@ -2,12 +2,15 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management as management
 
 from ....unet import (
+    ControlNetFile,
     ControlNeXt,
+    ControlNeXtFile,
     SVDControlNet,
     UNetFileError,
     find_controlnet,
@@ -55,7 +58,9 @@ HOSTS_MARKS = (
 )
 
 
-OPENERS = {SVDControlNet: open_controlnet, ControlNeXt: open_controlnext}  # of our networks
+OPENERS: dict[type, Callable[[str], ControlNetFile | ControlNeXtFile]] = {  # of our networks
+    SVDControlNet: open_controlnet, ControlNeXt: open_controlnext,
+}
 
 
 def describe_controlnet_file(path: str, control=None) -> list[str]:
@@ -83,7 +88,8 @@ def _hosts(file: Path, control) -> list[str]:
         kinds = [type(control).__name__]
     if not kinds:
         raise UNetFileError(no_controlnet(file))
-    widths = [shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k.weight", "attn2.to_k.down"))]
+    ends = ("attn2.to_k.weight", "attn2.to_k.down")
+    widths = [shape[1] for name, shape in shapes.items() if len(shape) > 1 and name.endswith(ends)]
     dtype = main_dtype(opened, shapes)
     parameters = sum(map(math.prod, shapes.values()))
     return [*hosts_kind(kinds[0], widths[0] if widths else None), f"{parameters_line(parameters, dtype, dtype)} in the file"]

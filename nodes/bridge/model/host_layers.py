@@ -22,12 +22,21 @@ class _Kind(nn.Module):
         nn.Module.__init__(self)
 
 
-class ResBlock(layers.ResBlock, _Kind, openaimodel.ResBlock):
+class _HostResBlock(_Kind):
+    """What packs read of the host's residual blocks: sizes, and options that none of the family uses."""
+
+    dropout = 0
+    use_conv = use_checkpoint = use_scale_shift_norm = exchange_temb_dims = updown = skip_t_emb = False
+    channels = property(lambda self: self.in_layers[0].num_channels)
+    emb_channels = property(lambda self: self.emb_layers[1].in_features)
+
+
+class ResBlock(layers.ResBlock, _HostResBlock, openaimodel.ResBlock):
     def forward(self, x, emb):
         return super().forward(x, emb if isinstance(emb, Call) else Call(emb))
 
 
-class VideoResBlock(layers.VideoResBlock, _Kind, openaimodel.VideoResBlock):
+class VideoResBlock(layers.VideoResBlock, _HostResBlock, openaimodel.VideoResBlock):
     def forward(self, x, emb, num_video_frames=None, image_only_indicator=None):
         call = emb
         if not isinstance(call, Call):
@@ -39,6 +48,8 @@ class HostTransformer(_Kind):
     """What both transformers have besides the layers of ours."""
 
     attn_precision: torch.dtype | None = None  # in which the host computes attention; None: the dtype of the activations
+    in_channels = property(lambda self: self.norm.num_channels)
+    use_linear = property(lambda self: self.linear)
 
 
 class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attention.SpatialTransformer):
@@ -50,6 +61,10 @@ class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attent
 
 
 class SpatialVideoTransformer(transformer.SpatialVideoTransformer, HostTransformer, attention.SpatialVideoTransformer):
+    max_time_embed_period = 10000
+    use_spatial_context = True
+    depth = time_depth = property(lambda self: len(self.time_stack))
+
     def forward(
         self, x, context=None, time_context=None, timesteps=None, image_only_indicator=None, transformer_options={}  # noqa: B006
     ):
@@ -62,10 +77,14 @@ class SpatialVideoTransformer(transformer.SpatialVideoTransformer, HostTransform
 
 
 class Downsample(layers.Downsample, _Kind, openaimodel.Downsample):
-    pass
+    use_conv, dims = True, 2
+    channels = out_channels = property(lambda self: self.op.out_channels)
 
 
 class Upsample(layers.Upsample, _Kind, openaimodel.Upsample):
+    use_conv, dims = True, 2
+    channels = out_channels = property(lambda self: self.conv.out_channels)
+
     def forward(self, x, call=None, output_shape=None):
         return super().forward(x, call or Call(None, next_skip=output_shape))
 
