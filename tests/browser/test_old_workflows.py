@@ -14,15 +14,23 @@ def make_old(workflow, noise, keep_colors):
     sampler["widgets_values"][-1:] = [noise, keep_colors]
 
 
+def sent(editor):
+    """The prompt, without a widget that the host adds to a node whose id had a video in an earlier run of this page."""
+    prompt = editor.prompt()
+    for node in prompt.values():
+        node["inputs"].pop("video-preview", None)
+    return prompt
+
+
 @pytest.mark.parametrize("keep_colors", [False, True])
 def test_a_workflow_with_window_noise_opens_with_each_value_in_its_place(editor, keep_colors):
     editor.load_api(WORKFLOW, "new")
-    before, workflow = editor.prompt(), editor.workflow()
+    before, workflow = sent(editor), editor.workflow()
     make_old(workflow, "shuffled", keep_colors)
     editor.load_template(workflow, "old")
     [sampler] = [node for node in before.values() if node["class_type"] == SAMPLER]
     sampler["inputs"]["keep_colors"] = keep_colors
-    assert editor.prompt() == before
+    assert sent(editor) == before
     [opened] = [node for node in editor.workflow()["nodes"] if node["type"] == SAMPLER]
     assert "window_noise" not in [slot["name"] for slot in opened["inputs"]]
     assert opened["widgets_values"][-1] is keep_colors
