@@ -43,6 +43,7 @@ def strengths(editor):
     return Curve(editor, APPLY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node_type, id", [(APPLY, "5"), (SAMPLER, "8")], ids=["strengths", "guidance"])
 def test_a_drawn_curve_reaches_python_and_is_kept(editor, server, node_type, id):
     curve = Curve(editor, node_type)
@@ -84,6 +85,7 @@ def test_a_copied_node_has_its_own_curve(editor, strengths):
     assert sorted(values) == [[1.0, 0.0, 1.0, "0:0.25, 1:0.75"], [1.0, 0.0, 1.0, "0:1"]]
 
 
+@pytest.mark.slow
 def test_the_plotted_line_is_the_curve_that_python_evaluates(strengths):
     for case in CASES["good"]:
         strengths.text = case["text"]
@@ -176,6 +178,7 @@ def test_a_muted_or_bypassed_node_shows_its_curve_dimmed(editor, strengths):
         editor.page.wait_for_function(f"(dimmed) => (({opacity})() < 0.9) === dimmed", arg=dimmed)
 
 
+@pytest.mark.slow
 def test_keyboard_moves_adds_and_deletes_points_and_never_the_node(strengths):
     strengths.page.mouse.click(*strengths.at(0, 0))
     press(strengths, "Tab", "ArrowLeft", "Shift+ArrowLeft", "ArrowDown")
@@ -209,6 +212,7 @@ def test_the_plot_itself_takes_no_focus_and_that_of_a_point_is_shown_where_the_k
     assert strengths.handles.first.evaluate("(handle) => getComputedStyle(handle.firstChild).stroke") != "none"
 
 
+@pytest.mark.slow
 def test_undo_and_redo_go_edit_by_edit_and_keep_the_focus(strengths):
     strengths.page.evaluate("""() => {  // alone: the host takes for an edit that a node made again has another size
         for (const node of [...app.graph._nodes]) if (node.id != 5) app.graph.remove(node)
@@ -363,6 +367,7 @@ class Promoted:
         return inputs["frame_strengths"]
 
 
+@pytest.mark.slow
 def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becomes_its_text(promoted):
     promoted.text = "0:0.5, 0.25:1, 1:0"
     assert promoted.sent == promoted.text  # before the edits: it makes the host reorder the nodes, which is a step of undo
@@ -382,6 +387,7 @@ def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becom
     assert promoted.enter().handles.count() == 1
 
 
+@pytest.mark.slow
 def test_with_several_subgraph_nodes_or_a_link_to_one_the_curve_inside_is_read_only(promoted):
     page = promoted.page
     page.evaluate(f"() => app.graph.add(LiteGraph.createNode({promoted.OUTER}.type))")
@@ -408,6 +414,7 @@ def test_with_several_subgraph_nodes_or_a_link_to_one_the_curve_inside_is_read_o
     assert promoted.enter().message == "set by the linked input"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened_editor", ["nodes2"], indirect=True)  # over the classic renderer's elements the host has no menu
 def test_the_hosts_menu_over_the_plot_is_the_nodes_and_offers_nothing_for_the_editor(promoted):
     page, curve = promoted.page, promoted.enter()

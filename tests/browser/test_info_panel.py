@@ -128,6 +128,7 @@ def texts(editor, server):
     return [entry["outputs"][id]["text"][0].split("\n") for id in ("3", "4")]
 
 
+@pytest.mark.slow
 def test_it_shows_before_a_run_what_the_info_output_says_after_it(editor, server, panel):
     unet, control = panel(LOADER).wait_for("Stable Video"), panel(CONTROL_LOADER).wait_for("SVD ControlNet")
     before = unet.lines, control.lines
@@ -137,6 +138,7 @@ def test_it_shows_before_a_run_what_the_info_output_says_after_it(editor, server
     assert before[1] == control_info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_unusable_unet_is_reported_with_the_text_of_the_error(editor, server, panel, name):
     panel(LOADER).choose(name)
@@ -238,6 +240,7 @@ def test_in_a_subgraph_the_file_and_the_clip_are_those_on_the_subgraph_node(edit
         page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
 
 
+@pytest.mark.slow
 def test_a_hostile_name_stays_text(editor, panel):
     panel(LOADER).choose(HOSTILE)
     panel(LOADER).wait_for(f"{HOSTILE}: it holds a LoRA")
@@ -256,6 +259,7 @@ def test_a_name_that_is_in_no_list_is_not_asked_for(editor, files):
     assert [url for url in asked if "controlnet_info" in url]
 
 
+@pytest.mark.slow
 def test_it_is_not_saved_and_a_reopened_workflow_shows_its_own_file(editor, panel):
     panel(LOADER).choose("untrained_sdxl.safetensors")
     panel(LOADER).wait_for("Stable Diffusion XL")
@@ -268,6 +272,7 @@ def test_it_is_not_saved_and_a_reopened_workflow_shows_its_own_file(editor, pane
     panel(LOADER).wait_for("Stable Diffusion XL")
 
 
+@pytest.mark.slow
 def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
     page, size = editor.page, "() => app.graph.getNodeById(1).size[1]"
     queues = "() => (({undoQueue, redoQueue}) => [undoQueue.length, redoQueue.length])" f"({TRACKER})"
@@ -336,6 +341,7 @@ def test_at_its_first_width_a_node_shows_all_of_a_usual_text(editor, files):
         assert panel.overflow <= 0 and not panel.fades, panel.lines
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_long_fades_until_it_is_scrolled_to_its_end(editor, panel):
     editor.look_at(LOADER)
     panel(LOADER).choose(TOO_LONG)
@@ -346,6 +352,7 @@ def test_a_text_that_is_too_long_fades_until_it_is_scrolled_to_its_end(editor, p
     assert not reported.fades
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_text_and_errors_have_enough_contrast(editor, panel, theme):
     editor.page.evaluate("(theme) => app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)

@@ -22,6 +22,7 @@ def sent(editor):
     return prompt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_colors", [False, True])
 def test_a_workflow_with_window_noise_opens_with_each_value_in_its_place(editor, keep_colors):
     editor.load_api(WORKFLOW, "new")

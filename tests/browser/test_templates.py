@@ -85,6 +85,7 @@ def test_template_opens_from_the_browser_of_templates(editor):
     assert len(editor.prompt()) == len(api_twin("miniature_image_to_video"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_template_sends_what_its_api_twin_says(editor, server, name):
     open_template(editor, name)
@@ -109,6 +110,7 @@ def test_nodes_of_a_template_do_not_overlap_and_lie_in_view(editor, name):
     assert all(0 <= left and 0 <= top and right <= width and bottom <= height for left, top, right, bottom in boxes.values())
 
 
+@pytest.mark.slow
 def test_saving_an_opened_template_loses_no_widget_value(editor):
     for name in NAMES:
         open_template(editor, name)

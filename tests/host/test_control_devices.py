@@ -116,6 +116,7 @@ def sampled(model, conds):
     return sample(model, *conds, frames=FRAMES, steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, hold", [
     ("svd", loads_a_quarter), ("svd", unloads_half), ("svd in fp16", loads_a_quarter),
     ("controlnext v1", loads_a_quarter), ("controlnext v2", loads_a_quarter), ("controlnext v2", unloads_half),

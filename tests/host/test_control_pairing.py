@@ -53,6 +53,7 @@ def test_an_svd_net_is_refused_by_a_model_that_takes_another_motion(ours, svd_ne
     assert f"takes a motion vector of width 768, the model one of {width}. Load" in error
 
 
+@pytest.mark.slow
 def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, ours):
     bridge = pack("nodes.bridge.control.svd_control")
     encoder = replace(SMALL["svd"], adm_channels=None, temporal=False)
@@ -67,6 +68,7 @@ def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, our
 # images and masks
 
 
+@pytest.mark.slow
 def test_gray_and_transparent_images_are_taken(pairs, nets, ours):
     pair, rgb = pairs("sd1"), hints(2)
     gray = rgb[..., :1]

@@ -79,6 +79,7 @@ def recorded(model):
     return model, calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "svd"])
 @pytest.mark.parametrize("strength", [1.0, 0.6, 2.0])
 def test_applied_they_are_the_networks_own_controls_and_control_strength(pairs, apply, residuals, name, strength):

@@ -67,6 +67,7 @@ def test_a_run_after_a_failed_one_is_as_the_first(pairs, net_of, node, ours, nam
     assert torch.equal(in_windows(node, model, controlled), expected)
 
 
+@pytest.mark.slow
 def test_nothing_prepared_stays_after_a_failed_run(pairs, node, ours, svd_net):
     model = pairs("svd").ours
     controlled = ours(prompts(pairs("svd").config), svd_net, hints(CLIP), mask=torch.rand(CLIP, 64, 64))
@@ -89,6 +90,7 @@ def test_nothing_prepared_stays_after_a_failed_run(pairs, node, ours, svd_net):
     model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, "test")
 
 
+@pytest.mark.slow
 def test_a_t2i_adapters_residuals_leave_the_device_after_a_run(pairs, node, ours, nets):
     controlled = ours(prompts(pairs("sd1").config), nets("sd1 adapter"), hints(CLIP))
     in_windows(node, pairs("sd1").ours, controlled)

@@ -38,6 +38,7 @@ def test_residuals_follow_the_frames_of_context_windows(pairs, nets, node, ours,
         assert relative_error(theirs_in_windows, expected) > 1e-3, "the host follows the frames by itself now"
 
 
+@pytest.mark.slow
 def test_frame_strengths_and_masks_follow_the_frames_of_windows(pairs, nets, node, ours):
     pair = pairs("svd")
     conds, images = prompts(pair.config), hints(CLIP)

@@ -13,6 +13,7 @@ from support.oracle import CPU, ROWS, SMALL, controlnet, fill, hints, host_model
 CASES = [("sd1", "sd1"), ("sdxl", "sdxl"), ("sd1", "sd1 adapter"), ("sdxl", "sdxl adapter"), ("sd2", "sd2"), ("svd", "sd2")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, net", CASES)
 def test_equals_the_hosts_apply_node(pairs, nets, ours, theirs, name, net):
     conds, image = prompts(SMALL[name]), hints(1)

@@ -52,6 +52,7 @@ def run(model, conds, frames=3, steps=1, **options):
     return sample(model, *conds, frames=frames, steps=steps, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ours", "host"])
 @pytest.mark.parametrize("version, count", [(2, 1), (2, 3), (1, 1), (1, 3)])
 def test_equals_the_published_formula(pair, nets, ours, model, version, count):
@@ -119,6 +120,7 @@ def test_v2_leaves_the_unconditioned_half_untouched(pair, nets, ours, model):
         assert torch.equal(changed[1], unconditioned) == (version == 2)
 
 
+@pytest.mark.slow
 def test_the_step_range(pair, nets, ours):
     conds, images = prompts(pair.config), hints(3)
     middle = pair.ours.model.model_sampling.percent_to_sigma(0.5)
@@ -197,6 +199,7 @@ def test_patches_of_the_model_stay_and_come_first(pair, nets, ours):
 # windows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_images_follow_the_frames_of_the_hosts_windows(pair, nets, ours, node, version):
     conds, images = prompts(pair.config), hints(CLIP)
@@ -209,6 +212,7 @@ def test_images_follow_the_frames_of_the_hosts_windows(pair, nets, ours, node, v
         assert relative_error(result, run(by_hand, conds, frames=CLIP)) > 1e-4, "the frames do not show"
 
 
+@pytest.mark.slow
 def test_images_and_weights_follow_the_frames_of_our_windows(pair, nets, ours, node):
     conds, images = prompts(pair.config), hints(CLIP)
     weights = torch.linspace(0, 1, CLIP).reshape(-1, 1, 1, 1)

@@ -63,6 +63,7 @@ def same(pairs, plain):
     return check
 
 
+@pytest.mark.slow
 def test_without_a_feature(pairs, plain):
     for name in ("sd1", "sd2", "sdxl", "svd"):
         expected = sample(pairs(name).host, *prompts(SMALL[name]))
@@ -72,6 +73,7 @@ def test_without_a_feature(pairs, plain):
 # samplers and schedulers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_runs(pairs, sampler):
     options = {"steps": 2, "scheduler": "karras"}
@@ -154,6 +156,7 @@ def keyframed(node, file):
     return run_node(node("SetHookKeyframes"), hooks, keyframes)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["sd1 ldm", "svd ldm, over time"])
 def test_hooks_with_keyframes_on_a_condition(same, node, key):
     name = LORAS[key][0]
@@ -174,15 +177,18 @@ def merged_alike(pairs, plain, name, merge):
     assert relative_error(results[0], plain(name)) > 1e-3
 
 
+@pytest.mark.slow
 def test_merging_of_ours_and_the_hosts_both_ways(pairs, plain, node):
     merged_alike(pairs, plain, "sd1_tiny", lambda a, b: run_node(node("ModelMergeSimple"), a, b, 0.3)[0])
 
 
+@pytest.mark.slow
 def test_merging_by_blocks(pairs, plain, node):
     ratios = {"input": 0.2, "middle": 0.5, "out": 0.9}
     merged_alike(pairs, plain, "sd1_tiny", lambda a, b: run_node(node("ModelMergeBlocks"), a, b, **ratios)[0])
 
 
+@pytest.mark.slow
 def test_merging_of_video_models(pairs, plain):
     """What ModelMergeSimple does, with all keys in one call: its own loop over SVD's keys takes a minute."""
 
@@ -227,6 +233,7 @@ def test_the_model_save_node_and_our_loader_again(pairs, plain, node, pack):
 # patches that nodes set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 @pytest.mark.parametrize("freeu", ["FreeU", "FreeU_V2"])
 def test_freeu(same, node, name, freeu):
@@ -250,6 +257,7 @@ def test_deep_shrink(same, node, name, after_skip):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 def test_perturbed_attention_guidance(same, node, name):
     same(name, lambda model: run_node(node("PerturbedAttentionGuidance"), model, 3.0)[0], size=(16, 16), effect=1e-4)
@@ -264,6 +272,7 @@ def test_token_merging(same, node, name):
     same(name, lambda model: run_node(node("TomePatchModel"), model, 0.5)[0], size=(16, 16), effect=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 def test_step_caches(same, pairs, node, name, cache):
@@ -307,6 +316,7 @@ def test_a_unet_function_wrapper(same):
 # compiling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager"])
 def test_compiling_through_the_hosts_helper(pairs, plain, backend):
     """The path of TorchCompileModel without its backend "inductor", which takes minutes on a CPU."""
@@ -394,6 +404,7 @@ def test_context_windows_without_the_anchor_equal_the_host(pairs, node):
 DTYPES = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 def test_weight_dtypes(pairs, plain, name, dtype):
@@ -416,6 +427,7 @@ def test_the_fast_fp8_option(pairs, pack):
     assert relative_error(sample(fast, *prompts(SMALL["sd1"])), sample(pair.host, *prompts(SMALL["sd1"]))) <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_partial_loading(pairs, node, name, with_lora):
@@ -455,6 +467,7 @@ def test_partial_unloading_and_loading_again(pairs, plain):
     assert torch.equal(sample(patcher, *prompts(SMALL["sd1"])), before)
 
 
+@pytest.mark.slow
 def test_the_model_can_be_made_again(pairs, plain):
     """`cached_patcher_init`: what compiling, condition hooks and multi-GPU clones load again."""
     factory, arguments = pairs("svd").ours.cached_patcher_init[:2]

@@ -209,6 +209,7 @@ def plain(pairs):
     return functools.cache(lambda name: forward(pairs[name].ours, pairs[name].config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_patch_kind_equals_the_host_and_is_given_the_same(pairs, plain, name, kind):
@@ -334,6 +335,7 @@ def test_wrappers_around_the_network_get_the_hosts_arguments(pairs, name):
     assert relative_error(ours, 2 * forward(pairs[name].ours, pairs[name].config)) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_the_lora_key_map_is_the_hosts(pack, tmp_path, name):
     """Every name under which a LoRA may address a layer leads to the same tensor, for each member of the family."""

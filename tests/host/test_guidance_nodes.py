@@ -61,6 +61,7 @@ NODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NODES)
 def test_the_hosts_guidance_nodes_act_with_the_scale_of_each_frame(ours, expected, svd, node, name):
     model = run_node(node(name), svd.ours, *NODES[name])[0]

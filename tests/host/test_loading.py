@@ -150,6 +150,7 @@ def test_memory_is_flat_over_ten_loads(pack, tmp_path):
     assert not any(os.path.realpath(f"/proc/self/fd/{fd}") == str(path) for fd in os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "missing", "shape"])
 def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage):
     from safetensors.torch import load_file, save_file
@@ -189,6 +190,7 @@ def test_a_loaded_model_outlives_its_file(pack, tmp_path):
     assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["written over", "cut"])
 def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
     """A download that begins again over a loaded file cuts it first; where the host copies weights, nothing is read any more."""
@@ -220,6 +222,7 @@ def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
     assert mappings(path) == 0 and model.model.diffusion_model.input_blocks[0][0].weight.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["written over", "cut"])
 def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read(pack, tmp_path, monkeypatch, damage):
     """Dynamic offloading needs a card: here the test says that the host maps, as the patcher's class does there."""
@@ -267,6 +270,7 @@ def test_the_loader_node_reports_what_it_loaded(node, tmp_path):
 SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0899, 0.12])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn])

@@ -37,6 +37,7 @@ def rows_of(net):
     return rows, handle
 
 
+@pytest.mark.slow
 def test_branches_of_a_large_clip_run_one_by_one_with_the_same_result(svd, run, large):
     rows, handle = rows_of(svd.ours.model.diffusion_model)
     apart = run()
@@ -142,6 +143,7 @@ def warnings(caplog):
     return [record.message for record in caplog.records if "out of memory" in record.message]
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_result(run, run_out, small_chunks, caplog):
     expected = run(size=SIZE)
     tried = run_out(MIB)
@@ -151,6 +153,7 @@ def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_result(run, run_o
     assert relative_error(made, expected) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_out, small_chunks, large, caplog):
     """Of windows, steps and branches only the first meets it; the next run begins again."""
     tried = run_out(MIB)
@@ -162,6 +165,7 @@ def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_ou
     assert tried[:2] == [4 * MIB, 2 * MIB]
 
 
+@pytest.mark.slow
 def test_another_shape_in_the_same_run_has_its_own_size_and_no_more_warnings(long_run, run_out, small_chunks, caplog):
     """Both branches together, then one alone, where guidance ends."""
     tried = run_out(MIB)
@@ -244,6 +248,7 @@ def single_rows(pack, monkeypatch):
     monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,))
 
 
+@pytest.mark.slow
 def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen):
     run()
     assert set(seen["input"]) == set(seen["middle"]) == {1}
@@ -253,6 +258,7 @@ def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen)
     assert set(seen["input"]) == set(seen["middle"]) == {2 * FRAMES}
 
 
+@pytest.mark.slow
 def test_a_replaced_attention_is_given_the_whole_batch_in_its_block_alone(svd, run, node, single_rows, seen):
     run(run_node(node("PerturbedAttentionGuidance"), svd.ours, 3.0)[0])
     assert set(seen["input"]) == {1}

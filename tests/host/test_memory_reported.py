@@ -77,6 +77,7 @@ def hosts_windows(svd, pack, node):
     return run_node(node("ContextWindowsManual"), svd.ours, WINDOW, 1, "standard_static", 1, False, "pyramid", 0, False)[0], WINDOW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("clip", [whole, our_windows, hosts_windows])
 def test_a_run_reports_the_need_of_one_video(svd, pack, node, reported, needed, clip, count):
@@ -103,6 +104,7 @@ def patched(model):
     return model
 
 
+@pytest.mark.slow
 def test_a_run_with_patched_attention_reports_more_and_the_next_without_it_does_not(svd, pack, reported, needed):
     with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         for model in (patched(svd.ours), svd.ours):
@@ -178,6 +180,7 @@ def counted(real, pack, monkeypatch):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [14, 25])
 @pytest.mark.parametrize("change", PATCHES)
 def test_what_is_reported_for_patches_is_near_what_is_counted(svd, pack, node, counted, change, frames):
@@ -187,6 +190,7 @@ def test_what_is_reported_for_patches_is_near_what_is_counted(svd, pack, node, c
     assert 1.1 <= reported / counted(frames, options) <= 1.4
 
 
+@pytest.mark.slow
 def test_patched_attention_takes_little_more_than_none(svd, node, counted):
     """Of a transformer block only its attention needs the whole batch: the feed-forward, which takes most, keeps to chunks.
 

@@ -25,6 +25,7 @@ def call_host(unet, call, frames, **options):
     return unet(**call, y=y, num_video_frames=frames, transformer_options={}, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), (9, 15)], ids=["even", "odd"])
 @pytest.mark.parametrize("name", TINY)
 def test_every_family_equals_the_host(name, size):
@@ -34,6 +35,7 @@ def test_every_family_equals_the_host(name, size):
     assert relative_error(ours(**call, num_frames=frames), call_host(host, call, frames)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("frames", [1, 3, 14, 25])
 def test_any_number_of_frames_equals_the_host(frames, batch):
@@ -42,6 +44,7 @@ def test_any_number_of_frames_equals_the_host(frames, batch):
     assert relative_error(ours(**call, num_frames=frames), call_host(host, call, frames)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["svd", "sd1", "sdxl", "ssd_1b"])
 def test_control_residuals_equal_the_host(name):
     """The original's list (input order, then the middle) is the host's `output` and `middle`."""
@@ -119,6 +122,7 @@ class HostAttention(Hooks):
         return host_attention.optimized_attention(q, k, v, heads, attn_precision=self.precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["svd", "sd1", "sd2", "sdxl"])
 def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):

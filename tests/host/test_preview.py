@@ -473,6 +473,7 @@ def test_an_interrupt_while_the_preview_is_drawn_ends_the_run(sampled, server, p
         sampled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler, steps", [
     ("euler", 1), ("dpm_fast", 1), ("dpm_fast", 5), ("dpm_adaptive", 2), ("heun", 3), ("uni_pc", 3), ("lcm", 3),
 ])

@@ -171,6 +171,7 @@ SHARES = [("euler", *share) for share in ((0.25, 0.75), (0.5, 1.0), (0.0, 0.5), 
 SHARES += [("dpmpp_2m", 0.25, 0.75), ("heun", 0.25, 0.75), ("euler_cfg_pp", 0.25, 0.75), ("euler_cfg_pp", 0.5, 1.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler, start, end", SHARES)
 def test_guidance_acts_in_its_share_of_the_steps_alone(ours, host, svd, sampler, start, end):
     """Step i of n is guided where start <= i/n < end; an end of 1 takes the last as well."""
@@ -211,6 +212,7 @@ def test_noise_mask_and_batch_index(ours, host):
     assert relative_error(result[:2], start[:2]) <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed_loop", [False, True])
 @pytest.mark.parametrize("frames, window, overlap", [(9, 4, 1), (8, 5, 2)])
 def test_the_hosts_own_context_windows_node_is_left_to_act(ours, host, svd, node, frames, window, overlap, closed_loop):
@@ -225,6 +227,7 @@ def test_the_hosts_own_context_windows_node_is_left_to_act(ours, host, svd, node
     assert relative_error(result, ours(frames=frames, steps=3)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule, stride, closed_loop, fuse", [
     ("standard_uniform", 1, False, "pyramid"), ("standard_uniform", 2, False, "relative"), ("batched", 1, False, "flat"),
     ("looped_uniform", 2, True, "overlap-linear"), ("standard_static", 1, False, "relative"),

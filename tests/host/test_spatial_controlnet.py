@@ -90,6 +90,7 @@ def residuals_and_skips(model, conds, frames=3):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ours", "host"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_residuals_fit_and_every_frame_keeps_its_own_image(pair, nets, ours, model, kind):

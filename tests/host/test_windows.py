@@ -66,6 +66,7 @@ def test_joints_move_from_step_to_step(windows):
     assert all(a != b for a, b in itertools.pairwise(starts))
 
 
+@pytest.mark.slow
 def test_one_window_changes_nothing(run):
     assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
 
@@ -107,6 +108,7 @@ def in_colors_of(image, latent):
     return torch.stack(channels)
 
 
+@pytest.mark.slow
 def test_kept_colors_leave_short_clips_alone(run):
     assert torch.equal(run(frames=LENGTH, keep_colors=True), run(frames=LENGTH, keep_colors=False))
     assert not torch.equal(run(keep_colors=True), run(keep_colors=False))
@@ -116,6 +118,7 @@ def test_without_overlap_windows_keep_the_image(svd, run):
     assert torch.isfinite(run(window_overlap=0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [11, 40])
 def test_calls_are_no_larger_for_longer_clips(svd, run, frames):
     rows = []
@@ -139,6 +142,7 @@ def host(svd, node, windows):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde", "dpmpp_2m_sde"])
 def test_samplers_with_levels_in_between_or_noise_of_their_own(run, host, sampler):
     result = run(steps=3, sampler=sampler, closed_loop=True)
@@ -161,6 +165,7 @@ def starts_of_second_windows(model):
     return model, starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler, evaluations", [("dpm_fast", [3, 3, 2, 1]), ("dpm_adaptive", None)])
 def test_joints_move_with_samplers_that_choose_their_noise_levels(svd, run, windows, sampler, evaluations):
     """But not within one of their steps: dpm_adaptive would take that for an error of its own and make its steps smaller."""
@@ -173,6 +178,7 @@ def test_joints_move_with_samplers_that_choose_their_noise_levels(svd, run, wind
     assert [step[0] for step in by_step] == expected and len(set(expected)) > 1
 
 
+@pytest.mark.slow
 def test_a_level_that_a_node_asks_for_twice_is_one(svd, run, node):
     """PerturbedAttentionGuidance evaluates the clip a second time, in the same windows."""
     model, starts = starts_of_second_windows(run_node(node("PerturbedAttentionGuidance"), svd.ours, 0.7)[0])
@@ -185,6 +191,7 @@ def noisy(seed=3):
     return torch.randn(TOTAL, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 def test_a_mask_keeps_its_frames_through_windows(run, host):
     """Frames 0, 4 and 5 stay, of which each lies in other windows; of frame 7 the left half does."""
     mask = torch.ones(TOTAL, 1, 64, 64)
@@ -199,6 +206,7 @@ def test_a_mask_keeps_its_frames_through_windows(run, host):
     assert min(relative_error(result[i], noisy()[i]) for i in (1, 2, 3, 6, 8, 9, 10)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indices", [list(range(TOTAL))[::-1], [2] * TOTAL])
 def test_noise_follows_batch_index_through_windows(run, host, indices):
     result = run(latent={"batch_index": indices})
@@ -206,6 +214,7 @@ def test_noise_follows_batch_index_through_windows(run, host, indices):
     assert relative_error(result, run()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("denoise", [0.5, 0.1, 0.0])
 def test_denoise_below_one_through_windows(run, host, denoise):
     result = run(steps=4, latent={"samples": noisy()}, denoise=denoise)

@@ -26,6 +26,7 @@ def test_the_result_does_not_depend_on_the_budget(name, budget):
     assert relative_error(net(**call, num_frames=frames, budget=budget), net(**call, num_frames=frames)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_rows_marked_as_still_images_keep_their_place():
     net = model("svd")
     call = inputs(TINY["svd"], frames=4)

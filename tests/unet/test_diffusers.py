@@ -45,6 +45,7 @@ def compare(networks, frames, size=(8, 8)):
     return relative_error(ours(**call, num_frames=frames), expected.flatten(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 3, 14])
 def test_two_videos_equal_diffusers(networks, frames):
     assert compare(networks, frames) <= 1e-4
