@@ -17,10 +17,10 @@ class ApplyControlNetResiduals(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetApplyControlNetResiduals",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/ControlNet",
             description="Lets a ControlNet steer the sampling, with one control image for all frames or one for each, or with "
             "residuals that were computed before.",
-            search_aliases=["apply controlnet", "controlnet video"],
+            search_aliases=["controlnet video", "apply controlnet", "svd controlnet"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The conditioning that the control is added to."),
                 io.Conditioning.Input("negative", tooltip="The conditioning that the control is added to."),

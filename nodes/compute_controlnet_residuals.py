@@ -18,7 +18,7 @@ class ComputeControlNetResiduals(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetComputeControlNetResiduals",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/ControlNet",
             description="Runs a ControlNet once and gives what it adds to the UNet, to be applied in any number of runs.",
             search_aliases=["controlnet residuals", "precompute controlnet"],
             inputs=[

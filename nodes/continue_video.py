@@ -13,10 +13,10 @@ class ContinueVideo(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetContinueVideo",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/Video",
             description="Prepares the next clip of a video: it starts from the last frame. Sample it with triangle guidance, "
             "then join it on with Join Video.",
-            search_aliases=["extend video", "chain video", "svd continue"],
+            search_aliases=["extend video", "long video", "chain video", "svd continue"],
             inputs=[
                 io.Image.Input("video", tooltip="The video so far; its last frame becomes the first of the next clip."),
                 io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint, or another with SD 1's latent space."),

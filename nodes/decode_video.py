@@ -13,7 +13,7 @@ class DecodeVideo(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetDecodeVideo",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/Video",
             description="Decodes the latent of a video to its frames, to the same result whatever memory is free.",
             search_aliases=["vae decode video", "svd decode", "latent to video"],
             inputs=[

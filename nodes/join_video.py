@@ -13,9 +13,9 @@ class JoinVideo(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetJoinVideo",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/Video",
             description="Puts the clip of Continue Video after the video that it goes on from.",
-            search_aliases=["concatenate video", "append video"],
+            search_aliases=["extend video", "long video", "concatenate video", "append video"],
             inputs=[
                 io.Image.Input("video", tooltip="The video that the clip goes on from, all frames."),
                 io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),

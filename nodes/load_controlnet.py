@@ -19,9 +19,9 @@ class LoadControlNet(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetControlNetLoader",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/Loaders",
             description="Loads a ControlNet: those of Stable Video Diffusion, ControlNeXt too, and all that the host loads.",
-            search_aliases=["load controlnet model", "svd controlnet", "temporal controlnet", "controlnext"],
+            search_aliases=["load controlnet model", "svd controlnet", "controlnet video", "temporal controlnet", "controlnext"],
             inputs=[
                 io.Combo.Input(
                     "control_net_name", options=controlnet_names(),

@@ -19,7 +19,7 @@ class LoadControlNetResiduals(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetLoadControlNetResiduals",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/ControlNet",
             description="Reads residuals from a safetensors file in ComfyUI's input folder.",
             search_aliases=["import controlnet residuals"],
             inputs=[

@@ -15,9 +15,9 @@ class LoadUNet(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetLoader",
             display_name=LOAD_UNET,
-            category="Temporal UNet",
+            category="Temporal UNet/Loaders",
             description="Loads the UNet of Stable Diffusion 1, 2, XL or Stable Video Diffusion out of a .safetensors file.",
-            search_aliases=["load diffusion model", "stable video diffusion", "svd", "unet loader"],
+            search_aliases=["unet", "unet loader", "load diffusion model", "svd", "stable video diffusion"],
             inputs=[
                 io.Combo.Input(
                     "unet_name", options=unet_names(),

@@ -18,7 +18,7 @@ class SaveControlNetResiduals(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetSaveControlNetResiduals",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/ControlNet",
             description="Writes residuals to a safetensors file in ComfyUI's output folder.",
             search_aliases=["export controlnet residuals"],
             inputs=[

@@ -12,9 +12,12 @@ class SVDConditioning(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetSVDConditioning",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/Video",
             description="Prepares an image for Stable Video Diffusion: the video starts from it.",
-            search_aliases=["stable video diffusion", "svd conditioning", "img2vid"],
+            search_aliases=[
+                "image to video", "img2vid", "i2v", "svd", "stable video diffusion", "animate", "photo to video",
+                "svd conditioning",
+            ],
             inputs=[
                 io.Image.Input("init_image", tooltip="The image that becomes the first frame. Of several the first is used."),
                 io.Vae.Input(

@@ -25,9 +25,9 @@ class SVDSampler(io.ComfyNode):
         return io.Schema(
             node_id="TemporalUNetSVDSampler",
             display_name=NODE,
-            category="Temporal UNet",
+            category="Temporal UNet/Video",
             description="Denoises a video latent with a model of the Stable Video Diffusion family.",
-            search_aliases=["stable video diffusion", "svd sampler", "video sampler"],
+            search_aliases=["svd", "stable video diffusion", "animate", "svd sampler", "video sampler", "long video", "loop"],
             inputs=[
                 io.Model.Input("model", tooltip="A model of the SVD family, from Load UNet or the host's own loaders."),
                 io.Conditioning.Input("positive", tooltip="From SVD Image to Video."),
