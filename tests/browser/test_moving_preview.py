@@ -4,18 +4,18 @@ import base64
 import io
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from support.editor import Editor
+from support.prompts import WORKFLOWS_0_1
 from tools.server import failure
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "miniature_image_to_video.json"
+EXAMPLE = WORKFLOWS_0_1 / "api" / "miniature_image_to_video.json"
 SAMPLER = "TemporalUNetSVDSampler"
 FRAMES, FPS, STEPS = 8, 5, 6
 TIMEOUT = 60  # seconds, on a busy machine

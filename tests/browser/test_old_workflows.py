@@ -1,10 +1,15 @@
 """Workflows that older versions of the pack have saved open with each value where it belongs."""
 
 import copy
+import json
 
 import pytest
 
 from support.curve_widget import SAMPLER, WORKFLOW
+from support.prompts import WORKFLOWS_0_1
+from support.stand_ins import write_video
+
+NAMES = sorted(path.stem for path in (WORKFLOWS_0_1 / "api").glob("*.json"))
 
 
 def make_old(workflow, noise, keep_colors):
@@ -12,6 +17,20 @@ def make_old(workflow, noise, keep_colors):
     [sampler] = [node for node in workflow["nodes"] if node["type"] == SAMPLER]
     sampler["inputs"].append({"name": "window_noise", "type": "COMBO", "widget": {"name": "window_noise"}, "link": None})
     sampler["widgets_values"][-1:] = [noise, keep_colors]
+
+
+def default(definition):
+    """What the host takes where an input is left out: [type or list of choices, options] -> value."""
+    kind, options = definition[0], definition[1] if len(definition) > 1 else {}
+    choices = kind if isinstance(kind, list) else options.get("options", [None])
+    return options.get("default", choices[0])
+
+
+def with_defaults(node, names, definitions):
+    """A node's inputs; those of `names` that it leaves out at their defaults."""
+    inputs = definitions[node["class_type"]]["input"]
+    inputs = {**inputs["required"], **inputs.get("optional", {})}
+    return node["inputs"] | {name: default(inputs[name]) for name in names - node["inputs"].keys()}
 
 
 def sent(editor):
@@ -35,6 +54,19 @@ def test_a_workflow_with_window_noise_opens_with_each_value_in_its_place(editor,
     [opened] = [node for node in editor.workflow()["nodes"] if node["type"] == SAMPLER]
     assert "window_noise" not in [slot["name"] for slot in opened["inputs"]]
     assert opened["widgets_values"][-1] is keep_colors
+
+
+@pytest.mark.slow
+def test_every_editor_workflow_of_version_0_1_sends_what_its_api_workflow_says(editor, server):
+    write_video(server.base / "input" / "example.png", server.base / "input" / "control.mp4")  # else reported missing
+    definitions = server.get("/object_info")
+    for name in NAMES:
+        said = json.loads((WORKFLOWS_0_1 / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        editor.load_template(json.loads((WORKFLOWS_0_1 / f"{name}.json").read_text(encoding="utf-8")), name)
+        prompt = sent(editor)
+        assert {id: node["class_type"] for id, node in prompt.items()} == {id: node["class_type"] for id, node in said.items()}
+        for id, node in prompt.items():
+            assert node["inputs"] == with_defaults(said[id], node["inputs"].keys(), definitions), (name, id)
 
 
 def test_an_api_workflow_with_window_noise_opens_without_it(editor):

@@ -5,7 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows" / "api"
+WORKFLOWS_0_1 = Path(__file__).parent / "workflows_0_1"  # the example workflows of version 0.1, as they were: they run for ever
 SIZE = 64  # pixels
 FRAMES = 3
 STEPS = 2
@@ -40,8 +40,8 @@ _fresh_seeds = itertools.count(10**6)
 
 
 def example(name: str) -> dict:
-    """An example workflow on untrained files, at a small size."""
-    prompt = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+    """An example workflow of version 0.1 on untrained files, at a small size."""
+    prompt = json.loads((WORKFLOWS_0_1 / "api" / f"{name}.json").read_text(encoding="utf-8"))
     for node in prompt.values():
         inputs = node["inputs"]
         inputs.update(SMALL.get(node["class_type"], {}))

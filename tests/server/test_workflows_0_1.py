@@ -1,4 +1,4 @@
-"""Every example workflow is posted to the real server as it stands, on small files without training, or the miniature's."""
+"""Every API workflow of version 0.1 runs as it stands, on small files without training, or the miniature's."""
 
 import shutil
 
@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import load_file
 
 import dev
-from support.prompts import EXAMPLES, FRAMES, SIZE, example, only
+from support.prompts import FRAMES, SIZE, WORKFLOWS_0_1, example, only
 
-NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+NAMES = sorted(path.stem for path in (WORKFLOWS_0_1 / "api").glob("*.json"))
 SAVERS = {name: {node["class_type"] for node in example(name).values()} & {"SaveVideo", "SaveImage"} for name in NAMES}
 VIDEOS = [name for name in NAMES if SAVERS[name] == {"SaveVideo"}]
 PICTURES = [name for name in NAMES if SAVERS[name] == {"SaveImage"}]
