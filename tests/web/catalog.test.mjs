@@ -1,0 +1,38 @@
+// The texts of the JavaScript: found by key and language, filled with values.
+
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+
+import { fill, lookUp, wordsOf } from '../../web/js/core/catalog.js'
+
+const CATALOGS = {
+  en: { panel: { size: '{count} frames of {name}', only: 'only here: {count}' } },
+  fr: { panel: { size: '{name} : {count} images' } },
+  other: undefined // a language of another pack
+}
+
+test('a dotted key names a text, not a group of them, and nothing that the catalog does not hold', () => {
+  assert.equal(lookUp(CATALOGS.en, 'panel.size'), '{count} frames of {name}')
+  for (const key of ['panel', 'panel.none', 'none.none', 'panel.size.length']) assert.equal(lookUp(CATALOGS.en, key), undefined)
+  assert.equal(lookUp(undefined, 'panel.size'), undefined)
+})
+
+test('a value of another name stays out, and a hole without a value stays visible', () => {
+  assert.equal(fill('{a} and {b}', { a: 1, c: 2 }, 'en'), '1 and {b}')
+  assert.equal(fill('{a}', { a: '{b} $& $1', b: 'twice' }, 'en'), '{b} $& $1') // never filled in twice
+})
+
+test('numbers are written as the language writes them, strings as they are', () => {
+  const words = (language) => wordsOf(CATALOGS, language, 'panel.size', { count: 1234.5, name: '1024x576' })
+  assert.equal(words('en'), '1,234.5 frames of 1024x576')
+  assert.equal(words('fr').replaceAll(/\s/g, ' '), '1024x576 : 1 234,5 images')
+})
+
+test('a text that a language lacks, or a language that is not there, is English; a key that is nowhere what is given', () => {
+  assert.equal(wordsOf(CATALOGS, 'fr', 'panel.only', { count: 1234.5 }), 'only here: 1,234.5')
+  for (const language of ['zh-TW', 'other', undefined]) {
+    assert.equal(wordsOf(CATALOGS, language, 'panel.size', { count: 2, name: 'a' }), '2 frames of a')
+  }
+  assert.equal(wordsOf(CATALOGS, 'fr', 'info.new', { count: 2 }, 'English of the server'), 'English of the server')
+  assert.equal(wordsOf({}, 'fr', 'panel.size', {}, 'panel.size'), 'panel.size')
+})
