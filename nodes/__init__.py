@@ -10,6 +10,7 @@ from .compute_controlnet_residuals import ComputeControlNetResiduals
 from .continue_video import ContinueVideo
 from .decode_video import DecodeVideo
 from .join_video import JoinVideo
+from .load_checkpoint import LoadCheckpoint
 from .load_controlnet import LoadControlNet
 from .load_controlnet_residuals import LoadControlNetResiduals
 from .load_unet import LoadUNet
@@ -29,7 +30,7 @@ class TemporalUNetExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            LoadUNet, SVDConditioning, SVDSampler, DecodeVideo, ContinueVideo, JoinVideo, LoadControlNet,
+            LoadCheckpoint, LoadUNet, SVDConditioning, SVDSampler, DecodeVideo, ContinueVideo, JoinVideo, LoadControlNet,
             ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals, LoadControlNetResiduals,
         ]
 

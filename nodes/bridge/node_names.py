@@ -1,5 +1,6 @@
 """Display names of the nodes, which their schemas show and messages name."""
 
+LOAD_CHECKPOINT = "Load Checkpoint (Temporal UNet)"
 LOAD_UNET = "Load UNet"
 SVD_IMAGE_TO_VIDEO = "SVD Image to Video"
 SVD_SAMPLER = "SVD Temporal UNet Sampler"

@@ -7,8 +7,10 @@ from pathlib import Path
 import folder_paths
 import torch
 
-CHECKPOINTS = "checkpoints/"  # before the name of a full checkpoint
-WEIGHT_DTYPES: dict[str, dict] = {  # choices of Load UNet -> model_options
+CHECKPOINTS, UNETS = "checkpoints/", "diffusion_models/"  # before a name that Load UNet shows: the folder that it is in
+BUNDLED = Path(__file__).resolve().parents[3] / "tools" / "miniature" / "weights"  # comes with the pack
+BUNDLED_CHECKPOINT, BUNDLED_CONTROLNET = "miniature_svd.safetensors", "miniature_svd_controlnet_path.safetensors"
+WEIGHT_DTYPES: dict[str, dict] = {  # choices of the loaders -> model_options
     "default": {},
     "fp32": {"dtype": torch.float32},
     "fp16": {"dtype": torch.float16},
@@ -19,26 +21,63 @@ WEIGHT_DTYPES: dict[str, dict] = {  # choices of Load UNet -> model_options
 }
 
 
+def checkpoint_names() -> list[str]:
+    """Files of `checkpoints`, then the miniature that comes with the pack."""
+    return _with_bundled("checkpoints", BUNDLED_CHECKPOINT)
+
+
+def checkpoint_path(name: str) -> str:
+    """The path of one of `checkpoint_names`; raises FileNotFoundError where there is no such file."""
+    return _bundled_path("checkpoints", name, BUNDLED_CHECKPOINT)
+
+
 def unet_names() -> list[str]:
-    """Files of `diffusion_models` by their name, those of `checkpoints` as `checkpoints/<name>`."""
-    checkpoints = [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
-    return folder_paths.get_filename_list("diffusion_models") + checkpoints
+    """Files of `diffusion_models` by their name, those of `checkpoints` as `checkpoints/<name>`; each once.
+
+    Names of `diffusion_models` that read as if they began with one of these folders are offered as `diffusion_models/<name>`.
+    """
+    unets = [UNETS + name if name.startswith((CHECKPOINTS, UNETS)) else name for name in known_unets()]
+    return unets + [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
+
+
+def known_unets() -> list[str]:
+    """Files of `diffusion_models` by the host's names, which version 0.1.0 offered and saved workflows may hold."""
+    return folder_paths.get_filename_list("diffusion_models")
 
 
 def unet_path(name: str) -> str:
-    """The path of one of `unet_names`; raises FileNotFoundError where there is no such file."""
+    """The path of one of `unet_names` or `known_unets`; raises FileNotFoundError where there is no such file.
+
+    Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`.
+    """
     if name.startswith(CHECKPOINTS):
-        return folder_paths.get_full_path_or_raise("checkpoints", name.removeprefix(CHECKPOINTS))
-    return folder_paths.get_full_path_or_raise("diffusion_models", name)
+        path = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
+    elif name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS)):
+        path = folder_paths.get_full_path("diffusion_models", name.removeprefix(UNETS))
+    else:
+        path = None
+    return path or folder_paths.get_full_path_or_raise("diffusion_models", name)
 
 
 def controlnet_names() -> list[str]:
-    return folder_paths.get_filename_list("controlnet")
+    """Files of `controlnet`, then the miniature's ControlNet that comes with the pack."""
+    return _with_bundled("controlnet", BUNDLED_CONTROLNET)
 
 
 def controlnet_path(name: str) -> str:
     """The path of one of `controlnet_names`; raises FileNotFoundError where there is no such file."""
-    return folder_paths.get_full_path_or_raise("controlnet", name)
+    return _bundled_path("controlnet", name, BUNDLED_CONTROLNET)
+
+
+def _with_bundled(folder: str, bundled: str) -> list[str]:
+    names = folder_paths.get_filename_list(folder)
+    return names if bundled in names or not (BUNDLED / bundled).is_file() else [*names, bundled]
+
+
+def _bundled_path(folder: str, name: str, bundled: str) -> str:
+    if name == bundled and bundled not in folder_paths.get_filename_list(folder) and (BUNDLED / bundled).is_file():
+        return str(BUNDLED / bundled)
+    return folder_paths.get_full_path_or_raise(folder, name)
 
 
 def residuals_path(node: str, name: str) -> str:
