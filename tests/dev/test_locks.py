@@ -17,7 +17,7 @@ def locked(name):
     return [(Requirement(requirement), hashes.split()) for requirement, hashes in entries]
 
 
-@pytest.mark.parametrize("name", [*HOSTS, "torch.txt", "tests.txt", "lint.txt", "uv.txt"])
+@pytest.mark.parametrize("name", [*HOSTS, "torch.txt", "tests.txt", "lint.txt", "registry.txt", "uv.txt"])
 def test_every_entry_has_one_version_and_hashes(name):
     text = (LOCKS / name).read_text(encoding="utf-8")
     found = locked(name)
