@@ -17,6 +17,7 @@ from .load_unet import LoadUNet
 from .save_controlnet_residuals import SaveControlNetResiduals
 from .svd_image_to_video import SVDConditioning
 from .svd_sampler import SVDSampler
+from .video_options import VideoOptionsNode
 
 
 class TemporalUNetExtension(ComfyExtension):
@@ -30,8 +31,8 @@ class TemporalUNetExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            LoadCheckpoint, LoadUNet, SVDConditioning, SVDSampler, DecodeVideo, ContinueVideo, JoinVideo, LoadControlNet,
-            ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals, LoadControlNetResiduals,
+            LoadCheckpoint, LoadUNet, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo, ContinueVideo, JoinVideo,
+            LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals, LoadControlNetResiduals,
         ]
 
 

@@ -3,3 +3,4 @@
 from comfy_api.latest import io
 
 Residuals = io.Custom("CONTROL_RESIDUALS")
+VideoOptions = io.Custom("VIDEO_OPTIONS")  # of `VideoOptions` in nodes/bridge/sampling/options.py

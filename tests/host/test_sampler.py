@@ -286,6 +286,70 @@ def test_constant_guidance_keeps_what_other_nodes_put_on_the_model(ours, host, s
     assert relative_error(result, ours("constant")) > 1e-4
 
 
+# Video Options
+
+
+WINDOWED = {"window_frames": 4, "window_overlap": 1, "closed_loop": True, "keep_colors": False}
+SHARE = {"guidance_start": 0.25, "guidance_end": 0.5}
+
+
+@pytest.fixture
+def options(node):
+    """The output of Video Options with these inputs; others have the defaults of its schema."""
+
+    def make(**inputs):
+        video_options = node("TemporalUNetVideoOptions")
+        defaults = {one.id: one.default for one in video_options.define_schema().inputs}
+        return run_node(video_options, **{**defaults, **inputs})[0]
+
+    return make
+
+
+@pytest.mark.parametrize("inputs, frames", [(WINDOWED, 8), (SHARE, 4), (WINDOWED | SHARE, 8), ({}, 4)])
+def test_video_options_do_what_the_samplers_own_inputs_did(ours, options, inputs, frames, caplog):
+    result = ours(frames=frames, steps=4, options=options(**inputs))
+    assert torch.equal(result, ours(frames=frames, steps=4, **inputs))
+    assert not inputs or not torch.equal(result, ours(frames=frames, steps=4))
+    assert "Video Options" not in caplog.text
+
+
+def test_video_options_decide_over_the_samplers_own_inputs_and_the_log_says_so(ours, options, caplog):
+    result = ours(frames=8, steps=2, options=options(window_frames=4, window_overlap=2), window_frames=6, closed_loop=True)
+    assert torch.equal(result, ours(frames=8, steps=2, window_frames=4, window_overlap=2))
+    left_out = "inputs of the sampler itself are left out: window_frames 6 (4 there), closed_loop True (False there)."
+    assert caplog.text.count(f"the connected Video Options decides; {left_out}") == 1
+
+
+@pytest.mark.parametrize("inputs, message", [
+    ({"window_frames": 4, "window_overlap": 4}, "window_overlap 4 leaves nothing of windows of 4 frames"),
+    ({"guidance_start": 0.8, "guidance_end": 0.2}, "guidance_start 0.8 lies after guidance_end 0.2"),
+    ({"guidance_end": float("nan")}, "guidance_end is NaN"),
+    ({"window_frames": -1}, "window_frames is -1, expected 0 to 4096"),
+    ({"guidance_end": 1.5}, "guidance_end is 1.5, expected 0 to 1"),
+])
+def test_video_options_that_contradict_each_other_are_refused_before_the_run_and_in_it(node, options, inputs, message):
+    assert node("TemporalUNetVideoOptions").validate_inputs(**inputs).startswith(f"Video Options: {message}")
+    with pytest.raises(ValueError, match=f"^Video Options: {message}"):
+        options(**inputs)
+
+
+@pytest.mark.parametrize("inputs, message", [
+    ({"guidance": "curve", "guidance_curve": "0:1, banana"}, "SVD Temporal UNet Sampler: guidance_curve: found 'banana'"),
+    ({"guidance": "spiral"}, "SVD Temporal UNet Sampler: guidance is 'spiral', expected one of linear, triangle"),
+    ({"guidance": "linear", "guidance_curve": "banana"}, None),
+    ({"guidance": None, "guidance_curve": "banana"}, None),  # linked, as the host gives it: known in the run
+    ({"guidance": "curve", "guidance_curve": None}, None),
+])
+def test_a_curve_is_checked_before_the_run_where_it_acts(node, inputs, message):
+    said = node("TemporalUNetSVDSampler").validate_inputs(**inputs)
+    assert said is True if message is None else said.startswith(message)
+
+
+@pytest.mark.parametrize("linked, inputs", [("window_overlap", {"window_frames": 4}), ("window_frames", {"window_overlap": 6})])
+def test_what_a_link_will_give_video_options_is_not_judged_before_the_run(node, linked, inputs):
+    assert node("TemporalUNetVideoOptions").validate_inputs(**inputs, **{linked: None}) is True
+
+
 # Warnings of what is far from training
 
 
@@ -387,7 +451,7 @@ def image():
 
 
 def condition(node, image, vae, width=64, height=64, frames=3, **options):
-    return run_node(node("TemporalUNetSVDConditioning"), image, vae, width, height, frames, 127, 6, **options)
+    return run_node(node("TemporalUNetSVDConditioning"), image, vae, width, height, frames, 127, 6, **options)[:3]
 
 
 def test_conditioning_equals_the_hosts_without_augmentation(node, image, vae, clip_vision):
@@ -395,7 +459,7 @@ def test_conditioning_equals_the_hosts_without_augmentation(node, image, vae, cl
     host = run_node(node("SVD_img2vid_Conditioning"), clip_vision, image, vae, 64, 64, 3, 127, 6, 0.0)
     for (ours_cond, ours_extra), (host_cond, host_extra) in zip([ours[0][0], ours[1][0]], [host[0][0], host[1][0]], strict=True):
         assert ours_cond.shape == (1, 1, 1024) and torch.equal(ours_cond, host_cond)
-        assert ours_extra.keys() == host_extra.keys()
+        assert ours_extra.keys() - {"temporal_unet.first_image"} == host_extra.keys()
         assert torch.equal(ours_extra["concat_latent_image"], host_extra["concat_latent_image"])
         assert all(ours_extra[key] == host_extra[key] for key in ("motion_bucket_id", "fps", "augmentation_level"))
     assert torch.equal(ours[2]["samples"], host[2]["samples"])

@@ -131,8 +131,10 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
         svd_with(CONDITIONING, PROBE_IMAGE, init_image=["probe", 0]), CONDITIONING,
         ["SVD Image to Video: init_image", "NaN", "expected values from 0 to 1"],
     ),
-    "curve of guidance": (
-        svd_with(SAMPLER, guidance="curve", guidance_curve="0:1, banana"), SAMPLER,
+    "linked curve of guidance": (
+        svd_with(
+            SAMPLER, {"text": node("PrimitiveString", value="0:1, banana")}, guidance="curve", guidance_curve=["text", 0]
+        ), SAMPLER,
         ["SVD Temporal UNet Sampler: guidance_curve", "'banana'", "expected position:value points"],
     ),
     "windows that only overlap": (
@@ -144,6 +146,17 @@ REFUSALS = {  # name -> (prompt, what the refusal must say)
     "0 frames": (svd_with(CONDITIONING, video_frames=0), [CONDITIONING, "video_frames", "smaller than min"]),
     "unknown file": (unet("no_such.safetensors"), ["TemporalUNetLoader", "unet_name", "no_such.safetensors", "not in"]),
     "unknown guidance": (svd_with(SAMPLER, guidance="spiral"), [SAMPLER, "guidance", "spiral", "linear"]),
+    "curve of guidance": (
+        svd_with(SAMPLER, guidance="curve", guidance_curve="0:1, banana"),
+        [SAMPLER, "SVD Temporal UNet Sampler: guidance_curve: found 'banana'", "expected position:value points"],
+    ),
+    "windows of Video Options": (
+        svd_with(SAMPLER, {"options": node("TemporalUNetVideoOptions", **{
+            "window_frames": 2, "window_overlap": 2, "closed_loop": False, "keep_colors": True, "guidance_start": 0.0,
+            "guidance_end": 1.0,
+        })}, options=["options", 0]),
+        ["TemporalUNetVideoOptions", "Video Options: window_overlap 2 leaves nothing of windows of 2 frames"],
+    ),
     "vae left unconnected": (svd_with(CONDITIONING, vae=None), [CONDITIONING, "vae", "[Rr]equired"]),
 }
 

@@ -46,15 +46,28 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "sampler_name": ("COMBO", {"default": "euler"}),
             "scheduler": ("COMBO", {"default": "karras"}),
             "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0}),
-            "guidance_curve": ("STRING", {"advanced": True}),
-            "guidance_start": ("FLOAT", {**SHARE_START, "advanced": True}),
-            "guidance_end": ("FLOAT", {**SHARE_END, "advanced": True}),
-            "window_frames": ("INT", {"default": 0, "min": 0, "advanced": True}),
-            "window_overlap": ("INT", {"default": 6, "min": 0, "advanced": True}),
-            "closed_loop": ("BOOLEAN", {"default": False, "advanced": True}),
-            "keep_colors": ("BOOLEAN", {"default": True, "advanced": True}),
+            "guidance_curve": ("STRING", {}),
+            "guidance_start": ("FLOAT", SHARE_START),
+            "guidance_end": ("FLOAT", SHARE_END),
+            "window_frames": ("INT", {"default": 0, "min": 0}),
+            "window_overlap": ("INT", {"default": 6, "min": 0}),
+            "closed_loop": ("BOOLEAN", {"default": False}),
+            "keep_colors": ("BOOLEAN", {"default": True}),
+            "options": ("VIDEO_OPTIONS", {}),
         },
         [("LATENT", "samples")],
+    ),
+    "TemporalUNetVideoOptions": (
+        "Video Options",
+        {
+            "window_frames": ("INT", {"default": 0, "min": 0}),
+            "window_overlap": ("INT", {"default": 6, "min": 0}),
+            "closed_loop": ("BOOLEAN", {"default": False}),
+            "keep_colors": ("BOOLEAN", {"default": True}),
+            "guidance_start": ("FLOAT", SHARE_START),
+            "guidance_end": ("FLOAT", SHARE_END),
+        },
+        [("VIDEO_OPTIONS", "options")],
     ),
     "TemporalUNetDecodeVideo": (
         "Decode Video",
@@ -141,6 +154,10 @@ APPLY = "TemporalUNetApplyControlNetResiduals"
 OPTIONAL = {
     "clip_vision", "mask", *(f"{name} of {APPLY}" for name in ("control_net", "image", "vae", "residuals")),
     "vae of TemporalUNetComputeControlNetResiduals",
+    *(f"{name} of TemporalUNetSVDSampler" for name in (  # the inputs that Video Options has taken over, and what it gives
+        "options", "guidance_curve", "guidance_start", "guidance_end", "window_frames", "window_overlap", "closed_loop",
+        "keep_colors",
+    )),
 }
 
 

@@ -4,7 +4,9 @@ import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
 
+from ..model.trained_length import automatic_length
 from .colors import matched_latent
+from .options import VideoOptions, check_overlap
 
 # Samplers that choose their noise levels themselves, three a step ("DPM-Solver", Lu et al. 2022, arXiv 2206.00927).
 OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
@@ -105,6 +107,19 @@ def _given(conditions, image: torch.Tensor, keep_colors: bool):
             model_conds["c_concat"] = old._copy_with(matched_latent(new, old.cond) if keep_colors else new)
         out.append({**condition, "model_conds": model_conds})
     return out
+
+
+def windowed(model, frames: int, options: VideoOptions, node: str):
+    """The model with windows where the clip is longer than one; those of the host's own node stay. Errors name `node`."""
+    if options.window_frames == 0 and "context_handler" in model.model_options:
+        return model
+    length, overlap = options.window_frames or automatic_length(model, frames), options.window_overlap
+    if length >= frames:
+        return model
+    if options.window_frames == 0:
+        overlap = min(overlap, length // 2)
+    check_overlap(node, length, overlap)
+    return with_windows(model, length, overlap, options.closed_loop, options.keep_colors)
 
 
 def with_windows(model, length: int, overlap: int, closed_loop: bool, keep_colors: bool):
