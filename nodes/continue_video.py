@@ -1,8 +1,11 @@
 """Continue Video: prepares a clip that goes on from where another ended."""
 
+import torch
 from comfy_api.latest import io
 
-from .bridge.inputs.image_to_video import NOT_CONNECTED, prepare
+from .bridge.inputs.continuation import clip_size, log_other_rate
+from .bridge.inputs.image_to_video import NOT_CONNECTED, ClipSettings, check_pixels, prepare
+from .bridge.inputs.images import frames_in
 from .bridge.node_names import CONTINUE_VIDEO as NODE
 from .bridge.sampling.colors import matched
 
@@ -18,7 +21,11 @@ class ContinueVideo(io.ComfyNode):
             "then join it on with Join Video.",
             search_aliases=["extend video", "long video", "chain video", "svd continue"],
             inputs=[
-                io.Image.Input("video", tooltip="The video so far; its last frame becomes the first of the next clip."),
+                io.MultiType.Input(
+                    "video", [io.Image, io.Video],
+                    tooltip="The video so far; its last frame becomes the first of the next clip. Sides that are no multiple of "
+                    "8 are stretched down to one; Join Video stretches the clip back.",
+                ),
                 io.Vae.Input("vae", tooltip="The VAE of the SVD checkpoint, or another with SD 1's latent space."),
                 io.Int.Input(
                     "video_frames", default=14, min=2, max=4096,
@@ -35,8 +42,7 @@ class ContinueVideo(io.ComfyNode):
                     "left. 0 to 0.1 is usual.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-                    advanced=True, optional=True,
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, advanced=True, optional=True,
                     tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
                 ),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="The image encoder of the SVD checkpoint."),
@@ -50,6 +56,7 @@ class ContinueVideo(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
                 io.Latent.Output(display_name="latent"),
+                io.Float.Output(display_name="fps"),
             ],
         )
 
@@ -58,9 +65,12 @@ class ContinueVideo(io.ComfyNode):
         cls, video, vae, video_frames, motion_bucket_id, fps, augmentation_level=0.0, seed=0, clip_vision=NOT_CONNECTED,
         keep_colors=True,
     ) -> io.NodeOutput:
-        height, width = (size // 8 * 8 for size in video.shape[1:3])
-        image = matched(video[-1:], video[-1], video[0]) if keep_colors else video[-1:]
-        return io.NodeOutput(*prepare(
-            NODE, image, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, "crop",
-            clip_vision,
-        ))
+        log_other_rate(NODE, video, fps)
+        frames = frames_in(NODE, "video", video)
+        first, last = frames[0], frames[-1:]
+        check_pixels(NODE, "video", torch.cat([first[None], last]) if keep_colors else last)
+        image = matched(last, last[0], first) if keep_colors else last
+        clip = ClipSettings(
+            *clip_size(NODE, frames), video_frames, motion_bucket_id, fps, augmentation_level, seed, resize="stretch",
+        )
+        return io.NodeOutput(*prepare(NODE, image, vae, clip_vision, clip), float(fps))

@@ -3,6 +3,8 @@
 import torch
 from comfy_api.latest import io
 
+from .bridge.inputs.continuation import fitted
+from .bridge.inputs.images import frames_in
 from .bridge.node_names import JOIN_VIDEO as NODE
 from .bridge.sampling.colors import matched
 
@@ -17,8 +19,12 @@ class JoinVideo(io.ComfyNode):
             description="Puts the clip of Continue Video after the video that it goes on from.",
             search_aliases=["extend video", "long video", "concatenate video", "append video"],
             inputs=[
-                io.Image.Input("video", tooltip="The video that the clip goes on from, all frames."),
-                io.Image.Input("continuation", tooltip="The next clip, whose first frame repeats the video's last."),
+                io.MultiType.Input("video", [io.Image, io.Video], tooltip="The video that the clip goes on from, all frames."),
+                io.MultiType.Input(
+                    "continuation", [io.Image, io.Video],
+                    tooltip="The next clip, whose first frame repeats the video's last. Where the video's sides are no multiple "
+                    "of 8, the clip is stretched to them.",
+                ),
                 io.Boolean.Input(
                     "match_colors", default=False, advanced=True, optional=True,
                     tooltip="Shifts colors and contrast of the next clip so that its first frame looks like the video's "
@@ -30,15 +36,8 @@ class JoinVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, video, continuation, match_colors=False) -> io.NodeOutput:
-        if video.shape[1:] != continuation.shape[1:]:
-            raise ValueError(
-                f"{NODE}: the video's frames are {_size(video)}, those of the continuation {_size(continuation)}. "
-                f"Connect the clip that Continue Video made from this video."
-            )
+        frames = frames_in(NODE, "video", video)
+        clip = fitted(NODE, frames_in(NODE, "continuation", continuation), frames)
         if match_colors:
-            continuation = matched(continuation, continuation[0], video[-1])
-        return io.NodeOutput(torch.cat([video, continuation[1:].to(video)]))
-
-
-def _size(images):
-    return f"{images.shape[2]}x{images.shape[1]} with {images.shape[3]} channels"
+            clip = matched(clip, clip[0], frames[-1])
+        return io.NodeOutput(torch.cat([frames, clip[1:].to(frames)]))

@@ -1,8 +1,11 @@
 """SVD Image to Video: an image to the conditioning and the empty latent that Stable Video Diffusion starts from."""
 
+import logging
+
 from comfy_api.latest import io
 
-from .bridge.inputs.image_to_video import NOT_CONNECTED, prepare
+from .bridge.inputs.image_to_video import NOT_CONNECTED, ClipSettings, check_pixels, prepare
+from .bridge.inputs.images import frames_in
 from .bridge.node_names import SVD_IMAGE_TO_VIDEO as NODE
 
 
@@ -19,18 +22,24 @@ class SVDConditioning(io.ComfyNode):
                 "svd conditioning",
             ],
             inputs=[
-                io.Image.Input("init_image", tooltip="The image that becomes the first frame. Of several the first is used."),
+                io.MultiType.Input(
+                    "init_image", [io.Image, io.Video],
+                    tooltip="The image that becomes the first frame. Of several images, or of a video, the first is used; for "
+                    "a clip of each, put Rebatch Images with batch_size 1 between.",
+                ),
                 io.Vae.Input(
                     "vae",
                     tooltip="The VAE of the SVD checkpoint (from ImageOnlyCheckpointLoader), or another with SD 1's latent space.",
                 ),
                 io.Int.Input(
                     "width", default=1024, min=16, max=16384, step=8,
-                    tooltip="Width of the video in pixels, a multiple of 8 (best 64). SVD was trained at 1024 x 576.",
+                    tooltip="Width of the video in pixels (best a multiple of 64), rounded down to a multiple of 8. SVD was "
+                    "trained at 1024 x 576.",
                 ),
                 io.Int.Input(
                     "height", default=576, min=16, max=16384, step=8,
-                    tooltip="Height of the video in pixels, a multiple of 8 (best 64). Far from 576 the motion breaks.",
+                    tooltip="Height of the video in pixels (best a multiple of 64), rounded down to a multiple of 8. Far from "
+                    "576 the motion breaks.",
                 ),
                 io.Int.Input(
                     "video_frames", default=14, min=1, max=4096,
@@ -50,8 +59,7 @@ class SVDConditioning(io.ComfyNode):
                     "loses likeness. 0 to 0.1 is usual.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-                    advanced=True, optional=True,
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, advanced=True, optional=True,
                     tooltip="Seed of the augmentation noise; without augmentation it changes nothing.",
                 ),
                 io.Combo.Input(
@@ -68,6 +76,7 @@ class SVDConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
                 io.Latent.Output(display_name="latent"),
+                io.Float.Output(display_name="fps"),
             ],
         )
 
@@ -76,7 +85,12 @@ class SVDConditioning(io.ComfyNode):
         cls, init_image, vae, width, height, video_frames, motion_bucket_id, fps,
         augmentation_level=0.0, seed=0, resize="crop", clip_vision=NOT_CONNECTED,
     ) -> io.NodeOutput:
-        return io.NodeOutput(*prepare(
-            NODE, init_image, vae, width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, resize,
-            clip_vision,
-        ))
+        images = frames_in(NODE, "init_image", init_image)
+        check_pixels(NODE, "init_image", images[:1])
+        if len(images) > 1:
+            logging.warning(
+                "%s: init_image holds %d images; the first is used. For a clip of each, put Rebatch Images with batch_size 1 "
+                "before it.", NODE, len(images),
+            )
+        clip = ClipSettings(width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, resize)
+        return io.NodeOutput(*prepare(NODE, images[:1], vae, clip_vision, clip), float(fps))

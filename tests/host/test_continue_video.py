@@ -41,14 +41,14 @@ def test_it_keeps_the_colors_of_the_first_frame(node, vae, video):
     assert torch.allclose(ours, plain, atol=1e-3 * float(plain.abs().max()))
 
 
-def test_sizes_that_are_no_multiple_of_8_are_cut(node, vae):
+def test_sizes_that_are_no_multiple_of_8_are_rounded_down(node, vae):
     latent = run_node(node("TemporalUNetContinueVideo"), torch.rand(2, 67, 70, 3), vae, 3, 127, 6)[2]["samples"]
     assert latent.shape == (3, 4, 8, 8)
 
 
 def test_nan_names_the_node(node, vae, video):
     video[-1, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="Continue Video: init_image holds NaN"):
+    with pytest.raises(ValueError, match="Continue Video: video holds NaN"):
         run_node(node("TemporalUNetContinueVideo"), video, vae, 6, 127, 6)
 
 
@@ -82,6 +82,6 @@ def test_a_flat_frame_does_not_blow_up_contrast(node, video):
 
 
 def test_another_size_is_refused(node, video):
-    found = "Join Video: the video's frames are 72x64 with 3 channels, those of the continuation 64x64"
+    found = "Join Video: the video's frames are 72x64, those of the continuation 64x64, expected the same"
     with pytest.raises(ValueError, match=found):
         run_node(node("TemporalUNetJoinVideo"), video, torch.rand(2, 64, 64, 3))

@@ -111,10 +111,6 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
         svd_with(SAMPLER, {"probe": node("ProbeLatent")}, latent_image=["probe", 0]), SAMPLER,
         ["SVD Temporal UNet Sampler: latent_image", "0 frames", "at least 1"],
     ),
-    "width not divisible by 8": (
-        svd_with(CONDITIONING, width=1020), CONDITIONING,
-        ["SVD Image to Video: width 1020", "multiple of 8", "1016 or 1024"],
-    ),
     "SD1 model in the SVD sampler": (
         unet(SD15), SAMPLER,
         ["SVD Temporal UNet Sampler", "Stable Diffusion 1|SD ?1", "expected .*Stable Video Diffusion", "KSampler"],

@@ -17,7 +17,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
     "TemporalUNetSVDConditioning": (
         "SVD Image to Video",
         {
-            "init_image": ("IMAGE", {}),
+            "init_image": ("IMAGE,VIDEO", {}),
             "vae": ("VAE", {}),
             "width": ("INT", {"default": 1024, "step": 8}),
             "height": ("INT", {"default": 576, "step": 8}),
@@ -29,7 +29,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "resize": ("COMBO", {"default": "crop", "options": ["crop", "pad", "stretch"]}),
             "clip_vision": ("CLIP_VISION", {}),
         },
-        [("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent")],
+        [("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent"), ("FLOAT", "fps")],
     ),
     "TemporalUNetSVDSampler": (
         "SVD Temporal UNet Sampler",
@@ -82,7 +82,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
     "TemporalUNetContinueVideo": (
         "Continue Video",
         {
-            "video": ("IMAGE", {}),
+            "video": ("IMAGE,VIDEO", {}),
             "vae": ("VAE", {}),
             "video_frames": ("INT", {"default": 14, "min": 2, "max": 4096}),
             "motion_bucket_id": ("INT", {"default": 127, "min": 1, "max": 1023}),
@@ -92,13 +92,13 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "clip_vision": ("CLIP_VISION", {}),
             "keep_colors": ("BOOLEAN", {"default": True, "advanced": True}),
         },
-        [("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent")],
+        [("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent"), ("FLOAT", "fps")],
     ),
     "TemporalUNetJoinVideo": (
         "Join Video",
         {
-            "video": ("IMAGE", {}),
-            "continuation": ("IMAGE", {}),
+            "video": ("IMAGE,VIDEO", {}),
+            "continuation": ("IMAGE,VIDEO", {}),
             "match_colors": ("BOOLEAN", {"default": False, "advanced": True}),
         },
         [("IMAGE", "video")],

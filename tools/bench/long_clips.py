@@ -99,7 +99,7 @@ def chain(studio, of: world.World, seed: int, steps: int, guidance: str, keep_co
         video = clip if video is None else node("TemporalUNetJoinVideo").execute(video, clip).result[0]
         positive, negative, latent = node("TemporalUNetContinueVideo").execute(
             video, studio.vae, world.FRAMES, of.motion_bucket_id, of.fps, keep_colors=keep_colors
-        ).result
+        ).result[:3]
     return video.numpy()
 
 

@@ -59,7 +59,7 @@ class Studio:
         image = torch.from_numpy(world.render(of, 1).frames)
         return node("TemporalUNetSVDConditioning").execute(
             image, self.vae, world.SIZE, world.SIZE, frames, of.motion_bucket_id, of.fps, augmentation_level
-        ).result
+        ).result[:3]
 
     def decode(self, latent) -> np.ndarray:
         return node("VAEDecode")().decode(self.vae, latent)[0].float().numpy()

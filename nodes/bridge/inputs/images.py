@@ -1,21 +1,30 @@
-"""Control images and masks, from the shapes that nodes get to the one that controls take."""
+"""Frames and masks, from what nodes get to the shapes that are computed with."""
+
+import logging
 
 import torch
+from comfy_api.latest import Input
 
 
-def control_images(node: str, image: torch.Tensor) -> torch.Tensor:
-    """An IMAGE [n, h, w, c] of one (gray), three or four channels (alpha is left out) as [n, 3, h, w].
+def frames_in(node: str, name: str, value: torch.Tensor | Input.Video) -> torch.Tensor:
+    """The frames of a VIDEO or of an IMAGE [n, h, w, c] of one (gray), three or four channels (alpha is left out): [n, h, w, 3].
 
-    Raises ValueError, which names the node, where it holds none.
+    Raises ValueError, which names node and input, where it holds none.
     """
-    if image.ndim != 4 or 0 in image.shape or image.shape[-1] not in (1, 3, 4):
+    images = value.get_components().images if isinstance(value, Input.Video) else value
+    if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
-            f"{node}: image has shape {list(image.shape)}, expected [images, height, width, 3] with at least one image. Connect "
-            f"a node that gives images."
+            f"{node}: {name} has shape {list(images.shape)}, expected [images, height, width, 3] with at least one image. "
+            f"Connect a node that gives images or a video."
         )
-    if image.shape[-1] == 1:
-        image = image.expand(-1, -1, -1, 3)
-    return image[..., :3].movedim(-1, 1)
+    if images.shape[-1] == 1:
+        images = images.expand(-1, -1, -1, 3)
+    return images[..., :3]
+
+
+def control_images(node: str, image: torch.Tensor | Input.Video) -> torch.Tensor:
+    """An IMAGE or VIDEO as [n, 3, h, w]. Raises ValueError, which names the node, where it holds no image."""
+    return frames_in(node, "image", image).movedim(-1, 1)
 
 
 def control_masks(node: str, mask: torch.Tensor) -> torch.Tensor:
@@ -29,3 +38,9 @@ def control_masks(node: str, mask: torch.Tensor) -> torch.Tensor:
             f"that gives masks, or none."
         )
     return mask.reshape(-1, *mask.shape[-2:])
+
+
+def log_surplus(node: str, what: str, count: int, total: int) -> None:
+    """A line in the log where there are more of `what` (control images, masks, …) than the clip's `total` frames."""
+    if count > total:
+        logging.warning("%s: found %d %s for %d frames; the first %d are used.", node, count, what, total, total)
