@@ -31,3 +31,8 @@ export function language() {
 export function t(key, values = {}, otherwise = key) {
   return wordsOf(catalogs, language(), key, values, otherwise)
 }
+
+/** The text of a key in every language, filled in. */
+export function versions(key, values = {}) {
+  return Object.keys(catalogs).map((language) => wordsOf(catalogs, language, key, values, key))
+}
