@@ -28,10 +28,10 @@ class ApplyControlNetResiduals(io.ComfyNode):
                     "control_net", optional=True,
                     tooltip="A ControlNet or T2I-Adapter of the model's own family, with image. Empty where residuals are given.",
                 ),
-                io.Image.Input(
-                    "image", optional=True,
-                    tooltip="The control images: one for all frames, or one per frame. Of fewer the last one stays for the rest "
-                    "of the clip; more are an error.",
+                io.MultiType.Input(
+                    "image", [io.Image, io.Video], optional=True,
+                    tooltip="The control images: one for all frames, or one per frame, such as a video. Of fewer the last one "
+                    "stays for the rest of the clip; of more the first are used.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=10.0, step=0.01,
@@ -53,7 +53,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
                 io.Mask.Input(
                     "mask", optional=True,
                     tooltip="Where the control acts: 1 fully, 0 not at all; stretched over the image. One, or one per frame "
-                    "(of fewer the last one stays).",
+                    "(of fewer the last one stays, of more the first are used).",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Only for ControlNets that take their image as a latent."),
                 Residuals.Input(

@@ -25,8 +25,10 @@ class ComputeControlNetResiduals(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that will be controlled: its noise levels and latent are used."),
                 io.Conditioning.Input("positive", tooltip="The prompt, or for video the image, that the ControlNet sees."),
                 io.ControlNet.Input("control_net", tooltip="A ControlNet of the model's own family; no T2I-Adapter."),
-                io.Image.Input(
-                    "image", tooltip="The control images: one for all frames, or one per frame; of fewer the last one stays.",
+                io.MultiType.Input(
+                    "image", [io.Image, io.Video],
+                    tooltip="The control images: one for all frames, or one per frame, such as a video. Of fewer the last one "
+                    "stays; of more the first are used.",
                 ),
                 io.Latent.Input(
                     "latent_image", tooltip="The latent that will be sampled: its size, frames and what lies under the noise.",
@@ -37,8 +39,7 @@ class ComputeControlNetResiduals(io.ComfyNode):
                     "none. Up to about 0.4 the residuals serve all steps.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True,
-                    optional=True,
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, advanced=True, optional=True,
                     tooltip="Seed of the noise that is added to the latent. It changes the residuals little.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Only for ControlNets that take their image as a latent."),

@@ -1,15 +1,26 @@
 // Workflows saved by older versions of the pack. Nothing here knows the page.
 
-const WINDOW_NOISE = 15 // index of its value: it stood before keep_colors, the last one
-const CHOICES = ['independent', 'shuffled'] // of window_noise; keep_colors is true or false
+const CONTROL = ['fixed', 'increment', 'decrement', 'randomize'] // of a seed's "control after generate"
 
-/** A saved SVD Temporal UNet Sampler without the input window_noise, which it had until version 0.1.1. A link to it stays. */
-export function withoutWindowNoise(saved) {
-  const { widgets_values: values, inputs } = saved
-  if (!Array.isArray(values) || !CHOICES.includes(values[WINDOW_NOISE])) return saved
+/** What versions up to 0.1.1 also saved among a node's values: its index, what it may be, and the input that it belonged to. */
+const GONE = {
+  TemporalUNetSVDSampler: { index: 15, values: ['independent', 'shuffled'], input: 'window_noise' },
+  TemporalUNetSVDConditioning: { index: 7, values: CONTROL },
+  TemporalUNetContinueVideo: { index: 5, values: CONTROL },
+  TemporalUNetComputeControlNetResiduals: { index: 2, values: CONTROL }
+}
+
+/** Whether older versions saved nodes of this type with a value that is gone. */
+export const hasChanged = (type) => type in GONE
+
+/** A saved node of this type without the value that is gone. A link to the input that it belonged to stays. */
+export function withoutGone(type, saved) {
+  const { index, values, input } = GONE[type]
+  const { widgets_values: found, inputs } = saved
+  if (!Array.isArray(found) || !values.includes(found[index])) return saved
   return {
     ...saved,
-    widgets_values: values.toSpliced(WINDOW_NOISE, 1),
-    inputs: inputs?.filter(({ name, link }) => name !== 'window_noise' || link != null)
+    widgets_values: found.toSpliced(index, 1),
+    inputs: inputs?.filter(({ name, link }) => name !== input || link != null)
   }
 }
