@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """Set up, run, test and try the pack with a real ComfyUI: `python dev.py run`, `python dev.py test`, `python dev.py --help`.
 
-This file holds the commands. In `tools/`, environments.py makes environments and hosts, server.py runs a host, rooms.py runs
-tests, processes.py whatever else, and renew_locks.py renews the lock files that environments are made from.
-Only the standard library is used.
+This file holds the commands. In `tools/`, environments.py makes environments and hosts, server.py runs a host, animate.py and
+progress.py make a video on it, rooms.py runs tests, processes.py whatever else, and renew_locks.py renews the lock files that
+environments are made from. Only the standard library is used.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools import animate
 from tools.environments import (
     ARCHIVES,
     LOCKS,
@@ -38,7 +38,7 @@ from tools.environments import (
 from tools.processes import run_tool
 from tools.renew_locks import renew
 from tools.rooms import NodeRoom, Room, side_by_side
-from tools.server import Server, ServerError, failure, link_file
+from tools.server import Server, ServerError, link_file
 
 ROOT = Path(__file__).resolve().parent
 TOOLS = ROOT / "tools"
@@ -51,17 +51,6 @@ MAKERS = {
     "icon": "assets.make_icon",
 }
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
-OPTION_INPUTS = {  # command-line option -> (class_type, input name) pairs in the workflows
-    "width": [("TemporalUNetSVDConditioning", "width")],
-    "height": [("TemporalUNetSVDConditioning", "height")],
-    "frames": [("TemporalUNetSVDConditioning", "video_frames")],
-    "steps": [("TemporalUNetSVDSampler", "steps")],
-    "fps": [("TemporalUNetSVDConditioning", "fps"), ("CreateVideo", "fps")],
-    "motion_bucket_id": [("TemporalUNetSVDConditioning", "motion_bucket_id")],
-    "max_cfg": [("TemporalUNetSVDSampler", "max_cfg")],
-    "seed": [("TemporalUNetSVDConditioning", "seed"), ("TemporalUNetSVDSampler", "seed")],
-}
-VIDEO_SUFFIXES = (".mp4", ".webm", ".webp")
 
 
 def host_for(args: argparse.Namespace) -> Host:
@@ -104,72 +93,22 @@ def link_models(models: Path, base: Path) -> None:
         link_file(file, base / "models" / file.relative_to(models))
 
 
-def set_input(workflow: dict, class_type: str, name: str, value) -> None:
-    nodes = [node for node in workflow.values() if node["class_type"] == class_type]
-    if not nodes:
-        found = ", ".join(sorted(node["class_type"] for node in workflow.values()))
-        raise DevError(f"The workflow has no {class_type} node to set `{name}` on, only {found}: add one to it.")
-    for node in nodes:
-        node["inputs"][name] = value
-
-
-def prepared_workflow(args: argparse.Namespace, host: Host, base: Path) -> dict:
-    """The API-mode workflow for `run`, with its photo and models laid into the base directory."""
-    kind = "svd_checkpoint_image_to_video" if args.svd else "miniature_image_to_video"
-    workflow = json.loads((ROOT / "example_workflows" / "api" / f"{kind}.json").read_text(encoding="utf-8"))
-    if args.svd:
-        photo, settings = host.folder / "input" / "example.png", {}
-        link_file(args.svd, base / "models" / "checkpoints" / args.svd.name)
-        set_input(workflow, "TemporalUNetLoader", "unet_name", f"checkpoints/{args.svd.name}")
-        set_input(workflow, "ImageOnlyCheckpointLoader", "ckpt_name", args.svd.name)
-    else:
-        demo = demo_models(host)
-        photo, settings = demo / "first_frame.png", json.loads((demo / "world.json").read_text(encoding="utf-8"))
-        link_models(demo, base)
-        set_input(workflow, "TemporalUNetLoader", "unet_name", "miniature_svd.safetensors")
-        set_input(workflow, "VAELoader", "vae_name", "miniature_vae.safetensors")
-    photo = args.image or photo
-    (base / "input").mkdir()
-    shutil.copy(photo, base / "input" / photo.name)
-    set_input(workflow, "LoadImage", "image", photo.name)
-    for option, places in OPTION_INPUTS.items():
-        value = settings.get(option) if getattr(args, option) is None else getattr(args, option)
-        for class_type, name in places if value is not None else ():
-            set_input(workflow, class_type, name, value)
-    return workflow
-
-
-def best_output(entry: dict, base: Path) -> Path:
-    """The saved file in a history entry, a video before a picture; hosts list them under different names."""
-    files = [base / item["type"] / item["subfolder"] / item["filename"]
-             for output in entry["outputs"].values() for items in output.values() if isinstance(items, list)
-             for item in items if isinstance(item, dict) and "filename" in item]
-    if not files:
-        raise DevError(f"The workflow ended without saving a file; its outputs are {entry['outputs']}.")
-    return min(files, key=lambda file: (file.parent.name == "temp", file.suffix not in VIDEO_SUFFIXES))
-
-
 def command_run(args: argparse.Namespace) -> None:
-    for path in filter(None, (args.image, args.svd)):
-        if not path.is_file():
-            raise DevError(f"{path} is not a file: name one that exists.")
     host = host_for(args)
+    image = args.image or (host.folder / "input" / "example.png" if args.svd else demo_models(host) / "first_frame.png")
+    if not args.svd:
+        say("Without --svd the miniature makes the video: a small model that comes with this pack, to see that all works.")
+    if args.image and not args.svd:
+        say(f"Warning: it knows nothing but its own small world of drawn shapes, so {args.image} will not come to life. For photos "
+            "name a real svd.safetensors with --svd.")
     with tempfile.TemporaryDirectory(prefix=f"{PACK}-") as scratch:
         base = Path(scratch)
-        workflow = prepared_workflow(args, host, base)
+        animate.lay_out(host, base, image, args.svd)
+        prompt = animate.prepared_prompt(args.svd and args.svd.name, {name: getattr(args, name) for name in animate.OPTIONS})
+        say(f"Starting ComfyUI; its log: {base / 'server.log'}")
         with Server(host.folder, host.python, base) as server:
-            say(f"ComfyUI is working; its log: {server.log_file}")
-            entry = server.wait(server.queue(workflow), timeout=float("inf"))
-        if failure(entry):
-            raise ServerError(f"The workflow failed: {failure(entry)}")
-        made = best_output(entry, base)
-        args.out.mkdir(parents=True, exist_ok=True)
-        names = (f"{made.stem}{n or ''}{made.suffix}" for n in range(10**6))
-        video = next(path for path in (args.out.absolute() / name for name in names) if not path.exists())
-        shutil.copy(made, video)
-    if not args.svd:
-        say("Made by the miniature that is trained in tools/miniature and knows only its own small world: "
-            "for other pictures name a real svd.safetensors with --svd.")
+            made = animate.run_prompt(server, prompt)
+        video = animate.copy_under_a_free_name(made, args.out)
     say(str(video))
 
 
@@ -259,12 +198,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
     command("setup", command_setup, "Make the environments and hosts, nothing else.")
     run = command("run", command_run, "Animate a photo, headless; the last line names the video.")
-    run.add_argument("--image", type=Path, metavar="PATH", help="the photo (default: a picture of the miniature's world)")
-    run.add_argument("--svd", type=Path, metavar="PATH",
-                     help="svd.safetensors, the full checkpoint (default: the trained miniature)")
+    run.add_argument("--image", type=animate.existing_file, metavar="PATH",
+                     help="the photo (default: ComfyUI's example image, or without --svd a drawing of the miniature's world)")
+    run.add_argument("--svd", type=animate.existing_file, metavar="PATH",
+                     help="svd.safetensors or svd_xt.safetensors, the full checkpoint (default: the miniature, a small model that "
+                     "comes with the pack and knows nothing but its own world)")
     run.add_argument("--out", type=Path, metavar="DIR", default=Path("output"), help="where the video goes (default: ./output)")
-    for option in OPTION_INPUTS:
-        run.add_argument(f"--{option.replace('_', '-')}", type=float if option == "max_cfg" else int, metavar="N")
+    for name, option in animate.OPTIONS.items():
+        run.add_argument(f"--{name.replace('_', '-')}", type=option.parse, metavar="N", help=option.help())
     test = command("test", command_test, "Run all tests; arguments after -- go to pytest.")
     test.add_argument("--quick", action="store_true", help="the newest ComfyUI alone, without the tests marked slow")
     serve = command("serve", command_serve, "Start the editor with the pack installed.")

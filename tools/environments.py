@@ -131,7 +131,8 @@ def site_packages(python: Path) -> str:
 
 
 def pip(python: Path, *args, **environment: str) -> None:
-    command = [python, "-m", "pip", *args, "-qq", "--no-input", "--disable-pip-version-check"]
+    quiet = [] if sys.stdout.isatty() else ["-qq"]  # whoever watches sees how far a long download is
+    command = [python, "-m", "pip", *args, *quiet, "--no-input", "--disable-pip-version-check"]
     if subprocess.run(command, env={**os.environ, **environment}).returncode:
         raise DevError(f"pip could not finish `pip {' '.join(map(str, args))}`: see its message above, then run this again.")
 

@@ -8,6 +8,7 @@ import pytest
 
 import dev
 from support.prompts import image_model, node, with_control
+from tools.server import failure
 
 UNET = "untrained_sd15.safetensors"
 
@@ -78,7 +79,7 @@ def test_a_node_that_the_host_refused_does_not_hold_up_the_others(server, pipe, 
     """The host drops the output but asks all nodes of the prompt whether they have changed."""
     text = f"next to {name}"
     entry = server.wait(server.queue(loaded(name) | said(text)), 30)
-    assert dev.failure(entry) is None and entry["outputs"]["say"]["text"] == [text]
+    assert failure(entry) is None and entry["outputs"]["say"]["text"] == [text]
 
 
 @pytest.mark.slow
@@ -92,7 +93,7 @@ def test_an_interrupt_ends_a_look_at_a_large_file(server):
             time.sleep(0.02)
         time.sleep(0.3)  # the host forgets an interrupt that comes before a run begins
         server.interrupt()
-        assert dev.failure(server.wait(prompt_id, 20)).startswith("interrupted at")
+        assert failure(server.wait(prompt_id, 20)).startswith("interrupted at")
     finally:
         path.unlink()
     server.run(said("and the next runs"))

@@ -1,5 +1,6 @@
 """`dev.py run` as a user calls it: a photo in, a video file out, its place in the last line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,19 +30,24 @@ def checkpoint(host, tmp_path):
     made.unlink()  # 4.3 GB
 
 
-def run(host, out, *options):
-    """The frames [t, h, w, 3] of the video that the command says it made, 0 to 255."""
+def called(host, out, *options):
+    """`dev.py run` as a process that has ended."""
     command = [sys.executable, dev.ROOT / "dev.py", "run", "--comfyui", host.folder, "--python", sys.executable, "--out", out]
-    done = subprocess.run([str(part) for part in [*command, *options]], capture_output=True, text=True, timeout=600)
+    return subprocess.run([str(part) for part in [*command, *options]], capture_output=True, text=True, timeout=600)
+
+
+def run(host, out, *options):
+    """The frames [t, h, w, 3] of the video that the command says it made, 0 to 255, and what else it said."""
+    done = called(host, out, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     path = Path(done.stdout.splitlines()[-1])
     assert path.parent == out
     with av.open(path) as video:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(float)
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(float), done.stdout
 
 
 def test_run_shows_the_sprite_fly_where_it_truly_does(host, tmp_path):
-    video = run(host, tmp_path / "out")
+    video, _ = run(host, tmp_path / "out")
     truth = np.asarray(Image.open(dev.demo_models(host) / "true.png").convert("RGB")).astype(float)
     truth = np.stack(np.split(truth, len(video), axis=1))
     assert video.shape == truth.shape == (8, 128, 128, 3)
@@ -49,11 +55,27 @@ def test_run_shows_the_sprite_fly_where_it_truly_does(host, tmp_path):
     assert off < still / 2  # 3 dB, after the loss of the video codec
 
 
-def test_run_takes_a_photo_of_the_users(host, tmp_path):
-    photo = tmp_path / "mine.png"
-    Image.new("RGB", (300, 200), "teal").save(photo)
-    assert run(host, tmp_path / "out", "--image", photo, *SMALL).shape == (3, 64, 128, 3)
+def test_run_takes_a_photo_by_its_content_warns_of_the_miniature_before_it_starts_and_shows_the_steps(host, tmp_path):
+    photo = tmp_path / "mine.dat"
+    Image.new("RGB", (300, 200), "teal").save(photo, "PNG")
+    video, said = run(host, tmp_path / "out", "--image", photo, *SMALL)
+    assert video.shape == (3, 64, 128, 3)
+    shown = r"will not come to life.*Starting ComfyUI.*Load Checkpoint\n.*Sampler: step 1 of 1 in \d+ s\n.*Save Video\n"
+    assert re.search(shown, said, re.DOTALL)
+
+
+@pytest.mark.parametrize("option, content, expected", [
+    ("--image", b"no image", "no image that can be read"),
+    ("--svd", b"# Notes\nSVD is a model that makes videos.\n" * 50, "the full checkpoint of Stable Video Diffusion"),
+])
+def test_run_names_a_file_that_it_cannot_use_before_a_server_starts(host, tmp_path, option, content, expected):
+    file = tmp_path / "mine.png"
+    file.write_bytes(content)
+    done = called(host, tmp_path / "out", option, file)
+    assert done.returncode == 1 and file.name in done.stderr and expected in done.stderr
+    assert "Starting" not in done.stdout and "Traceback" not in done.stderr
 
 
 def test_run_takes_a_real_svd_checkpoint_with_its_image_encoder(host, checkpoint, tmp_path):
-    assert run(host, tmp_path / "out", "--svd", checkpoint, *SMALL).shape == (3, 64, 128, 3)
+    video, _ = run(host, tmp_path / "out", "--svd", checkpoint, *SMALL)
+    assert video.shape == (3, 64, 128, 3)

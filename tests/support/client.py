@@ -13,6 +13,7 @@ import psutil
 from PIL import Image
 
 import dev
+from tools.server import failure
 
 PROMPT_TIMEOUT = 300  # seconds; a prompt takes a few, but the machine may be busy
 LARGE = ("--text-encoders", "--svd-checkpoint")  # options of tools/untrained.py: what the host takes at full size only
@@ -25,7 +26,7 @@ class Comfy(dev.Server):
     def run(self, prompt: dict, client_id: str | None = None) -> dict:
         """The history entry of a prompt that must succeed."""
         entry = self.wait(self.queue(prompt, client_id), PROMPT_TIMEOUT)
-        assert dev.failure(entry) is None, dev.failure(entry)
+        assert failure(entry) is None, failure(entry)
         return entry
 
     def fault(self, prompt: dict) -> dict:
