@@ -6,7 +6,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..unet import open_checkpoint
 from .bridge.info.describe import describe
 from .bridge.info.model_files import WEIGHT_DTYPES, checkpoint_names, checkpoint_path
-from .bridge.model.checkpoint_parts import lacking, load_parts
+from .bridge.model.checkpoint_parts import lacking, load_parts, parts_in
 from .bridge.model.unet_loader import load_checkpoint
 from .bridge.node_names import LOAD_CHECKPOINT
 
@@ -41,7 +41,7 @@ class LoadCheckpoint(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="The text encoder; video models have none."),
                 io.Vae.Output(display_name="vae"),
                 io.ClipVision.Output(display_name="clip_vision", tooltip="The image encoder, which video checkpoints bring."),
-                io.String.Output(display_name="info", tooltip="Family, parameters, dtype, file and memory, as text."),
+                io.String.Output(display_name="info", tooltip="Family, parameters, dtype, file, memory and parts, as text."),
             ],
         )
 
@@ -51,4 +51,4 @@ class LoadCheckpoint(io.ComfyNode):
         parts = load_parts(checkpoint)  # first: with --disable-mmap the host reads the whole file for it
         model = load_checkpoint(checkpoint, WEIGHT_DTYPES[weight_dtype])
         outputs = [ExecutionBlocker(lacking(checkpoint, name)) if part is None else part for name, part in vars(parts).items()]
-        return io.NodeOutput(model, *outputs, describe(checkpoint, model))
+        return io.NodeOutput(model, *outputs, describe(checkpoint, model, parts_in(checkpoint)))

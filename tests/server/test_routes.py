@@ -10,13 +10,14 @@ import time
 import urllib.error
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 
 from support.families import FULL, PREFIX
 from support.prompts import changed, node, svd
 from unet import UNetModel
 
-UNET, CONTROLNET = "/temporal_unet/unet_info", "/temporal_unet/controlnet_info"
+CHECKPOINT, UNET, CONTROLNET = (f"/temporal_unet/{kind}_info" for kind in ("checkpoint", "unet", "controlnet"))
 BAD = ("truncated", "web_page", "lora", "vae", "missing_key", "misshaped_key")
 CONTROL = "untrained_sd15_controlnet.safetensors"
 
@@ -31,27 +32,63 @@ def status(server, route, **query):
     return refusal.value.code
 
 
-@pytest.mark.parametrize("name, dtype", [
-    ("untrained_svd.safetensors", "default"), ("untrained_svd.safetensors", "fp8_e4m3fn"), ("untrained_sdxl.safetensors", "fp16"),
-    ("checkpoints/untrained_svd_checkpoint.safetensors", "default"),
+def texts(answer):
+    return [line["text"] for line in answer["lines"]]
+
+
+@pytest.mark.parametrize("route, name, dtype, family", [
+    (UNET, "untrained_svd.safetensors", "default", "svd"), (UNET, "untrained_svd.safetensors", "fp8_e4m3fn", "svd"),
+    (UNET, "untrained_sdxl.safetensors", "fp16", "sdxl"),
+    (UNET, "checkpoints/untrained_svd_checkpoint.safetensors", "default", "svd"),
+    (CHECKPOINT, "untrained_sd15.safetensors", "default", "sd1"), (CHECKPOINT, "miniature_svd.safetensors", "default", "svd"),
 ])
-def test_a_unet_is_described_as_by_its_info_output(server, name, dtype):
-    loader = node("TemporalUNetLoader", unet_name=name, weight_dtype=dtype)
-    entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
-    answer = ask(server, UNET, name=name, weight_dtype=dtype)
-    lines, expected = answer["lines"], entry["outputs"]["2"]["text"][0].split("\n")
-    assert len(lines) == 4 and ("clip" in answer) == ("svd" in name)
+def test_a_model_is_described_as_by_its_info_output(server, route, name, dtype, family):
+    if route == UNET:
+        loader, info = node("TemporalUNetLoader", unet_name=name, weight_dtype=dtype), 1
+    else:
+        loader, info = node("TemporalUNetCheckpointLoader", ckpt_name=name, weight_dtype=dtype), 4
+    entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", info])})
+    answer = ask(server, route, name=name, weight_dtype=dtype)
+    lines, expected = texts(answer), entry["outputs"]["2"]["text"][0].split("\n")
+    assert ("clip" in answer) == ("svd" in name) and answer["family"] == family and answer["family_title"] == lines[0]
     megabytes = [float(found[3].removesuffix(" MiB in memory").replace(",", "")) for found in (lines, expected)]
     assert megabytes[0] == pytest.approx(megabytes[1], abs=0.11)  # a MODEL holds its noise schedule too
     del lines[3], expected[3]
     assert lines == expected
 
 
+@pytest.mark.parametrize("name, expected", [
+    ("untrained_svd_checkpoint.safetensors", ["with VAE", "with image encoder"]),
+    ("miniature_svd.safetensors", ["with VAE", "no image encoder in the file: connect Load CLIP Vision"]),
+    ("untrained_sd15.safetensors", ["no text encoder in the file: connect Load CLIP", "no VAE in the file: connect Load VAE"]),
+])
+def test_the_parts_of_a_checkpoint_are_listed(server, name, expected):
+    assert texts(ask(server, CHECKPOINT, name=name))[4:] == expected
+
+
+def test_a_line_comes_as_a_template_with_its_values(server):
+    """The browser writes it in the editor's language; `text` is English."""
+    answer = ask(server, UNET, name="untrained_svd.safetensors", weight_dtype="fp16")
+    family, parameters, file, memory = answer["lines"]
+    size = (server.base / "models" / "diffusion_models" / "untrained_svd.safetensors").stat().st_size
+    assert family == {"key": "family", "values": {"family": "Stable Video Diffusion"}, "text": "Stable Video Diffusion"}
+    assert parameters["key"] == "parametersComputed" and set(parameters["values"]) == {"count", "dtype", "compute"}
+    assert file["values"] == {"file": "untrained_svd.safetensors", "size": {"bytes": size}}
+    assert memory["text"] == f"{memory['values']['memory']['bytes'] / 2**20:,.1f} MiB in memory"
+    if server.get("/system_stats")["devices"][0]["type"] == "cpu":
+        assert answer["device_bytes"] == psutil.virtual_memory().total
+
+
 def test_a_controlnet_is_described_as_by_its_info_output(server):
     loader = node("TemporalUNetControlNetLoader", control_net_name=CONTROL)
     entry = server.run({"1": loader, "2": node("PreviewAny", source=["1", 1])})
-    reported, expected = ask(server, CONTROLNET, name=CONTROL)["lines"], entry["outputs"]["2"]["text"][0].split("\n")
-    assert reported == expected
+    answer, expected = ask(server, CONTROLNET, name=CONTROL), entry["outputs"]["2"]["text"][0].split("\n")
+    assert texts(answer) == expected
+    assert {"sd1", "sd1_inpaint"} <= set(answer["families"]) and not {"sd2", "sdxl", "svd"} & set(answer["families"])
+
+
+def test_the_controlnet_of_the_miniature_is_for_video_models(server):
+    assert ask(server, CONTROLNET, name="miniature_svd_controlnet_path.safetensors")["families"] == ["svd", "sv3d_u", "sv3d_p"]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -68,7 +105,7 @@ def test_a_bad_controlnet_is_reported_with_the_text_of_the_error(server, name):
     assert ask(server, CONTROLNET, name=name) == {"error": message}
 
 
-@pytest.mark.parametrize("route", [UNET, CONTROLNET])
+@pytest.mark.parametrize("route", [CHECKPOINT, UNET, CONTROLNET])
 @pytest.mark.parametrize("name", [
     "", "no_such.safetensors", "../vae/untrained_vae.safetensors", "checkpoints/../vae/untrained_vae.safetensors", "/etc/passwd",
     "..\\vae\\untrained_vae.safetensors", "untrained_svd.safetensors\0", "untrained_vae.safetensors",
@@ -103,10 +140,10 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
     write_hollow(path)
     try:
         begun = time.monotonic()
-        lines = ask(server, UNET, name=path.name, weight_dtype="fp16")["lines"]
+        lines = texts(ask(server, UNET, name=path.name, weight_dtype="fp16"))
         assert time.monotonic() - begun < 10  # 0.2 s; the machine may be busy
         assert lines[:2] == ["Stable Video Diffusion", "1,524.6 M parameters, float16, computed in float32"]
-        assert lines[3] == "2,908.0 MiB in memory"
+        assert lines[3] == "2.8 GiB in memory"
         short, long, wide, windowed = (
             ask(server, UNET, name=path.name, weight_dtype="fp16", **clip)["clip"]
             for clip in ({}, {"frames": 25}, {"width": 2048, "height": 1152}, {"frames": 1000})

@@ -2,9 +2,10 @@
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.supported_models
 import comfy.t2i_adapter.adapter
 
-from ....unet import Levels
+from ....unet import FAMILIES, Levels
 
 CONTEXT_WIDTHS: dict[int | None, str] = {
     768: "Stable Diffusion 1", 1024: "Stable Diffusion 2 or SVD", 1280: "SDXL refiner", 2048: "SDXL",
@@ -23,7 +24,7 @@ def check_family(control, model) -> None:
     kind = _other_kind(control, model.model_config.unet_config)
     if kind is not None:
         raise WrongModelError(
-            f"this ControlNet is {kind}, the model is {family(model)}. Load a ControlNet that was trained for this model."
+            f"this ControlNet is {kind}, the model is {family_name(model)}. Load a ControlNet that was trained for this model."
         )
     if type(control) is comfy.controlnet.ControlNet and isinstance(control.control_model, comfy.cldm.cldm.ControlNet):
         net = control.control_model
@@ -34,8 +35,8 @@ def check_video(model, kind: str) -> None:
     """Raises WrongModelError where the BaseModel `model` is none of video; `kind` of control is made for such alone."""
     if not model.model_config.unet_config.get("use_temporal_attention"):
         raise WrongModelError(
-            f"this {kind} is for Stable Video Diffusion, the model is {family(model)}. Load an SVD model, or a ControlNet that "
-            f"was trained for this one."
+            f"this {kind} is for Stable Video Diffusion, the model is {family_name(model)}. Load an SVD model, or a ControlNet "
+            f"that was trained for this one."
         )
 
 
@@ -59,9 +60,10 @@ def _describe(levels):
     return f"channels {levels.level_channels} in {list(levels.num_res_blocks)} blocks"
 
 
-def family(model) -> str:
-    """What a BaseModel is, with the host's name of its class."""
-    return f"{family_name(model)} ({type(model).__name__})"
+def families_of(context_width: int | None) -> list[str]:
+    """The names in `unet.FAMILIES` of the models that attend to a context of this width; none where it is None."""
+    configs = {family.name: getattr(comfy.supported_models, family.host).unet_config for family in FAMILIES}
+    return [name for name, config in configs.items() if config.get("context_dim", 1024) == context_width]  # LotusD names no width
 
 
 def family_name(model) -> str:

@@ -7,9 +7,9 @@ import torch
 
 from ....unet import ControlResiduals, residual_shapes
 from ..node_names import APPLY_RESIDUALS as NODE
-from .frame_weights import indices_for
+from .frame_weights import indices_for, log_surplus
 from .own_control import OwnControl
-from .pairing import family, family_name, levels_of
+from .pairing import family_name, levels_of
 
 
 def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlResiduals:
@@ -35,7 +35,7 @@ def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlRes
 
 
 class StoredControl(OwnControl):
-    """One use of `residuals`, which are only read. Their frames are those of the clip; a single one serves all.
+    """One use of `residuals`, which are only read. Their frames are those of the clip, the first of more; a single one serves all.
 
     It stands inside a FrameControl, which weighs its residuals.
     """
@@ -59,8 +59,8 @@ class StoredControl(OwnControl):
         made_for = self.residuals.about.get("family")
         if made_for not in (None, family_name(model)):
             raise ValueError(
-                f"{NODE}: the residuals were made for {made_for}, the model is {family(model)}. Compute them with this model, or "
-                f"load the one that they were made for."
+                f"{NODE}: the residuals were made for {made_for}, the model is {family_name(model)}. Compute them with this model, "
+                f"or load the one that they were made for."
             )
         if "channel_mult" not in model.model_config.unet_config:
             raise ValueError(
@@ -72,13 +72,15 @@ class StoredControl(OwnControl):
         if count != expected:
             raise ValueError(
                 f"{NODE}: found {count} residuals, expected {expected} ({expected - 1} for the input blocks of "
-                f"{family(model)} and 1 for its middle block). Use residuals that were made for this model."
+                f"{family_name(model)} and 1 for its middle block). Use residuals that were made for this model."
             )
         self._check([(shape[0],) for shape in self._expected(1, 1)], "channels")
 
     def act(self, x, t, cond, videos, options):
         frames, total = self.frames_of(x.shape[0] // videos, options)
-        indices = indices_for(NODE, self.residuals.frames, frames, total, "frames of residuals")
+        if self.ready is None:
+            log_surplus(NODE, "frames of residuals", self.residuals.frames, total)
+        indices = indices_for(self.residuals.frames, frames)
         wanted = indices, videos, x.shape[2:], x.device
         if self.ready is None or self.ready[0] != wanted:
             self._check(self._expected(*x.shape[2:]), "channels, height and width")

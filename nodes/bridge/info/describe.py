@@ -1,4 +1,4 @@
-"""What a loaded model is, in words."""
+"""What a model is, in lines."""
 
 import logging
 
@@ -7,65 +7,77 @@ import comfy.controlnet
 from ....unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
 from ....unet.weights.errors import printable
 from ..control.pairing import CONTEXT_WIDTHS
+from ..model.checkpoint_parts import CLIP, CLIP_VISION, VAE
 from ..node_names import LOAD_UNET
+from .lines import Line, size, text_of
+
+PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_VISION: ("hasClipVision", "lacksClipVision")}
 
 
-def describe(checkpoint: Checkpoint, model) -> str:
-    """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`."""
+def describe(checkpoint: Checkpoint, model, parts: list[str] | None = None) -> str:
+    """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`; `parts` as `parts_lines` takes."""
     lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size())
     if checkpoint.unexpected:
         logging.warning("%s: %s: %s", LOAD_UNET, checkpoint.path.name, lines[-1])
-    return "\n".join(lines)
+    return text_of(lines if parts is None else lines + parts_lines(checkpoint, parts))
 
 
-def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[str]:
+def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[Line]:
     """Family, parameters, file and memory of a UNet.
 
     Its weights are, or will be, stored as `dtype` in `memory` bytes and cast to `compute` for computing.
     """
     lines = [
-        f"{checkpoint.family.title}",
+        Line("family", {"family": checkpoint.family.title}),
         parameters_line(checkpoint.parameters, dtype, compute),
-        f"{checkpoint.path.name}, {checkpoint.path.stat().st_size / 2**20:,.1f} MiB",
+        file_line(checkpoint.path),
         memory_line(memory),
     ]
     if checkpoint.unexpected:
         some = ", ".join(map(printable, checkpoint.unexpected[:3]))
-        lines.append(f"{len(checkpoint.unexpected)} tensors not used ({some}, …)")
+        lines.append(Line("unused", {"count": len(checkpoint.unexpected), "names": some}))
     return lines
 
 
-def parameters_line(parameters: int, dtype, compute) -> str:
+def parts_lines(checkpoint: Checkpoint, parts: list[str]) -> list[Line]:
+    """Which of CLIP, VAE and CLIP_VISION are in the file (`parts`), and which the model wants and the file lacks."""
+    wanted = {VAE, CLIP_VISION if checkpoint.config.temporal else CLIP}
+    return [Line(has if part in parts else lacks) for part, (has, lacks) in PART_KEYS.items() if part in wanted.union(parts)]
+
+
+def parameters_line(parameters: int, dtype, compute) -> Line:
     """The number of weights, which are, or will be, stored as `dtype` and cast to `compute` for computing."""
-    computed = "" if compute == dtype else f", computed in {_short(compute)}"
-    return f"{parameters / 1e6:,.1f} M parameters, {_short(dtype)}{computed}"
+    values = {"count": round(parameters / 1e6, 1), "dtype": short(dtype)}
+    return Line("parameters", values) if compute == dtype else Line("parametersComputed", {**values, "compute": short(compute)})
 
 
-def memory_line(memory: int) -> str:
-    return f"{memory / 2**20:,.1f} MiB in memory"
+def file_line(path) -> Line:
+    return Line("file", {"file": path.name, "size": size(path.stat().st_size)})
 
 
-def own_kind(config: ControlNetConfig | ControlNeXtConfig) -> list[str]:
+def memory_line(memory: int) -> Line:
+    return Line("memory", {"memory": size(memory)})
+
+
+def own_kind(config: ControlNetConfig | ControlNeXtConfig) -> list[Line]:
     """The kind of a ControlNet that this pack runs itself, and how it acts, in lines."""
     if isinstance(config, ControlNeXtConfig):
-        where = "before the middle block" if config.version == 1 else "after the first level, on the conditioned half alone"
-        return [
-            "ControlNeXt-SVD v1" if config.version == 1 else "ControlNeXt-SVD v2 (a ControlNeXt-SDXL file looks the same)",
-            f"one feature for every frame, {where}",
-            "made for the SVD UNet that comes with it: load that one too",
-        ]
-    if config.temporal:
-        return ["SVD ControlNet", "residuals for every frame, all frames seen together"]
-    return ["SVD ControlNet, spatial only", "residuals for every frame, each seen by itself"]
+        keys = ("controlNextV1", "beforeMiddle") if config.version == 1 else ("controlNextV2", "afterFirstLevel")
+        return [*map(Line, keys), Line("ownUNet")]
+    return list(map(Line, ("svdControlNet", "seesAllFrames") if config.temporal else ("svdControlNetSpatial", "seesEachFrame")))
 
 
-def hosts_kind(class_name: str, context_width: int | None) -> list[str]:
+def hosts_kind(class_name: str, context_width: int | None) -> list[Line]:
     """The kind of a ControlNet that the host runs, and how it acts, in lines; `context_width`: of the models that it is for."""
+    kind = {"kind": class_name}
     if class_name == comfy.controlnet.T2IAdapter.__name__:
-        return [class_name, "the same residuals at every step, for every image or frame by itself"]
-    family = CONTEXT_WIDTHS.get(context_width, "an image model")
-    return [f"{class_name} for {family}", "residuals for every image or frame, each seen by itself"]
+        return [Line("kind", kind), Line("sameAtEveryStep")]
+    if context_width == 1024:
+        return [Line("kindForSD2", kind), Line("seesEachImage")]
+    family = CONTEXT_WIDTHS.get(context_width)
+    first = Line("kindForImages", kind) if family is None else Line("kindFor", {**kind, "family": family})
+    return [first, Line("seesEachImage")]
 
 
-def _short(dtype) -> str:
+def short(dtype) -> str:
     return str(dtype).removeprefix("torch.")

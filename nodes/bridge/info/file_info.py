@@ -3,11 +3,15 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as management
 
 from ....unet import (
+    FAMILIES,
+    Checkpoint,
     ControlNetFile,
     ControlNeXt,
     ControlNeXtFile,
@@ -21,28 +25,47 @@ from ....unet import (
 from ....unet.weights.detect import other_kind
 from ....unet.weights.files import main_dtype, open_any, shapes_of
 from ..control.own_controlnet import control_dtypes
+from ..control.pairing import families_of
+from ..model.checkpoint_parts import parts_in
 from ..model.memory_budget import needed
 from ..model.trained_length import trained_length, window_length
 from ..model.unet_loader import choose_config
 from ..node_names import LOAD_CONTROLNET
-from .describe import hosts_kind, memory_line, own_kind, parameters_line, unet_lines
+from .describe import file_line, hosts_kind, memory_line, own_kind, parameters_line, parts_lines, short, unet_lines
+from .lines import Line
 
 
 def unet_file_info(path: str, model_options: dict, width: int, height: int, frames: int) -> dict:
     """What is known of the MODEL that `model_options` make of a file, as data for the browser:
 
         lines: what `describe` says of the loaded MODEL
+        family, family_title: of `unet.FAMILIES`
+        device_bytes: the memory of the device that will compute
         clip: for a video model, what a clip takes: bytes (weights included), its frames, width and height in pixels, and
             window, the number of frames that the sampler gives the network at a time
 
     Raises UNetFileError, as loading does, where the file is no whole UNet of the family.
     """
+    return _about(open_checkpoint(path), model_options, width, height, frames)
+
+
+def checkpoint_file_info(path: str, model_options: dict, width: int, height: int, frames: int) -> dict:
+    """`unet_file_info` of a full checkpoint, with lines about the other parts in it."""
     checkpoint = open_checkpoint(path)
+    info = _about(checkpoint, model_options, width, height, frames)
+    return {**info, "lines": info["lines"] + [line.data() for line in parts_lines(checkpoint, parts_in(checkpoint))]}
+
+
+def _about(checkpoint: Checkpoint, model_options: dict, width: int, height: int, frames: int) -> dict:
     config = choose_config(checkpoint, model_options)
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
     weights = checkpoint.parameters * management.dtype_size(dtype)
-    info: dict[str, object] = {"lines": unet_lines(checkpoint, dtype, compute, weights)}
+    info: dict[str, Any] = {
+        "lines": [line.data() for line in unet_lines(checkpoint, dtype, compute, weights)],
+        "family": checkpoint.family.name, "family_title": checkpoint.family.title,
+        "device_bytes": int(management.get_total_memory(management.get_torch_device())),
+    }
     if checkpoint.config.temporal:
         window = window_length(trained_length(checkpoint.metadata), frames)
         memory = weights + needed(checkpoint.config, window, height // 8, width // 8, management.dtype_size(compute))
@@ -63,24 +86,41 @@ OPENERS: dict[type, Callable[[str], ControlNetFile | ControlNeXtFile]] = {  # of
 }
 
 
+def controlnet_file_info(path: str) -> dict:
+    """What is known of a ControlNet file, as data for the browser: its lines, and the families that it is for (none: unknown)."""
+    about = look_at_controlnet(path)
+    return {"lines": [line.data() for line in about.lines], "families": about.families}
+
+
 def describe_controlnet_file(path: str, control=None) -> list[str]:
-    """The kind of ControlNet in the file, how it acts, its parameters and size, in lines.
+    """`look_at_controlnet`'s lines as texts."""
+    return list(map(str, look_at_controlnet(path, control).lines))
+
+
+@dataclass(frozen=True)
+class AboutControlNet:
+    lines: list[Line]
+    families: list[str]  # names in `unet.FAMILIES`
+
+
+def look_at_controlnet(path: str, control=None) -> AboutControlNet:
+    """The kind of ControlNet in the file, how it acts, its parameters and size, in lines, and which models it is for.
 
     `control`: what the host's loader made of the file, if it has loaded it.
     Raises UNetFileError where it holds none that can be used.
     """
     network, file = find_controlnet(path), Path(path)
-    name = f"{file.name}, {_size(file.stat().st_size)}"
     if network is None:
-        return [*_hosts(file, control), name]
+        return _hosts(file, control)
     opened = OPENERS[network](path)
     dtype, compute = control_dtypes(opened)
     memory = opened.parameters * management.dtype_size(dtype)
-    return [*own_kind(opened.config), parameters_line(opened.parameters, dtype, compute or dtype), name, memory_line(memory)]
+    sizes = [parameters_line(opened.parameters, dtype, compute or dtype), file_line(file), memory_line(memory)]
+    return AboutControlNet([*own_kind(opened.config), *sizes], [family.name for family in FAMILIES if family.match["temporal"]])
 
 
-def _hosts(file: Path, control) -> list[str]:
-    """The lines, without the file's name, for a file that the host's loader loads, which alone decides the dtype."""
+def _hosts(file: Path, control) -> AboutControlNet:
+    """Of a file that the host's loader loads, which alone decides the dtype."""
     opened = open_any(file)
     shapes = shapes_of(opened)
     kinds = [kind for mark, kind in HOSTS_MARKS if any(re.search(mark, name) for name in shapes)]
@@ -89,10 +129,10 @@ def _hosts(file: Path, control) -> list[str]:
     if not kinds:
         raise UNetFileError(no_controlnet(file))
     ends = ("attn2.to_k.weight", "attn2.to_k.down")
-    widths = [shape[1] for name, shape in shapes.items() if len(shape) > 1 and name.endswith(ends)]
-    dtype = main_dtype(opened, shapes)
-    parameters = sum(map(math.prod, shapes.values()))
-    return [*hosts_kind(kinds[0], widths[0] if widths else None), f"{parameters_line(parameters, dtype, dtype)} in the file"]
+    width = next((shape[1] for name, shape in shapes.items() if len(shape) > 1 and name.endswith(ends)), None)
+    millions = round(sum(map(math.prod, shapes.values())) / 1e6, 1)
+    held = Line("parametersInFile", {"count": millions, "dtype": short(main_dtype(opened, shapes))})
+    return AboutControlNet([*hosts_kind(kinds[0], width), held, file_line(file)], families_of(width))
 
 
 def no_controlnet(file: Path) -> str:
@@ -102,8 +142,3 @@ def no_controlnet(file: Path) -> str:
     if other is not None:
         found = f"it holds {other[0]}, not a ControlNet. {other[1]}"
     return f"{LOAD_CONTROLNET}: {file.name}{':' if other else ''} {found}"
-
-
-def _size(count: int) -> str:
-    """A number of bytes as text."""
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -36,17 +36,18 @@ def unet_names() -> list[str]:
 
     Names of `diffusion_models` that read as if they began with one of these folders are offered as `diffusion_models/<name>`.
     """
-    unets = [UNETS + name if name.startswith((CHECKPOINTS, UNETS)) else name for name in known_unets()]
-    return unets + [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
+    unets = folder_paths.get_filename_list("diffusion_models")
+    shown = [UNETS + name if name.startswith((CHECKPOINTS, UNETS)) else name for name in unets]
+    return shown + [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
 
 
-def known_unets() -> list[str]:
-    """Files of `diffusion_models` by the host's names, which version 0.1.0 offered and saved workflows may hold."""
-    return folder_paths.get_filename_list("diffusion_models")
+def valid_unet_names() -> list[str]:
+    """`unet_names`, and those of version 0.1.0, which saved workflows may hold: all of `diffusion_models` by the host's name."""
+    return unet_names() + folder_paths.get_filename_list("diffusion_models")
 
 
 def unet_path(name: str) -> str:
-    """The path of one of `unet_names` or `known_unets`; raises FileNotFoundError where there is no such file.
+    """The path of one of `valid_unet_names`; raises FileNotFoundError where there is no such file.
 
     Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`.
     """

@@ -1,41 +1,59 @@
 """GET routes by which the browser asks about a model file before a run, under the name that the node shows.
 
-    /temporal_unet/unet_info?name=…&weight_dtype=…&width=…&height=…&frames=…    (name alone is required)
+    /temporal_unet/checkpoint_info?name=…&weight_dtype=…&width=…&height=…&frames=…    (name alone is required)
+    /temporal_unet/unet_info?…                                                         (the same)
     /temporal_unet/controlnet_info?name=…
 
-Both answer {"lines": [text, …]}, the former for a video model also "clip": {bytes, frames, width, height, window}, as
-`unet_file_info` says; or {"error": text} with the message that a run would end with. Status 404: no such file is in the host's
-lists; 400: a parameter is out of range; 503: the disk does not answer. Only the file's header is read.
+They answer {"lines": [{key, values, text}, …], …} with what `unet_file_info` and `controlnet_file_info` say besides, `key` being
+one of `TEMPLATES` in lines.py; or {"error": text} with the message that a run would end with. Status 404: no such file is in the
+host's lists; 400: a parameter is out of range; 503: the disk does not answer. Only the file's header is read.
 """
 
 from aiohttp import web
 
 from ....unet import UNetFileError
-from .file_info import describe_controlnet_file, unet_file_info
+from .file_info import checkpoint_file_info, controlnet_file_info, unet_file_info
 from .file_questions import FileQuestions, NoAnswer
-from .model_files import WEIGHT_DTYPES, controlnet_names, controlnet_path, quoted, unet_names, unet_path
+from .model_files import (
+    WEIGHT_DTYPES,
+    checkpoint_names,
+    checkpoint_path,
+    controlnet_names,
+    controlnet_path,
+    quoted,
+    unet_path,
+    valid_unet_names,
+)
 
 QUESTIONS = FileQuestions()
 CLIP = {"width": (1024, 16384), "height": (576, 16384), "frames": (14, 4096)}  # parameter -> (default, highest)
 
 
 def add_routes(routes: web.RouteTableDef) -> None:
-    """Adds both to the host's `PromptServer.instance.routes`."""
-    routes.get("/temporal_unet/unet_info")(unet_info)
-    routes.get("/temporal_unet/controlnet_info")(controlnet_info)
+    """Adds them to the host's `PromptServer.instance.routes`."""
+    for answer in (checkpoint_info, unet_info, controlnet_info):
+        routes.get(f"/temporal_unet/{answer.__name__}")(answer)
+
+
+async def checkpoint_info(request: web.Request) -> web.Response:
+    return await _model_info(request, checkpoint_names, lambda name, *about: checkpoint_file_info(checkpoint_path(name), *about))
 
 
 async def unet_info(request: web.Request) -> web.Response:
+    return await _model_info(request, valid_unet_names, lambda name, *about: unet_file_info(unet_path(name), *about))
+
+
+async def controlnet_info(request: web.Request) -> web.Response:
+    return await _answer(request, controlnet_names, lambda name: controlnet_file_info(controlnet_path(name)))
+
+
+async def _model_info(request, list_names, info):
     options = WEIGHT_DTYPES.get(request.query.get("weight_dtype", "default"))
     numbers = [_number(request.query, name) for name in CLIP]
     clip = [number for number in numbers if number is not None]
     if options is None or clip != numbers:
         return web.json_response({"error": "weight_dtype, width, height or frames is out of range"}, status=400)
-    return await _answer(request, unet_names, lambda name: unet_file_info(unet_path(name), options, *clip))
-
-
-async def controlnet_info(request: web.Request) -> web.Response:
-    return await _answer(request, controlnet_names, lambda name: {"lines": describe_controlnet_file(controlnet_path(name))})
+    return await _answer(request, list_names, lambda name: info(name, options, *clip))
 
 
 async def _answer(request, list_names, info):
