@@ -28,11 +28,18 @@ test('numbers are written as the language writes them, strings as they are', () 
   assert.equal(words('fr').replaceAll(/\s/g, ' '), '1024x576 : 1 234,5 images')
 })
 
+test('bytes are written in GiB or MiB', () => {
+  const words = (bytes, language) => fill('{size}', { size: { bytes } }, language)
+  assert.equal(words(1288490189, 'en'), '1.2 GiB')
+  assert.equal(words(1288490189, 'fr'), '1,2 GiB')
+  assert.equal(words(2 ** 30 - 1, 'en'), '1,024.0 MiB')
+})
+
 test('a text that a language lacks, or a language that is not there, is English; a key that is nowhere what is given', () => {
   assert.equal(wordsOf(CATALOGS, 'fr', 'panel.only', { count: 1234.5 }), 'only here: 1,234.5')
   for (const language of ['zh-TW', 'other', undefined]) {
     assert.equal(wordsOf(CATALOGS, language, 'panel.size', { count: 2, name: 'a' }), '2 frames of a')
   }
-  assert.equal(wordsOf(CATALOGS, 'fr', 'info.new', { count: 2 }, 'English of the server'), 'English of the server')
+  assert.equal(wordsOf(CATALOGS, 'fr', 'info.new', { count: 2 }, 'the server’s {count}'), 'the server’s {count}')
   assert.equal(wordsOf({}, 'fr', 'panel.size', {}, 'panel.size'), 'panel.size')
 })

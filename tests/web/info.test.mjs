@@ -71,22 +71,25 @@ test('of a link to no input of the subgraph no value is known', () => {
   assert.equal(valueOf(inside, 'video_frames', () => [{ widgets: [{ name: 'frames', value: 40 }] }]), null)
 })
 
-test('no memory is shown for a clip whose size is not fully known', () => {
+const line = (key) => ({ key, values: {}, text: key })
+
+test('the lines of the server are found in the texts, and what the server says of memory is left out where the clip is not known', () => {
   const clip = { width: 512, height: null, frames: null }
-  const answer = { lines: ['SVD', 'x.safetensors'], clip: { bytes: 2 ** 31, frames: 14, width: 512, height: 576, window: 8 } }
+  const answer = { lines: [line('family')], clip: { bytes: 2 ** 31, frames: 14, width: 512, height: 576, window: 8 } }
   assert.deepEqual(known(clip), { width: 512 })
-  const words = 'the height and the number of frames come from another node'
-  assert.deepEqual(linesOf(answer, clip), ['SVD', 'x.safetensors', words])
-  assert.equal(linesOf(answer, { ...clip, height: 8 })[2], 'the number of frames comes from another node')
-  assert.deepEqual(linesOf({ lines: ['SD 1'] }, clip), ['SD 1'])
-  assert.deepEqual(linesOf({ lines: ['T2IAdapter'] }, {}), ['T2IAdapter'])
+  const family = { key: 'info.family', values: {}, text: 'family' }
+  assert.deepEqual(linesOf(answer, clip), [family, { key: 'panel.clipUnknown', unknown: ['height', 'frames'] }])
+  for (const asked of [clip, {}]) assert.deepEqual(linesOf({ lines: [line('family')] }, asked), [family]) // an image model, a ControlNet
 })
 
-test('the memory of a known clip is shown in its units, and its windows where there are several', () => {
-  const line = (clip) => linesOf({ lines: [], clip: { frames: 14, width: 512, height: 576, window: 14, ...clip } }, USUAL_CLIP)[0]
-  assert.equal(line({ bytes: 1288490189 }), 'about 1.2 GiB, weights included, for 14 frames of 512x576')
-  assert.equal(line({ bytes: 2 ** 30 - 1 }), 'about 1,024.0 MiB, weights included, for 14 frames of 512x576')
-  assert.equal(line({ bytes: 2 ** 20, window: 8 }), 'about 1.0 MiB, weights included, for 14 frames of 512x576, in windows of 8')
+test('the memory of a known clip is set against the device, and more than there is is warned of', () => {
+  const clip = { bytes: 6e9, frames: 14, width: 512, height: 576, window: 14 }
+  const lines = (device, more) => linesOf({ lines: [], clip: { ...clip, ...more }, device_bytes: device }, USUAL_CLIP)
+  const values = { need: { bytes: 6e9 }, device: { bytes: 6e9 }, frames: 14, size: '512x576', window: 14 }
+  assert.deepEqual(lines(6e9), [{ key: 'panel.memory', values }])
+  assert.equal(lines(8e9, { window: 8 })[0].key, 'panel.memoryInWindows')
+  const short = lines(5e9)
+  assert.deepEqual(short.map(({ key, warn }) => [key, warn]), [['panel.memory', true], ['panel.memoryShort', true]])
 })
 
 test('the clip is that of the node that feeds the sampler of this model', () => {
@@ -113,17 +116,12 @@ test('a graph that runs in a circle comes to an end', () => {
 })
 
 test('a name that the server does not list is shown as it is', () => {
-  assert.ok(notListed('../<b>x</b>', FOLDERS).startsWith('../<b>x</b> is not in models/diffusion_models. '))
-  assert.equal(
-    notListed('checkpoints/svd.safetensors', FOLDERS),
-    'svd.safetensors is not in models/checkpoints. Put it there and press R, or choose another file.',
-  )
-  assert.ok(notListed('checkpoints/a.pt', { '': 'controlnet' }).startsWith('checkpoints/a.pt is not in models/controlnet. '))
+  const values = (name, folders = FOLDERS) => notListed(name, folders).values
+  assert.deepEqual(values('../<b>x</b>'), { file: '../<b>x</b>', folder: 'models/diffusion_models' })
+  assert.deepEqual(values('checkpoints/svd.safetensors'), { file: 'svd.safetensors', folder: 'models/checkpoints' })
+  assert.deepEqual(values('checkpoints/a.pt', { '': 'controlnet' }), { file: 'checkpoints/a.pt', folder: 'models/controlnet' })
   for (const [name, words] of [[5, '5'], [true, 'true'], [[], '[]'], [{ toString: 1 }, '{"toString":1}']]) {
-    assert.ok(notListed(name, FOLDERS).startsWith(`${words} is not in models/diffusion_models. `))
+    assert.deepEqual(values(name), { file: words, folder: 'models/diffusion_models' })
   }
-  assert.equal(
-    notListed(undefined, FOLDERS),
-    'No file is there to choose. Put one in models/checkpoints or models/diffusion_models and press R.',
-  )
+  assert.deepEqual(values(undefined), { folders: 'models/checkpoints, models/diffusion_models' })
 })

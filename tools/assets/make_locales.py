@@ -1,4 +1,5 @@
-"""Write the English texts of the nodes, locales/en/nodeDefs.json, from the schemas of the running code; copy their help pages.
+"""Write the English texts of the nodes, locales/en/nodeDefs.json, from the schemas of the running code, and what the panels say
+about files, `info` in locales/en/main.json, from nodes/bridge/info/lines.py; copy the nodes' help pages.
 
     python dev.py make locales [-- --check]
 
@@ -15,6 +16,7 @@ for another language's: the latter is a copy of the former's en.md, so that the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -29,14 +31,24 @@ LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es")
 PREFIX = "TemporalUNet"  # every id of the pack begins with it
 
 
-def path_of(language: str) -> Path:
-    return LOCALES / language / "nodeDefs.json"
+def path_of(language: str, name: str = "nodeDefs") -> Path:
+    return LOCALES / language / f"{name}.json"
 
 
-def read(language: str) -> dict:
+def read(language: str, name: str = "nodeDefs") -> dict:
     """What the pack serves in a language; empty where there is no file yet."""
-    path = path_of(language)
+    path = path_of(language, name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(texts: dict, name: str) -> None:
+    path_of("en", name).write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def with_info(texts: dict, pack: str) -> dict:
+    """The texts of main.json with `info` as the code has it; `pack` is what host_in_process.boot returned."""
+    templates = importlib.import_module(f"{pack}.nodes.bridge.info.lines").TEMPLATES
+    return {"temporalUnet": {**texts["temporalUnet"], "info": dict(templates)}}
 
 
 def outdated_help() -> list[Path]:
@@ -90,14 +102,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is behind")
     args = parser.parse_args()
-    host_in_process.boot(os.environ["TEMPORAL_UNET_HOST"])
-    texts, pages = node_defs(), outdated_help()
-    lines = changes(read("en"), texts) + [f"{page.parent.name}: help" for page in pages]
+    pack = host_in_process.boot(os.environ["TEMPORAL_UNET_HOST"])
+    texts, pages, old = node_defs(), outdated_help(), read("en", "main")
+    main_texts = with_info(old, pack)
+    lines = changes(read("en"), texts) + changes(old, main_texts) + [f"{page.parent.name}: help" for page in pages]
     print("\n".join(lines) or "Nothing has changed.")
     if args.check:
         sys.exit(1 if lines else 0)
-    path_of("en").parent.mkdir(parents=True, exist_ok=True)
-    path_of("en").write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write(texts, "nodeDefs")
+    write(main_texts, "main")
     for page in pages:
         shutil.copyfile(page, _copy(page))
 

@@ -1,32 +1,45 @@
-// The info panels of Load UNet and Load ControlNet: what is in the chosen file, and whether it can be used, before a run.
+// The info panels of the loaders: what is in the chosen file, and whether it can be used with what it is wired to, before a run.
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { clipFor, known, linesOf, notListed, valueOf } from './core/info.js'
-import { MARGIN, addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
+import { controlWarnings, modelWarnings } from './core/pairing.js'
+import { Growth } from './growth.js'
+import { language, t } from './texts.js'
+import { addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
 
 // node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that answers
-// about one, what else the answer depends on, lines seen
+// about one, what else the answer depends on, what is to be warned of
 const NODES = {
+  TemporalUNetCheckpointLoader: {
+    combo: 'ckpt_name',
+    folders: { '': 'checkpoints' },
+    route: '/temporal_unet/checkpoint_info',
+    dtype: 'weight_dtype',
+    clip: true,
+    warnings: modelWarnings
+  },
   TemporalUNetLoader: {
     combo: 'unet_name',
-    folders: { 'checkpoints/': 'checkpoints', '': 'diffusion_models' },
+    folders: { 'checkpoints/': 'checkpoints', 'diffusion_models/': 'diffusion_models', '': 'diffusion_models' },
     route: '/temporal_unet/unet_info',
     dtype: 'weight_dtype',
     clip: true,
-    lines: 9
+    warnings: modelWarnings
   },
   TemporalUNetControlNetLoader: {
     combo: 'control_net_name',
     folders: { '': 'controlnet' },
     route: '/temporal_unet/controlnet_info',
-    lines: 8
+    warnings: (node, answer, instances) => controlWarnings(node, answer, (other) => panels.get(other)?.answer, instances)
   }
 }
+const WIDTH = 340 // pixels of a new node: room for the usual file names
 const LINE = 15 // pixels
+const HEIGHTS = [LINE, 16 * LINE] // least and most of the text; a longer one is scrolled
 const FADE = 'linear-gradient(to top, transparent, black 30px)' // of the last lines: there are more below
 const DELAY = 50 // ms in which several changes become one question
-const ERROR_COLOR = 'color-mix(in srgb, var(--error-text) 60%, var(--input-text))' // readable on light and on dark
+const WARNING_COLOR = 'color-mix(in srgb, var(--error-text) 60%, var(--input-text))' // readable on light and on dark
 
 const panels = new WeakMap() // node -> its InfoPanel
 
@@ -50,12 +63,18 @@ function origins(node) {
   )
 }
 
+/** A line {key, values, text, unknown} in the language of the editor. */
+function worded({ key, values, text, unknown }) {
+  if (!key) return text
+  if (!unknown) return t(key, values, text)
+  const names = unknown.map((name) => t(`panel.clip.${name}`))
+  return t(key, { what: new Intl.ListFormat(language()).format(names) })
+}
+
 class InfoPanel {
   constructor(node, kind) {
     Object.assign(this, { node, kind, asked: '', shown: '' }) // the last question, and the words shown
-    const height = kind.lines * LINE // whatever the text: the host would take a node that grows for an edit
-    this.element = element('div', { position: 'relative', height: '100%', minHeight: `${height}px` })
-    this.element.dataset.testid = 'temporal-unet-info'
+    this.rows = element('div', {})
     this.text = element('div', {
       position: 'absolute',
       inset: '0',
@@ -66,16 +85,21 @@ class InfoPanel {
       userSelect: 'text',
       color: 'var(--input-text)'
     })
-    Object.assign(this.text, { tabIndex: 0, role: 'region', ariaLive: 'polite', ariaLabel: `About ${kind.combo}` })
+    Object.assign(this.text, { tabIndex: 0, role: 'region', ariaLive: 'polite', ariaLabel: t('panel.label', { input: kind.combo }) })
     this.text.dataset.captureWheel = 'true' // Nodes 2.0 leaves it the wheel while it has the focus
     this.text.addEventListener('wheel', (event) => {
       const scrolls = this.text.scrollHeight > this.text.clientHeight
       if (scrolls && !event.ctrlKey && !event.metaKey) event.stopPropagation() // else the canvas would take it
     })
     this.text.addEventListener('scroll', () => this.fade())
-    new ResizeObserver(() => this.fade()).observe(this.text)
+    this.text.append(this.rows)
+    this.element = element('div', { position: 'relative', height: '100%' })
+    this.element.dataset.testid = 'temporal-unet-info'
     this.element.append(this.text)
-    addWidget(node, 'file_info', 'TEMPORAL_UNET_INFO', this.element, () => [height + 2 * MARGIN])
+    const growth = new Growth(node, this.element, this.rows, HEIGHTS)
+    for (const watched of [this.text, this.rows]) new ResizeObserver(() => this.fade()).observe(watched)
+    addWidget(node, 'file_info', 'TEMPORAL_UNET_INFO', this.element, () => growth.heights)
+    node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
     growNode(node)
     for (const name of [kind.combo, kind.dtype]) if (name) this.follow(this.find(name))
   }
@@ -93,49 +117,64 @@ class InfoPanel {
     }
   }
 
-  /** Asks again soon where the question has changed, or in any case where `force`. */
+  /** Looks again soon; asks again where the question has changed, or in any case where `force`. */
   refresh(force = false) {
     if (force) this.asked = ''
     clearTimeout(this.timer)
-    this.timer = setTimeout(() => this.ask(), DELAY)
+    this.timer = setTimeout(() => this.look(), DELAY)
   }
 
-  async ask() {
+  async look() {
+    const { url, clip, line } = this.question()
+    Object.assign(this, { clip, line })
+    if (url && url === this.asked) return this.show()
+    Object.assign(this, { asked: url, answer: null })
+    const answer = url && (await this.fetch(url))
+    if (url !== this.asked) return // another question was asked meanwhile
+    this.answer = answer
+    for (const node of allNodes()) panels.get(node)?.show() // others may be compared with this answer
+  }
+
+  /** {url, clip} to ask about, or {line} to show instead. */
+  question() {
     const { combo, folders, route, dtype: dtypeWidget } = this.kind
     const { options } = this.find(combo)
     const name = valueOf(this.node, combo, instancesOf)
-    if (name === null) return this.say({ lines: ['The file is named by another node.'] }, '')
+    if (name === null) return { line: { key: 'panel.linkedFile' } }
     const dtype = dtypeWidget && valueOf(this.node, dtypeWidget, instancesOf)
-    if (dtype === null) return this.say({ lines: [`${dtypeWidget} comes from another node.`] }, '')
+    if (dtype === null) return { line: { key: 'panel.linkedInput', values: { input: dtypeWidget } } }
     const names = typeof options.values === 'function' ? options.values(this.find(combo), this.node) : options.values
-    if (!names.includes(name)) return this.say({ error: notListed(name, folders) }, '')
+    if (!names.includes(name)) return { line: notListed(name, folders) }
     const clip = this.kind.clip ? clipFor(this.node, targets, origins, instancesOf) : {}
     const query = new URLSearchParams({ name, ...(dtype && { weight_dtype: dtype }), ...known(clip) })
-    const question = `${route}?${query}`
-    if (question === this.asked) return
-    this.asked = question
-    const answer = await this.fetch(question)
-    if (question !== this.asked) return // another question was asked meanwhile
-    this.say(answer.error ? answer : { lines: linesOf(answer, clip) }, question)
+    return { url: `${route}?${query}`, clip }
   }
 
   async fetch(question) {
     try {
       return await (await api.fetchApi(question)).json()
     } catch {
-      return { error: 'The server gives no answer about this file.' }
+      return { error: t('panel.noAnswer') }
     }
   }
 
-  say({ lines, error }, question) {
-    this.asked = question
-    const words = (lines ?? [error]).join('\n')
-    if (words === this.shown) return // it may be scrolled
-    this.shown = words
-    this.text.replaceChildren(
-      ...(lines ?? [error]).map((line, number) => {
-        const row = element('div', error ? { color: ERROR_COLOR } : { fontWeight: number ? 'normal' : 'bold' })
-        row.textContent = line // never as HTML: file names are anybody's
+  lines() {
+    if (this.line) return [this.line]
+    if (this.answer.error) return [{ text: this.answer.error, warn: true }]
+    return [...this.kind.warnings(this.node, this.answer, instancesOf), ...linesOf(this.answer, this.clip)]
+  }
+
+  show() {
+    if (!this.line && !this.answer) return // asked, and not answered yet
+    const lines = this.lines().map((line) => ({ words: worded(line), warn: line.warn }))
+    const shown = JSON.stringify(lines)
+    if (shown === this.shown) return // it may be scrolled
+    this.shown = shown
+    const title = lines.findIndex(({ warn }) => !warn)
+    this.rows.replaceChildren(
+      ...lines.map(({ words, warn }, index) => {
+        const row = element('div', { fontWeight: index === title ? 'bold' : 'normal', ...(warn && { color: WARNING_COLOR }) })
+        row.textContent = words // never as HTML: file names are anybody's
         return row
       })
     )

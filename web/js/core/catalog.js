@@ -6,14 +6,21 @@ export function lookUp(catalog, key) {
   return typeof found === 'string' ? found : undefined
 }
 
-/** A text with its `{name}`s replaced by `values`: numbers as the language writes them, anything else as it is. */
-export function fill(text, values, language) {
-  const written = (value) => (typeof value === 'number' ? value.toLocaleString(language) : String(value))
-  return text.replace(/\{(\w+)\}/g, (hole, name) => (Object.hasOwn(values, name) ? written(values[name]) : hole))
+/** A value as the language writes it: a number, or {bytes} in GiB or MiB. Strings stay as they are. */
+function written(value, language) {
+  if (typeof value === 'number') return value.toLocaleString(language)
+  if (typeof value === 'string') return value
+  const [unit, name] = value.bytes >= 2 ** 30 ? [2 ** 30, 'GiB'] : [2 ** 20, 'MiB']
+  return `${(value.bytes / unit).toLocaleString(language, { minimumFractionDigits: 1, maximumFractionDigits: 1 })} ${name}`
 }
 
-/** The text of a key from `catalogs` {language: catalog}: in the language, else in English, else `otherwise`; filled in. */
+/** A text with its `{name}`s replaced by `values`, each as the language writes it. */
+export function fill(text, values, language) {
+  return text.replace(/\{(\w+)\}/g, (hole, name) => (Object.hasOwn(values, name) ? written(values[name], language) : hole))
+}
+
+/** The text of a key from `catalogs` {language: catalog}, in the language or in English, filled in; `otherwise` where it is nowhere. */
 export function wordsOf(catalogs, language, key, values, otherwise) {
-  const own = lookUp(catalogs[language], key)
-  return fill(own ?? lookUp(catalogs.en, key) ?? otherwise, values, own === undefined ? 'en' : language)
+  const found = [language, 'en'].find((language) => lookUp(catalogs[language], key) !== undefined)
+  return found ? fill(lookUp(catalogs[found], key), values, found) : otherwise
 }

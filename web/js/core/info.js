@@ -1,24 +1,18 @@
 // What the info panels ask the server and show of its answer, without a page. Of a node they know `widgets`, `inputs` and `graph`.
 
 import { textOf } from './text.js'
+import { reach } from './wires.js'
 
 export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
 
 const CLIP = {
-  // -> the widget that gives it, and what it is called
-  width: ['width', 'the width'],
-  height: ['height', 'the height'],
-  frames: ['video_frames', 'the number of frames']
+  // -> the widget that gives it
+  width: 'width',
+  height: 'height',
+  frames: 'video_frames'
 }
 const MOST_HOPS = 50 // links that are followed to find a value: only links in a circle need more
 const CONSTANT = /primitive|constant/i // types of nodes that hand on their widget `value` as it is
-
-/** `start` and all that can be reached from it by `next(node)`, a list of nodes; the nearest first. */
-export function reach(start, next) {
-  const found = new Set([start])
-  for (const node of found) for (const other of next(node)) found.add(other) // a Set goes on to what is added meanwhile
-  return [...found]
-}
 
 /**
  * The value that a run takes for an input: its widget's, or what a linked primitive, constant or subgraph node gives. null where
@@ -43,7 +37,7 @@ function valueOfLink(graph, link, instances, hops) {
 
 /** The clip {width, height, frames} that a node describes, null for what cannot be known; null where it describes none. */
 export function clipOf(node, instances) {
-  const entries = Object.entries(CLIP).map(([key, [name]]) => [key, valueOf(node, name, instances)])
+  const entries = Object.entries(CLIP).map(([key, name]) => [key, valueOf(node, name, instances)])
   return entries.every(([, value]) => value === null || Number.isInteger(value)) ? Object.fromEntries(entries) : null
 }
 
@@ -67,33 +61,28 @@ export function known(clip) {
 }
 
 /**
- * The lines to show of an answer of the server {lines, clip}: its own, and of a video model the memory that the clip takes. Where
- * `asked`, the clip that was asked about, is not wholly known, the answer is about another clip: then a line says what is missing.
+ * The lines {key of their text, values, text: English where that is nowhere, warn} to show of an answer of the server {lines, clip,
+ * device_bytes}: its own, and of a video model the memory that the clip takes. Where `asked`, the clip that was asked about, is not
+ * wholly known, the answer is about another clip: then `unknown` of a line lists what is missing.
  */
-export function linesOf({ lines, clip }, asked) {
-  if (!clip) return lines
-  const unknown = Object.keys(asked)
-    .filter((key) => asked[key] === null)
-    .map((key) => CLIP[key][1])
-  if (!unknown.length) return [...lines, memoryLine(clip)]
-  return [...lines, `${unknown.join(' and ')} ${unknown.length > 1 ? 'come' : 'comes'} from another node`]
+export function linesOf({ lines, clip, device_bytes: device }, asked) {
+  const own = lines.map((line) => (line.key ? { ...line, key: `info.${line.key}` } : { text: line }))
+  if (!clip) return own
+  const unknown = Object.keys(asked).filter((key) => asked[key] === null)
+  if (unknown.length) return [...own, { key: 'panel.clipUnknown', unknown }]
+  return [...own, ...memoryLines(clip, device)]
 }
 
-function memoryLine({ bytes, frames, width, height, window }) {
-  const windows = window < frames ? `, in windows of ${window}` : ''
-  return `about ${size(bytes)}, weights included, for ${frames} frames of ${width}x${height}${windows}`
+function memoryLines({ bytes, frames, width, height, window }, device) {
+  const values = { need: { bytes }, device: { bytes: device }, frames, size: `${width}x${height}`, window }
+  const line = { key: window < frames ? 'panel.memoryInWindows' : 'panel.memory', values }
+  return bytes > device ? [{ ...line, warn: true }, { key: 'panel.memoryShort', warn: true }] : [line]
 }
 
-function size(bytes) {
-  const [unit, name] = bytes >= 2 ** 30 ? [2 ** 30, 'GiB'] : [2 ** 20, 'MiB']
-  return `${(bytes / unit).toLocaleString('en-US', { minimumFractionDigits: 1, maximumFractionDigits: 1 })} ${name}`
-}
-
-/** What is to be said of a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
+/** The line about a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
 export function notListed(name, folders) {
-  if (!name) return `No file is there to choose. Put one in models/${Object.values(folders).join(' or models/')} and press R.`
+  if (!name) return { key: 'panel.noFile', values: { folders: Object.values(folders).map((folder) => `models/${folder}`).join(', ') } }
   const text = textOf(name)
   const beginning = Object.keys(folders).find((beginning) => text.startsWith(beginning))
-  const file = text.slice(beginning.length)
-  return `${file} is not in models/${folders[beginning]}. Put it there and press R, or choose another file.`
+  return { key: 'panel.notListed', values: { file: text.slice(beginning.length), folder: `models/${folders[beginning]}` }, warn: true }
 }
