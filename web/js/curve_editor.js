@@ -1,31 +1,23 @@
 // Draws the curve of a text input below the node's widgets, and edits it there. The text stays what is saved and sent.
 
 import { app } from '../../../scripts/app.js'
-import { applyPreset, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
+import { applyPreset, faultText, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
 import { CurvePlot, MOST_POINTS } from './curve_plot.js'
+import { t } from './texts.js'
 import { addWidget, growNode, instancesOf } from './widget.js'
 
 const CURVES = {
   TemporalUNetSVDSampler: {
     input: 'guidance_curve',
-    name: 'SVD Temporal UNet Sampler: guidance_curve',
     span: [1, 2.5], // of the presets, where the curve has no span of its own
     shownFor: ['guidance', 'curve'] // only while this other input has this value
   },
   TemporalUNetApplyControlNetResiduals: {
     input: 'frame_strengths',
-    name: 'Apply ControlNet Residuals: frame_strengths',
     span: [0, 1]
   }
 }
 const HEIGHT = 150
-const HINT = 'double-click to add'
-const SHAPES = {
-  linear: 'Linear: a straight rise',
-  triangle: 'Triangle: up to the middle and down again',
-  ease: 'Ease: a soft start and a soft end',
-  pulse: 'Pulse: short, in the middle'
-}
 
 let unfocused = null // {node, point, time} of the focus that the host's undo takes away, as it creates every node again
 
@@ -57,11 +49,11 @@ function inputOf(node, name) {
 function sourceOf(node, name) {
   const link = node.graph?.getLink(inputOf(node, name)?.link)
   if (!link) return { node, widget: node.widgets.find((widget) => widget.name === name) }
-  if (!link.originIsIoNode) return { locked: 'set by the linked input' }
+  if (!link.originIsIoNode) return { locked: t('curve.linked') }
   const outer = node.graph.inputs[link.origin_slot].name
   const sources = instancesOf(node.graph).map((instance) => sourceOf(instance, outer))
   if (sources.length === 1) return sources[0]
-  return { locked: 'set on several subgraph nodes', values: sources.map(({ widget }) => widget?.value) }
+  return { locked: t('curve.several'), values: sources.map(({ widget }) => widget?.value) }
 }
 
 class CurveEditor {
@@ -89,7 +81,7 @@ class CurveEditor {
   button(name) {
     const button = html('button', 'preset')
     button.type = 'button'
-    button.title = `${SHAPES[name]}. Press again to turn it over.`
+    button.title = t(`curve.presets.${name}`)
     button.setAttribute('aria-label', button.title)
     const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg')
     svg.setAttribute('viewBox', '0 0 18 12')
@@ -161,8 +153,14 @@ class CurveEditor {
 
   /** The curve of a value, which is read again only when it has changed: a long text takes time, and refreshes are many. */
   readOnce(value) {
-    if (this.last?.value !== value) this.last = { value, curve: readCurve(value, this.curve.name) }
-    return this.last.curve
+    if (this.last?.value !== value) this.last = { value, curve: readCurve(value) }
+    const { points, fault } = this.last.curve
+    return fault ? { error: faultText(fault, this.name, t) } : { points }
+  }
+
+  /** The node and the input, for messages. */
+  get name() {
+    return `${this.node.title}: ${this.curve.input}`
   }
 
   /** Never throws: an error here ends the host's loading of the workflow, and every later start, which loads it again. */
@@ -172,7 +170,7 @@ class CurveEditor {
       this.show(this.read())
     } catch (fault) {
       console.error(fault)
-      const error = `${this.curve.name}: the editor cannot draw this curve (${fault.message}). Its text is kept as it is.`
+      const error = t('curve.cannotDraw', { input: this.name, reason: fault.message })
       this.show({ error, locked: error })
     }
   }
@@ -184,7 +182,7 @@ class CurveEditor {
     for (const button of this.buttons) button.disabled = Boolean(locked)
     this.message.textContent = error || (points.length ? '' : (locked ?? ''))
     this.message.title = error
-    this.hint = points.length > MOST_POINTS ? `${points.length} points: edit the text` : (locked ?? HINT)
+    this.hint = points.length > MOST_POINTS ? t('curve.many', { count: points.length }) : (locked ?? t('curve.hint'))
     this.plot.show(points, Boolean(locked))
   }
 

@@ -1,6 +1,7 @@
 // The plot of a curve in SVG: axes, the line, and points that are dragged, added and deleted by mouse and keyboard.
 
 import { addPoint, axisOf, movePoint, removePoint, roundTo, thin, valueAt } from './core/curve.js'
+import { t } from './texts.js'
 
 const MARGIN = { left: 34, right: 12, top: 9, bottom: 19 } // for the labels, in pixels
 const GAP = 6 // between a value's label and the plot
@@ -8,12 +9,12 @@ const LABEL = MARGIN.left - GAP - 2 // the most that a value's label is wide
 const STICKY = 3 // pixels that a drag must go sideways to change the position, and up or down to change the value
 export const MOST_POINTS = 64 // a curve with more is drawn, and edited as text
 const TIMES = [
-  // position, label, its anchor, the least width at which there is room for it
-  [0, 'first frame', 'start', 0],
-  [0.25, '25 %', 'middle', 280],
-  [0.5, '50 %', 'middle', 160],
-  [0.75, '75 %', 'middle', 280],
-  [1, 'last frame', 'end', 0]
+  // position, key of its label where it is not in percent, its anchor, the least width at which there is room for it
+  [0, 'curve.first', 'start', 0],
+  [0.25, null, 'middle', 280],
+  [0.5, null, 'middle', 160],
+  [0.75, null, 'middle', 280],
+  [1, 'curve.last', 'end', 0]
 ]
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] } // in units, with shift in tens
 
@@ -89,10 +90,10 @@ export class CurvePlot {
       const y = this.place([0, tick])[1]
       return [svg('line', { x1: left, x2: left + width, y1: y, y2: y }), label(left - GAP, y + 3.5, 'end', tickLabel(tick))]
     })
-    const columns = TIMES.flatMap(([position, text, anchor, room]) => {
+    const columns = TIMES.flatMap(([position, key, anchor, room]) => {
       const x = left + position * width
       const line = svg('line', { x1: x, x2: x, y1: top, y2: top + height })
-      return width < room ? [line] : [line, label(x, top + height + 14, anchor, text)]
+      return width < room ? [line] : [line, label(x, top + height + 14, anchor, key ? t(key) : percent(position))]
     })
     this.grid.replaceChildren(...columns, ...rows)
     for (const row of rows) {
@@ -116,7 +117,7 @@ export class CurvePlot {
       const [x, y] = this.place(point)
       handle.setAttribute('transform', `translate(${x} ${y})`)
       handle.setAttribute('tabindex', this.locked ? -1 : 0)
-      handle.setAttribute('aria-label', `Point ${index + 1} of ${shown.length}`)
+      handle.setAttribute('aria-label', t('curve.point', { index: index + 1, count: shown.length }))
       handle.setAttribute('aria-valuetext', this.describe(point))
     }
     const focused = this.indexOf(document.activeElement)

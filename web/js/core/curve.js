@@ -3,7 +3,6 @@
 
 import { textOf } from './text.js'
 
-export const FORM = 'expected position:value points with positions rising from 0 to 1, such as 0:1.0, 0.5:3, 1:1.0'
 export const PRESETS = ['linear', 'triangle', 'ease', 'pulse']
 
 const POSITION_UNIT = 0.01 // positions that an edit makes are multiples of it, and no two points are closer
@@ -58,10 +57,10 @@ function quoted(text) {
 }
 
 /**
- * {points} of a curve, or {error}: the message that Python gives; `name` says whose input it is. A value that is no text, as a
- * workflow may hold it, is quoted in the message as it is saved.
+ * {points} of a curve, or {fault}: what `faultText` words. A value that is no text, as a workflow may hold it, is quoted there as it
+ * is saved.
  */
-export function readCurve(value, name) {
+export function readCurve(value) {
   const text = textOf(value)
   const points = []
   const items = text.split(SEPARATOR)
@@ -71,24 +70,29 @@ export function readCurve(value, name) {
     const colon = item.search(COLON)
     const [position, value] = [strip(item.slice(0, Math.max(colon, 0))), strip(item.slice(colon + 1))]
     const point = [toNumber(position), toNumber(value)]
-    let fault
-    if (item.includes(';')) fault = "points are separated by ',', not by ';'"
-    else if (colon < 0) fault = 'it has no colon'
-    else if (point[0] === null) fault = 'its position is not a number'
-    else if (!(point[0] >= 0 && point[0] <= 1)) fault = `position ${short(position)} is not from 0 to 1`
-    else if (points.length && point[0] <= points.at(-1)[0]) {
-      fault = `position ${short(position)} does not rise above ${short(last)}`
-    } else if (point[1] === null) fault = 'its value is not a number'
-    else if (!(Math.abs(point[1]) <= LARGEST)) fault = `value ${short(value)} is not from -${LARGEST} to ${LARGEST}`
-    if (fault) {
+    const values = { position: short(position), value: short(value), last: short(last), least: `-${LARGEST}`, most: `${LARGEST}` }
+    let key
+    if (item.includes(';')) key = 'semicolon'
+    else if (colon < 0) key = 'noColon'
+    else if (point[0] === null) key = 'positionIsNoNumber'
+    else if (!(point[0] >= 0 && point[0] <= 1)) key = 'positionOutOfRange'
+    else if (points.length && point[0] <= points.at(-1)[0]) key = 'positionDoesNotRise'
+    else if (point[1] === null) key = 'valueIsNoNumber'
+    else if (!(Math.abs(point[1]) <= LARGEST)) key = 'valueOutOfRange'
+    if (key) {
       const [found, whole] = [strip(item), strip(text)]
-      const where = found === whole ? '' : ` in ${quoted(short(whole))}`
-      return { error: `${name}: found ${quoted(short(found))}${where}: ${fault}; ${FORM}.` }
+      return { fault: { key, values, found: quoted(short(found)), whole: found === whole ? null : quoted(short(whole)) } }
     }
     points.push(point)
     last = position
   }
   return { points }
+}
+
+/** The message about a fault in the curve of an input, in English the one that Python gives; `t` as in texts.js. */
+export function faultText({ key, values, found, whole }, input, t) {
+  const parts = { input, found, whole, fault: t(`curve.faults.${key}`, values), form: t('curve.form') }
+  return t(whole === null ? 'curve.fault' : 'curve.faultInText', parts)
 }
 
 export function formatCurve(points) {

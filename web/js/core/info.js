@@ -66,7 +66,7 @@ export function known(clip) {
  * wholly known, the answer is about another clip: then `unknown` of a line lists what is missing.
  */
 export function linesOf({ lines, clip, device_bytes: device }, asked) {
-  const own = lines.map((line) => (line.key ? { ...line, key: `info.${line.key}` } : { text: line }))
+  const own = lines.map((line) => ({ ...line, key: `info.${line.key}` }))
   if (!clip) return own
   const unknown = Object.keys(asked).filter((key) => asked[key] === null)
   if (unknown.length) return [...own, { key: 'panel.clipUnknown', unknown }]
