@@ -131,6 +131,19 @@ def test_the_hosts_nets_have_their_images_resized_once_for_each_window(pairs, ne
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("name, net", [("svd", "svd"), ("sd1", "sd1 adapter")])
+def test_windows_of_a_clip_with_more_images_than_frames_use_the_first(pairs, nets, ours, svd_net, node, caplog, name, net):
+    pair, images = pairs(name), hints(CLIP + 3)
+    net = svd_net if net == "svd" else nets(net)
+    windowed = windows_of(pair.ours, node, 4, 1)
+    results = [
+        sample(windowed, *ours(prompts(pair.config), net, given), frames=CLIP, steps=2) for given in (images[:CLIP], images)
+    ]
+    assert torch.equal(*results)
+    lines = [record.message for record in caplog.records if "control images" in record.message]
+    assert lines == [f"Apply ControlNet Residuals: found {CLIP + 3} control images for {CLIP} frames; the first {CLIP} are used."]
+
+
 @pytest.mark.parametrize("name, net", [("svd", "svd"), ("sd1", "sd1"), ("sd1", "sd1 adapter")])
 def test_a_window_over_images_that_earlier_windows_prepared_gets_its_own(pairs, nets, ours, svd_net, name, net):
     pair, images = pairs(name), hints(CLIP)

@@ -1,5 +1,7 @@
 """Apply ControlNet Residuals against the host's ControlNetApplyAdvanced: strengths, steps, frames, regions, what is refused."""
 
+from fractions import Fraction
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ops
@@ -227,10 +229,10 @@ def test_nothing_is_changed_in_place(pairs, nets, ours):
 
 def test_a_net_of_another_family_is_refused(pairs, nets, ours):
     for name, net, words in (
-        ("svd", "sd1", "for Stable Diffusion 1, the model is Stable Video Diffusion (SVD_img2vid)"),
-        ("sd2", "sd1", "for Stable Diffusion 1, the model is Stable Diffusion 2 (BaseModel)"),
-        ("sdxl", "sd1", "for Stable Diffusion 1, the model is SDXL (SDXL)"),
-        ("sd1", "sdxl", "for SDXL, the model is Stable Diffusion 1 (BaseModel)"),
+        ("svd", "sd1", "for Stable Diffusion 1, the model is Stable Video Diffusion. Load a"),
+        ("sd2", "sd1", "for Stable Diffusion 1, the model is Stable Diffusion 2. Load a"),
+        ("sdxl", "sd1", "for Stable Diffusion 1, the model is SDXL. Load a"),
+        ("sd1", "sdxl", "for SDXL, the model is Stable Diffusion 1. Load a"),
     ):
         with pytest.raises(ValueError, match="^Apply ControlNet Residuals: this ControlNet is ") as error:
             run(pairs(name).ours, ours(prompts(SMALL[name]), nets(net), hints(1)))
@@ -286,14 +288,29 @@ def test_of_fewer_images_than_frames_the_last_one_stays(pairs, nets, ours, sourc
     assert torch.equal(made(fewer), made(each))
 
 
-def test_more_images_than_frames_are_an_error(pairs, nets, ours):
-    with pytest.raises(ValueError, match="4 control images for 3 frames"):
-        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(4)), frames=3)
+@pytest.mark.parametrize("name, net", [("svd", "sd2"), ("sd1", "sd1"), ("sd1", "sd1 adapter")])
+@pytest.mark.parametrize("what", ["control images", "masks"])
+def test_of_more_images_than_frames_the_first_are_used_and_logged_once(pairs, nets, ours, caplog, name, net, what):
+    pair, images, masks = pairs(name), hints(5), torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(8))
+
+    def made(count):
+        image, mask = (images[:count], None) if what == "control images" else (images[:1], masks[:count])
+        return run(pair.ours, ours(prompts(pair.config), nets(net), image, mask=mask), frames=3, steps=3)
+
+    expected = made(3)
+    assert "the first" not in caplog.text
+    assert torch.equal(made(5), expected)
+    [line] = [record.message for record in caplog.records if "the first" in record.message]
+    assert line == f"Apply ControlNet Residuals: found 5 {what} for 3 frames; the first 3 are used."
 
 
-def test_more_masks_than_frames_are_an_error(pairs, nets, ours):
-    with pytest.raises(ValueError, match="4 masks for 3 frames"):
-        run(pairs("svd").ours, ours(prompts(SMALL["svd"]), nets("sd2"), hints(1), mask=torch.ones(4, 8, 8)), frames=3)
+def test_control_images_may_be_a_video(pairs, nets, ours):
+    from comfy_api.latest import InputImpl, Types
+
+    pair, images = pairs("svd"), hints(3)
+    video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(6)))
+    results = [run(pair.ours, ours(prompts(pair.config), nets("sd2"), given), frames=3) for given in (images, video)]
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("name, value, found", [
@@ -327,7 +344,7 @@ def test_after_an_error_the_next_run_is_right(pairs, nets, ours):
     conds = ours(prompts(pair.config), nets("sd2"), hints(1))
     before = run(pair.ours, conds, frames=3)
     with pytest.raises(ValueError):
-        run(pair.ours, ours(prompts(pair.config), nets("sd2"), hints(4)), frames=3)
+        run(pair.ours, ours(conds, nets("sd1"), hints(1)), frames=3)
     assert torch.equal(run(pair.ours, conds, frames=3), before)
 
 

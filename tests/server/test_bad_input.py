@@ -26,16 +26,12 @@ def controlled_svd(extra: dict | None = None, **inputs) -> dict:
     return {**with_control(prompt, only(prompt, SAMPLER), **inputs), **(extra or {})}
 
 
-def controlled_image(unet_name: str, context: int, batch: int = 1, extra: dict | None = None, **inputs) -> dict:
-    return {**with_control(image_model(unet_name, context, batch), "sampler", **inputs), **(extra or {})}
+def controlled_image(unet_name: str, context: int, **inputs) -> dict:
+    return with_control(image_model(unet_name, context), "sampler", **inputs)
 
 
 def controlnet(name: str) -> dict:
     return controlled_svd({"net": node(CONTROLNET_LOADER, control_net_name=name)}, control_net=["net", 0])
-
-
-def copies(amount: int) -> dict:
-    return {"copies": node("RepeatImageBatch", image=["control_photo", 0], amount=amount)}
 
 
 PROBE_IMAGE = {"probe": node("ProbeImage")}
@@ -67,10 +63,6 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
     "SD1 ControlNet on SDXL": (
         controlled_image(SDXL, 2048), "KSampler",
         ["Apply ControlNet Residuals", "is for Stable Diffusion 1", "the model is SDXL", "Load a ControlNet"],
-    ),
-    "3 control images for a batch of 2": (
-        controlled_image(SD15, 768, batch=2, extra=copies(3), image=["copies", 0]), "KSampler",
-        ["Apply ControlNet Residuals", "3 control images for 2", "expected 1 .* or 2"],
     ),
     "curve of frame strengths": (
         controlled_image(SD15, 768, frame_strengths="0:1, half:2"), "TemporalUNetApplyControlNetResiduals",

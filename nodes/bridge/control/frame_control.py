@@ -3,7 +3,7 @@
 import comfy.controlnet
 import torch
 
-from .frame_weights import Curve, FrameWeights, indices_for
+from .frame_weights import Curve, FrameWeights, indices_for, log_surplus
 from .kept_hints import KeptHints
 from .own_control import OwnControl
 from .pairing import WrongModelError, check_family
@@ -22,9 +22,10 @@ class WeighsItself(OwnControl):
 class FrameControl(OwnControl):
     """A CONTROL_NET of the host whose residuals follow the frames of a clip.
 
-    images [1 to frames, c, h, w] from 0 to 1: one for all frames, or one each (of fewer the last one stays); None where the
-    inner control needs none. `curve` weighs the frames (positions over the clip; None: each by 1), `mask` [1 to frames, h, w]
-    weighs pixels. The inner net's residuals are not changed in place. `node`: the one that made it, named in errors.
+    images [n, c, h, w] from 0 to 1: one for all frames, or one each (of fewer the last one stays, of more the first are used);
+    None where the inner control needs none. `curve` weighs the frames (positions over the clip; None: each by 1), `mask`
+    [n, h, w], which follows the frames as the images do, weighs pixels. The inner net's residuals are not changed in place.
+    `node`: the one that made it, named in errors.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class FrameControl(OwnControl):
         """
         if self.images is None:
             return
-        indices = [0] if len(self.images) == 1 else indices_for(self.node, len(self.images), frames, total, "control images")
+        if self.shown is None:
+            log_surplus(self.node, "control images", len(self.images), total)
+        indices = [0] if len(self.images) == 1 else indices_for(len(self.images), frames)
         shown = indices, x.shape[2:], videos
         if self.shown == shown:
             return
@@ -104,7 +107,8 @@ class FrameControl(OwnControl):
         if self.curve is None and self.mask is None:
             return None
         if self.weights is None or self.weights.total != total:
-            self.weights = FrameWeights(self.node, self.curve, self.mask, total)
+            log_surplus(self.node, "masks", 0 if self.mask is None else len(self.mask), total)
+            self.weights = FrameWeights(self.curve, self.mask, total)
         return self.weights
 
     def get_models(self):

@@ -1,5 +1,7 @@
 """How strongly a control acts on each frame and region of a clip."""
 
+import logging
+
 import comfy.utils
 import torch
 
@@ -8,28 +10,28 @@ from ..inputs.curve import evaluate_curve
 Curve = list[tuple[float, float]]  # (position in the clip from 0 to 1, weight), as `parse_curve` reads it
 
 
-def indices_for(node: str, count: int, frames: list[int], total: int, what: str) -> list[int]:
-    """Which of `count` images (masks, residuals: `what`) belong to these frames of a clip of `total` frames, as indices.
+def indices_for(count: int, frames: list[int]) -> list[int]:
+    """Which of `count` images (masks, residuals) belong to these frames of a clip, as indices.
 
-    One is for all frames; of several each frame has its own, and where they end early the last one stays. Raises ValueError,
-    which names the `node`, where there are more than frames.
+    One is for all frames; of several each frame has its own. Where they end early the last one stays, and those beyond the
+    clip are not used.
     """
-    if count > total:
-        raise ValueError(
-            f"{node}: found {count} {what} for {total} frames; expected 1 (for all frames), or {total} (one per frame; of fewer "
-            f"the last one stays). Leave out those that are too many."
-        )
     return [min(frame, count - 1) for frame in frames]
+
+
+def log_surplus(node: str, what: str, count: int, total: int) -> None:
+    """A line in the log, for once a run, where there are more of `what` (control images, masks, …) than the clip has frames."""
+    if count > total:
+        logging.warning("%s: found %d %s for %d frames; the first %d are used.", node, count, what, total, total)
 
 
 class FrameWeights:
     """The weights of a clip of `total` frames: of its frames by `curve`, of its pixels by `mask` [1 to frames, h, w] from 0 to 1.
 
-    Without a curve (None) each frame has weight 1. `node` is named in errors.
+    Without a curve (None) each frame has weight 1.
     """
 
-    def __init__(self, node: str, curve: Curve | None, mask: torch.Tensor | None, total: int):
-        self.node = node
+    def __init__(self, curve: Curve | None, mask: torch.Tensor | None, total: int):
         self.total = total
         weights = torch.ones(total) if curve is None else torch.from_numpy(evaluate_curve(curve, total)).float()
         self.curve = weights.reshape(-1, 1, 1, 1)
@@ -53,7 +55,7 @@ class FrameWeights:
         return residual * weights.repeat(videos, 1, 1, 1)
 
     def _indices(self, frames):
-        return indices_for(self.node, self.mask.shape[0], frames, self.total, "masks")
+        return indices_for(self.mask.shape[0], frames)
 
     def _mask(self, residual):
         key = residual.shape[2:], residual.device, residual.dtype

@@ -22,7 +22,7 @@ def as_residuals(value: ControlResiduals | Sequence[torch.Tensor]) -> ControlRes
     tensors = isinstance(value, (list, tuple)) and value and all(isinstance(control, torch.Tensor) for control in value)
     if not tensors:
         raise ValueError(
-            f"{NODE}: residuals is {type(value).__name__}, expected what Compute or Load ControlNet Residuals give, or a list of "
+            f"{NODE}: residuals holds no list of tensors, expected what Compute or Load ControlNet Residuals give, or a list of "
             f"tensors: one for each input block of the UNet, then that of its middle block."
         )
     for index, control in enumerate(value):
@@ -64,7 +64,7 @@ class StoredControl(OwnControl):
             )
         if "channel_mult" not in model.model_config.unet_config:
             raise ValueError(
-                f"{NODE}: the residuals are for a UNet, the model is {type(model).__name__}. Use one of Stable Diffusion 1, "
+                f"{NODE}: the residuals are for a UNet, the model is another kind of network. Use one of Stable Diffusion 1, "
                 f"2, XL or Stable Video Diffusion."
             )
         self.levels = levels_of(model)

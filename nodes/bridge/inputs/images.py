@@ -1,7 +1,5 @@
 """Frames and masks, from what nodes get to the shapes that are computed with."""
 
-import logging
-
 import torch
 from comfy_api.latest import Input
 
@@ -38,9 +36,3 @@ def control_masks(node: str, mask: torch.Tensor) -> torch.Tensor:
             f"that gives masks, or none."
         )
     return mask.reshape(-1, *mask.shape[-2:])
-
-
-def log_surplus(node: str, what: str, count: int, total: int) -> None:
-    """A line in the log where there are more of `what` (control images, masks, …) than the clip's `total` frames."""
-    if count > total:
-        logging.warning("%s: found %d %s for %d frames; the first %d are used.", node, count, what, total, total)
