@@ -3,7 +3,7 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { caption, cellOf, cornerOf, frameAt, frameUnder, imageHeight, readEvent, spansOf, timeOf } from './core/preview.js'
-import { MARGIN, addWidget, allNodes, element } from './widget.js'
+import { MARGIN, addWidget, allNodes, element, growNode } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'
 const EVENT = 'temporal_unet.preview'
@@ -29,6 +29,7 @@ class Preview {
     this.followHeight()
     const heights = () => (this.about ? [this.height + 2 * MARGIN, TALLEST] : [0, 0])
     addWidget(node, 'moving_preview', 'TEMPORAL_UNET_PREVIEW', this.element, heights)
+    growNode(node)
   }
 
   build() {

@@ -17,9 +17,25 @@ export function instancesOf(graph) {
   return allNodes().filter((node) => node.subgraph === graph)
 }
 
-/** At once to the size that the host gives the node when it loads it: else its undo would find another graph than it made. */
+/**
+ * At once to the size that the host gives the node when it loads it: else its undo would find another graph than it made. In Nodes
+ * 2.0 the page makes the room, and only for what is shown.
+ */
 export function growNode(node) {
-  node.expandToFitContent()
+  if (!LiteGraph.vueNodesMode) node.expandToFitContent()
+  node.setDirtyCanvas(true, true)
+}
+
+/** Shows or hides a widget that is `height` pixels high, and has the node's height follow. */
+export function setShown(node, widget, shown, height) {
+  const changed = shown !== !widget.hidden
+  widget.hidden = !shown // the classic renderer reads this; Nodes 2.0 reads options, or what newer hosts keep by the node's id,
+  // which after an undo is still of the node that had the id before it.
+  for (const options of [widget.options, widget._state?.options ?? {}]) options.hidden = !shown
+  if (!changed) return
+  if (shown) return growNode(node)
+  const [width, before] = node.size
+  node.setSize([width, Math.max(node.computeSize()[1], before - height)])
   node.setDirtyCanvas(true, true)
 }
 
