@@ -9,7 +9,7 @@ import { language, t } from './texts.js'
 import { addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
 
 // node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that answers
-// about one, what else the answer depends on, what is to be warned of
+// about one, what else the answer depends on, what is to be warned of, pixels that show the usual file names
 const NODES = {
   TemporalUNetCheckpointLoader: {
     combo: 'ckpt_name',
@@ -17,7 +17,8 @@ const NODES = {
     route: '/temporal_unet/checkpoint_info',
     dtype: 'weight_dtype',
     clip: true,
-    warnings: modelWarnings
+    warnings: modelWarnings,
+    width: 340
   },
   TemporalUNetLoader: {
     combo: 'unet_name',
@@ -25,16 +26,17 @@ const NODES = {
     route: '/temporal_unet/unet_info',
     dtype: 'weight_dtype',
     clip: true,
-    warnings: modelWarnings
+    warnings: modelWarnings,
+    width: 340
   },
   TemporalUNetControlNetLoader: {
     combo: 'control_net_name',
     folders: { '': 'controlnet' },
     route: '/temporal_unet/controlnet_info',
-    warnings: (node, answer, instances) => controlWarnings(node, answer, (other) => panels.get(other)?.answer, instances)
+    warnings: (node, answer, instances) => controlWarnings(node, answer, (other) => panels.get(other)?.answer, instances),
+    width: 380
   }
 }
-const WIDTH = 340 // pixels of a new node: room for the usual file names
 const LINE = 15 // pixels
 const HEIGHTS = [LINE, 16 * LINE] // least and most of the text; a longer one is scrolled
 const FADE = 'linear-gradient(to top, transparent, black 30px)' // of the last lines: there are more below
@@ -99,7 +101,7 @@ class InfoPanel {
     const growth = new Growth(node, this.element, this.rows, HEIGHTS)
     for (const watched of [this.text, this.rows]) new ResizeObserver(() => this.fade()).observe(watched)
     addWidget(node, 'file_info', 'TEMPORAL_UNET_INFO', this.element, () => growth.heights)
-    node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
+    node.setSize([Math.max(node.size[0], kind.width), node.size[1]])
     growNode(node)
     for (const name of [kind.combo, kind.dtype]) if (name) this.follow(this.find(name))
   }
