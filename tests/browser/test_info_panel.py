@@ -1,5 +1,6 @@
-"""The panels of Load UNet and Load ControlNet: what they show of a file before a run, for which clip, and hostile names."""
+"""The panels of the loaders: what they show of a file before a run, for which clip, in which language, and hostile names."""
 
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 LOADER, CONTROL_LOADER, CONDITIONING = "TemporalUNetLoader", "TemporalUNetControlNetLoader", "TemporalUNetSVDConditioning"
+CHECKPOINT_LOADER = "TemporalUNetCheckpointLoader"
+COMBOS = {LOADER: "unet_name", CONTROL_LOADER: "control_net_name", CHECKPOINT_LOADER: "ckpt_name"}
 HOSTILE = "<img src=x onerror=harmed=1>.safetensors"
 MINIATURE = "miniature_svd.safetensors"
 BROKEN = ("half_svd.safetensors", HOSTILE)  # SVD without some temporal layers, a LoRA
@@ -26,6 +29,8 @@ LOADERS = {
     "2": node(CONTROL_LOADER, control_net_name="miniature_svd_controlnet_path.safetensors"),
     "3": node("PreviewAny", source=["1", 1]),
     "4": node("PreviewAny", source=["2", 1]),
+    "10": node(CHECKPOINT_LOADER, ckpt_name=MINIATURE, weight_dtype="default"),
+    "11": node("PreviewAny", source=["10", 4]),
 }
 CLIP = {
     **LOADERS,
@@ -66,16 +71,19 @@ class Panel:
         self.element = f"{node}.widgets.find((widget) => widget.name.startsWith('file_info')).element"
 
     def choose(self, name, widget=None):
-        combo = {LOADER: "unet_name", CONTROL_LOADER: "control_net_name"}[self.node_type]
-        self.editor.set_widget(self.node_type, widget or combo, name)
+        self.editor.set_widget(self.node_type, widget or COMBOS[self.node_type], name)
 
     def wait_for(self, words, timeout=TIMEOUT):
         self.page.wait_for_function(f"(words) => {self.element}.textContent.includes(words)", arg=words, timeout=timeout)
         return self
 
+    def wait_gone(self, words):
+        self.page.wait_for_function(f"(words) => !{self.element}.textContent.includes(words)", arg=words, timeout=TIMEOUT)
+        return self
+
     @property
     def lines(self):
-        return self.page.evaluate(f"() => [...{self.element}.firstElementChild.children].map((line) => line.textContent)")
+        return self.page.evaluate(f"() => [...{self.element}.firstElementChild.firstElementChild.children].map((line) => line.textContent)")
 
     @property
     def overflow(self):
@@ -91,7 +99,7 @@ class Panel:
     def colors(self):
         """[color of the text, color of its background], as red, green and blue."""
         return self.page.evaluate(f"""() => {{
-            const words = {self.element}.firstElementChild.firstElementChild
+            const words = {self.element}.firstElementChild.firstElementChild.firstElementChild
             const context = new OffscreenCanvas(1, 1).getContext('2d', {{willReadFrequently: true}})
             const rgb = (color) => {{
                 context.fillStyle = color
@@ -123,19 +131,24 @@ def contrast(colors):
 
 
 def texts(editor, server):
-    """What the two `info` outputs say when it is run, in lines."""
+    """What the `info` outputs say when it is run, in lines."""
     entry = server.wait(editor.run({LOADER: {"weight_dtype": editor.widget(LOADER, "weight_dtype")}}), 60)
-    return [entry["outputs"][id]["text"][0].split("\n") for id in ("3", "4")]
+    return [entry["outputs"][id]["text"][0].split("\n") for id in ("3", "4", "11")]
+
+
+MEMORY = re.compile(r"about 247\.8 MiB of your [0-9.,]+ [GM]iB, weights included, for 14 frames of 1024x576, in windows of 8")
 
 
 @pytest.mark.slow
 def test_it_shows_before_a_run_what_the_info_output_says_after_it(editor, server, panel):
     unet, control = panel(LOADER).wait_for("Stable Video"), panel(CONTROL_LOADER).wait_for("SVD ControlNet")
-    before = unet.lines, control.lines
-    unet_info, control_info = texts(editor, server)
-    assert before[0][:4] == unet_info
-    assert before[0][4:] == ["about 247.8 MiB, weights included, for 14 frames of 1024x576, in windows of 8"]
+    checkpoint = panel(CHECKPOINT_LOADER).wait_for("Stable Video")
+    before = unet.lines, control.lines, checkpoint.lines
+    unet_info, control_info, checkpoint_info = texts(editor, server)
+    assert before[0][:-1] == unet_info
     assert before[1] == control_info
+    assert before[2][:-1] == checkpoint_info
+    assert [bool(MEMORY.fullmatch(lines[-1])) for lines in before] == [True, False, True]
 
 
 @pytest.mark.slow
@@ -208,8 +221,8 @@ def test_a_linked_number_of_frames_is_that_of_the_primitive_and_else_it_is_not_k
     panel.wait_for("for 20 frames of 128x64, in windows of 8")
     linked["7"]["inputs"]["video_frames"] = ["9", 2]
     editor.load_api({**linked, "9": node("GetImageSize", image=["5", 0])}, "info")
-    lines = Panel(editor, LOADER).wait_for("comes from another node").lines
-    assert lines[4] == "the number of frames comes from another node"
+    lines = Panel(editor, LOADER).wait_for("from another node").lines
+    assert lines[4] == "memory not known before the run: number of frames from another node"
     assert "Stable Video Diffusion" in lines[0] and not [line for line in lines if "14 frames" in line]
 
 
@@ -274,16 +287,18 @@ def test_it_is_not_saved_and_a_reopened_workflow_shows_its_own_file(editor, pane
 
 @pytest.mark.slow
 def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
-    page, size = editor.page, "() => app.graph.getNodeById(1).size[1]"
+    page = editor.page
+    saved, drawn = "() => [...app.graph.getNodeById(1).serialize().size]", "() => app.graph.getNodeById(1).size[1]"
     queues = "() => (({undoQueue, redoQueue}) => [undoQueue.length, redoQueue.length])" f"({TRACKER})"
     capture = "() => { app.canvas.emitBeforeChange(); app.canvas.emitAfterChange() }"  # as after a click
     editor.look_at(LOADER)
     page.evaluate(capture)
-    (steps, _), height = page.evaluate(queues), page.evaluate(size)
+    (steps, _), size, height = page.evaluate(queues), page.evaluate(saved), page.evaluate(drawn)
     for name in (BROKEN[0], "untrained_sdxl.safetensors"):
         panel(LOADER).choose(name)
         page.evaluate(capture)
     panel(LOADER).wait_for("Stable Diffusion XL")
+    page.wait_for_function(f"(height) => ({drawn})() < height", arg=height)  # its text is shorter: no empty lines
 
     def settle(keys, words, expected):
         page.keyboard.press(keys)
@@ -292,7 +307,7 @@ def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
         editor.drawn()
         page.evaluate(capture)
         assert page.evaluate(queues) == expected
-        assert page.evaluate(size) == height
+        assert page.evaluate(saved) == size
 
     settle("Control+z", "missing", [steps + 1, 1])
     settle("Control+z", "Stable Video Diffusion", [steps, 2])
@@ -300,9 +315,45 @@ def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
     settle("Control+Shift+Z", "Stable Diffusion XL", [steps + 2, 0])
 
 
+@pytest.mark.slow
+def test_what_is_wired_to_another_family_is_said_in_red_and_nothing_where_it_fits(editor, files):
+    text, sd1 = node("CLIPTextEncode", text="", clip=["12", 0]), "untrained_sd15.safetensors"
+    sampler = dict(seed=0, steps=1, sampler_name="euler", scheduler="karras", denoise=1.0)
+    editor.load_api({
+        **CLIP, "1": node(LOADER, unet_name=sd1, weight_dtype="default"),
+        "9": node("FreeU_V2", model=["1", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2),
+        "8": {**CLIP["8"], "inputs": {**CLIP["8"]["inputs"], "model": ["9", 0]}},
+        "12": node("CLIPLoader", clip_name="untrained_clip_l.safetensors", type="stable_diffusion"), "13": text,
+        "14": node("TemporalUNetApplyControlNetResiduals", positive=["13", 0], negative=["13", 0], control_net=["2", 0], image=["5", 0]),
+        "15": node("KSampler", model=["1", 0], positive=["14", 0], negative=["14", 1], latent_image=["7", 2], cfg=1.0, **sampler),
+    }, "families")
+    unet, control = Panel(editor, LOADER).wait_for("needs a model"), Panel(editor, CONTROL_LOADER).wait_for("not for")
+    assert unet.lines[0].startswith("This is Stable Diffusion 1. SVD Temporal UNet Sampler needs a model of Stable Video Diffusion: ")
+    assert control.lines[0].startswith("This ControlNet is not for Stable Diffusion 1, which KSampler runs it with. ")
+    red, green, blue = unet.colors[0]
+    assert red > green and red > blue
+    unet.choose(MINIATURE)
+    control.wait_gone("not for")
+    assert unet.lines[0] == "Stable Video Diffusion" and control.lines[0] == "SVD ControlNet"
+
+
+@pytest.mark.slow
+def test_panels_speak_the_language_of_the_editor_and_english_where_it_is_none_of_the_six(editor, panel):
+    choose = "(language) => app.extensionManager.setting.set('Comfy.Locale', language)"
+    panel(LOADER).wait_for("weights included")
+    try:
+        for language, words in (("fr", "247,8 MiB"), ("zh", "权重"), ("ru", "247.8 MiB of your")):
+            editor.page.evaluate(choose, language)
+            reported = panel(LOADER).wait_for(words)
+            assert reported.lines[0] == "Stable Video Diffusion"
+    finally:
+        editor.page.evaluate(choose, "en")
+        panel(LOADER).wait_for("weights included")
+
+
 @pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)  # in Nodes 2.0 the host's own nodes do change on opening
 def test_an_opened_template_counts_as_unchanged(editor, files):
-    editor.load_template(editor.server.get("/api/workflow_templates/temporal-unet/miniature_image_to_video.json"), "opened")
+    editor.load_template(editor.server.get("/api/workflow_templates/temporal-unet/6%20Try%20it%20without%20a%20download.json"), "opened")
     Panel(editor, LOADER).wait_for("Stable Video Diffusion")
     editor.drawn()
     editor.page.mouse.click(1500, 800)
