@@ -6,7 +6,7 @@ from .bridge.control.frame_control import FrameControl
 from .bridge.control.stored_control import StoredControl, as_residuals
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.images import control_images, control_masks
-from .bridge.inputs.ranges import finite, in_order
+from .bridge.inputs.ranges import finite, in_order, in_schema, passes
 from .bridge.node_names import APPLY_RESIDUALS as NODE
 from .socket_types import Residuals
 
@@ -69,14 +69,24 @@ class ApplyControlNetResiduals(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, frame_strengths=None, start_percent=None, end_percent=None):
+        def check():
+            in_schema(NODE, cls.define_schema(), start_percent=start_percent, end_percent=end_percent)
+            _check_order(0.0 if start_percent is None else start_percent, 1.0 if end_percent is None else end_percent)
+            if frame_strengths is not None:
+                _curve(frame_strengths)
+
+        return passes(check)
+
+    @classmethod
     def execute(
         cls, positive, negative, control_net=None, image=None, strength=1.0, start_percent=0.0, end_percent=1.0,
         frame_strengths="0:1.0", mask=None, vae=None, residuals=None,
     ) -> io.NodeOutput:
         finite(NODE, strength=strength, start_percent=start_percent, end_percent=end_percent)
-        in_order(NODE, start_percent=start_percent, end_percent=end_percent)
+        _check_order(start_percent, end_percent)
         _check_source(control_net, image, residuals)
-        curve = parse_curve(frame_strengths, f"{NODE}: frame_strengths")
+        curve = _curve(frame_strengths)
         if strength == 0:
             return io.NodeOutput(positive, negative)
         images = None if image is None else control_images(NODE, image)
@@ -102,6 +112,14 @@ class ApplyControlNetResiduals(io.ComfyNode):
             ]
 
         return io.NodeOutput(apply(positive), apply(negative))
+
+
+def _check_order(start_percent, end_percent):
+    in_order(NODE, start_percent=start_percent, end_percent=end_percent)
+
+
+def _curve(frame_strengths):
+    return parse_curve(frame_strengths, f"{NODE}: frame_strengths")
 
 
 def _check_source(control_net, image, residuals):

@@ -7,7 +7,7 @@ from .bridge.control.compute_residuals import compute_residuals, refuse_controln
 from .bridge.control.frame_control import FrameControl
 from .bridge.control.pairing import family_name
 from .bridge.inputs.images import control_images
-from .bridge.inputs.ranges import finite
+from .bridge.inputs.ranges import finite, in_schema, passes
 from .bridge.node_names import COMPUTE_RESIDUALS as NODE
 from .socket_types import Residuals
 
@@ -46,6 +46,10 @@ class ComputeControlNetResiduals(io.ComfyNode):
             ],
             outputs=[Residuals.Output(display_name="residuals")],
         )
+
+    @classmethod
+    def validate_inputs(cls, percent=None):
+        return passes(lambda: in_schema(NODE, cls.define_schema(), percent=percent))
 
     @classmethod
     def execute(

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from .bridge.inputs.continuation import clip_size, log_other_rate
 from .bridge.inputs.image_to_video import NOT_CONNECTED, ClipSettings, check_pixels, prepare
 from .bridge.inputs.images import frames_in
+from .bridge.inputs.ranges import in_schema, passes
 from .bridge.node_names import CONTINUE_VIDEO as NODE
 from .bridge.sampling.colors import matched
 
@@ -59,6 +60,10 @@ class ContinueVideo(io.ComfyNode):
                 io.Float.Output(display_name="fps"),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, augmentation_level=None):
+        return passes(lambda: in_schema(NODE, cls.define_schema(), augmentation_level=augmentation_level))
 
     @classmethod
     def execute(

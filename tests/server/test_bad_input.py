@@ -26,8 +26,8 @@ def controlled_svd(extra: dict | None = None, **inputs) -> dict:
     return {**with_control(prompt, only(prompt, SAMPLER), **inputs), **(extra or {})}
 
 
-def controlled_image(unet_name: str, context: int, **inputs) -> dict:
-    return with_control(image_model(unet_name, context), "sampler", **inputs)
+def controlled_image(unet_name: str, context: int, extra: dict | None = None, **inputs) -> dict:
+    return {**with_control(image_model(unet_name, context), "sampler", **inputs), **(extra or {})}
 
 
 def controlnet(name: str) -> dict:
@@ -64,18 +64,10 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
         controlled_image(SDXL, 2048), "KSampler",
         ["Apply ControlNet Residuals", "is for Stable Diffusion 1", "the model is SDXL", "Load a ControlNet"],
     ),
-    "curve of frame strengths": (
-        controlled_image(SD15, 768, frame_strengths="0:1, half:2"), "TemporalUNetApplyControlNetResiduals",
-        [
-            "Apply ControlNet Residuals: frame_strengths", "'half:2'.*: its position is not a number",
-            "expected position:value points",
-        ],
+    "linked curve of frame strengths": (
+        controlled_image(SD15, 768, extra={"text": node("PrimitiveString", value="0:1, " * 4000)}, frame_strengths=["text", 0]),
+        APPLY, ["^Apply ControlNet Residuals: frame_strengths", "'0:1, 0:1.*…'"],
     ),
-    "curve that overflows": (
-        controlled_image(SD15, 768, frame_strengths="0:1e308"), APPLY,
-        ["frame_strengths", "value 1e308 is not from -10000 to 10000"],
-    ),
-    "long curve": (controlled_image(SD15, 768, frame_strengths="0:1, " * 4000), APPLY, ["frame_strengths", "'0:1, 0:1.*…'"]),
     "NaN as strength": (
         controlled_image(SD15, 768, strength=float("nan")), APPLY,
         ["^Apply ControlNet Residuals: strength is NaN, expected a finite number"],
@@ -133,6 +125,33 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
 REFUSALS = {  # name -> (prompt, what the refusal must say)
     "0 frames": (svd_with(CONDITIONING, video_frames=0), [CONDITIONING, "video_frames", "smaller than min"]),
     "unknown file": (unet("no_such.safetensors"), ["TemporalUNetLoader", "unet_name", "no_such.safetensors", "not in"]),
+    "curve of frame strengths": (
+        controlled_image(SD15, 768, frame_strengths="0:1, half:2"),
+        [
+            APPLY, "Apply ControlNet Residuals: frame_strengths: found 'half:2'.*: its position is not a number",
+            "expected position:value points",
+        ],
+    ),
+    "curve that overflows": (
+        controlled_image(SD15, 768, frame_strengths="0:1e308"),
+        [APPLY, "frame_strengths", "value 1e308 is not from -10000 to 10000"],
+    ),
+    "control that ends before it starts": (
+        controlled_image(SD15, 768, start_percent=0.6, end_percent=0.4),
+        [APPLY, "Apply ControlNet Residuals: start_percent 0.6 lies after end_percent 0.4"],
+    ),
+    "control that begins before the sampling": (
+        controlled_image(SD15, 768, start_percent=-0.1),
+        [APPLY, "Apply ControlNet Residuals: start_percent is -0.1, expected a number from 0 to 1"],
+    ),
+    "NaN as augmentation": (
+        svd_with(CONDITIONING, augmentation_level=float("nan")),
+        [CONDITIONING, "SVD Image to Video: augmentation_level is NaN, expected a finite number"],
+    ),
+    "too much augmentation": (
+        svd_with(CONDITIONING, augmentation_level=11.0),
+        [CONDITIONING, "SVD Image to Video: augmentation_level is 11, expected a number from 0 to 10"],
+    ),
     "unknown guidance": (svd_with(SAMPLER, guidance="spiral"), [SAMPLER, "guidance", "spiral", "linear"]),
     "curve of guidance": (
         svd_with(SAMPLER, guidance="curve", guidance_curve="0:1, banana"),

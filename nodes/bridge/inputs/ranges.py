@@ -1,6 +1,9 @@
 """Numbers that inputs of nodes must have."""
 
 import math
+from collections.abc import Callable
+
+from comfy_api.latest import io
 
 
 def finite(node: str, **values: float) -> None:
@@ -26,3 +29,27 @@ def in_order(node: str, **ends: float) -> None:
             f"{node}: {start} {at:g} lies after {end} {until:g}, so that nothing would be done. Enter a {start} that is at most "
             f"{end}."
         )
+
+
+def in_schema(node: str, schema: io.Schema, **values: float | None) -> None:
+    """Raises ValueError, which names node and input, at the first of `values` that is out of its input's range in `schema`.
+
+    For `validate_inputs`, in whose place the host does not check the inputs that it names. None is not checked: such an input
+    is linked or left out.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        finite(node, **{name: value})
+        [known] = [one for one in schema.inputs if one.id == name]
+        if not known.min <= value <= known.max:
+            raise ValueError(f"{node}: {name} is {value:g}, expected a number from {known.min:g} to {known.max:g}. Enter one.")
+
+
+def passes(check: Callable[[], None]) -> bool | str:
+    """What `validate_inputs` returns: True, or the text of the ValueError that `check` raises."""
+    try:
+        check()
+    except ValueError as error:
+        return str(error)
+    return True
