@@ -25,6 +25,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from support.oracle import Pair, fill, prompts, run_node
+from tools.bench import quality
+from tools.miniature import world
 
 SD15, SDXL = comfy.latent_formats.SD15(), comfy.latent_formats.SDXL()
 CPU = torch.device("cpu")
@@ -139,6 +141,61 @@ def test_a_smaller_frame_shows_means(sheet, width, height):
     small = sheet.shrink(detail, width, height)
     assert small.shape == (2, 3, height, width)
     assert torch.equal(small, detail) if width == 128 else small.abs().max() <= 0.01
+
+
+# Colors fitted to the clip's own image
+
+
+def off_by(colors, latent, image) -> float:
+    """How far the colors are from image [h, w, 3] in 0..1, of 255 on average."""
+    drawn = (colors(latent[None], latent.shape[-1], latent.shape[-2])[0].clamp(-1, 1) + 1) / 2
+    return (drawn.movedim(0, -1) - image).abs().mean().item() * 255
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_the_miniatures_colors_are_right_once_they_are_fitted_to_its_first_image(sheet, seed):
+    """Its VAE has a latent space of its own, in which the host's factors show other colors. Measured also on the last frame."""
+    with torch.inference_mode():
+        studio = quality.Studio()
+        of = quality.held_out(3)[seed]
+        condition = studio.conditioning(of)[0][0][1]
+        latent_in = studio.model.model.process_latent_in
+        default = sheet.LatentColors(SD15.latent_rgb_factors, SD15.latent_rgb_factors_bias)
+        first = latent_in(condition["concat_latent_image"])[0], condition["temporal_unet.first_image"][0]
+        fitted = sheet.fitted(default, *first)
+        last = torch.from_numpy(world.render(of).frames[-1:])
+        small = torch.nn.functional.adaptive_avg_pool2d(last.movedim(-1, 1), first[0].shape[1:])[0].movedim(0, -1)
+        for latent, image in (first, (latent_in(studio.vae.encode(last))[0], small)):
+            assert off_by(default, latent, image) > 20  # 29 to 35
+            assert off_by(fitted, latent, image) < 3  # 1.6 to 2.0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_an_image_without_colors_leaves_the_factors_as_they_are(sheet, noise):
+    default = sheet.LatentColors(SD15.latent_rgb_factors, SD15.latent_rgb_factors_bias)
+    generator = torch.Generator().manual_seed(3)
+    latent = torch.tensor([1.0, -0.5, 0.25, 0.0])[:, None, None] + noise * torch.randn(4, 8, 8, generator=generator)
+    gray = torch.full((8, 8, 3), 0.5)
+    fitted = sheet.fitted(default, latent, gray)
+    assert (fitted.factors - default.factors).abs().max() < 0.02
+    assert off_by(fitted, latent, gray) < 2
+
+
+@pytest.mark.parametrize("condition, fits", [
+    ({}, True), ({"temporal_unet.first_image": None}, False), ({"concat_latent_image": torch.zeros(1, 4, 4, 4)}, False),
+], ids=["SVD Image to Video", "the host's node", "changed by another node"])
+def test_a_run_shows_the_clip_in_fitted_colors_where_its_image_is_known(sampled, server, svd, sheet, condition, fits):
+    image, latent = torch.rand(1, 8, 8, 3), clip(1)
+    condition = {"temporal_unet.first_image": image, "concat_latent_image": latent, **condition}
+    server.client_id = "queued"
+    samples, _ = sampled(conditioning={name: value for name, value in condition.items() if value is not None})
+    default = sheet.LatentColors(SD15.latent_rgb_factors, SD15.latent_rgb_factors_bias)
+    latent_in = svd.ours.model.process_latent_in
+    fitted = sheet.fitted(default, latent_in(latent)[0], image[0])
+    expected, other = (fitted, default) if fits else (default, fitted)
+    last = server.heard()[-1][1]["image"]
+    assert last == sheet.draw(latent_in(samples), expected)["image"] != sheet.draw(latent_in(samples), other)["image"]
 
 
 # TAESD

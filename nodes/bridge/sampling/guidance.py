@@ -12,7 +12,7 @@ import torch
 
 from ..inputs.curve import evaluate_curve
 from ..node_names import SVD_SAMPLER
-from .preview import USUAL_FPS, prepare_callbacks
+from .preview import prepare_callbacks
 from .windows import OWN_LEVELS, ClipWindows
 
 FORMULA = "sampler_cfg_function"  # key in model_options: how a node mixes both predictions,
@@ -137,8 +137,7 @@ def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_
         model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
     )
-    fps = guider.original_conds["positive"][0].get("fps", USUAL_FPS)
-    callback, finish = prepare_callbacks(model, steps, fps)
+    callback, finish = prepare_callbacks(model, steps, guider.original_conds["positive"][0])
     out = guider.sample(
         noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
         denoise_mask=latent.get("noise_mask"), callback=callback,

@@ -10,33 +10,35 @@ import torch
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from .preview_sheet import colors_for, draw
+from .preview_sheet import colors_for, draw, fitted
 from .windows import ClipWindows
 
 # Data of every event: node_id, prompt_id, fps, step (1 to steps), steps, frames. After a step there may also be a sheet: what
 # `draw` returns. When a window begins there is also window, [first, last frame]; in a closed loop the last may be before the first.
 EVENT = "temporal_unet.preview"
 USUAL_FPS = 6  # where the conditioning has none, as in the host's model
+FIRST_IMAGE = "temporal_unet.first_image"  # in the positive: the clip's image [1, h, w, 3] in 0..1 at the latent's size
 SHARE = 0.02  # of the time since the first step that the preview may take; the last sheet, and one in better colors, may take more
 INTERVAL = 0.25  # least seconds between two sheets, between two steps reported without a sheet, and between two windows
 
 
-def prepare_callbacks(model, steps: int, fps: float = USUAL_FPS):
+def prepare_callbacks(model, steps: int, condition: dict):
     """(callback, finish) for a run: the host's callback(step, x0, x, total_steps) with our preview of all frames added to it.
 
     `finish(samples)` is to be called with the result of the run: samplers report their last step before they have computed it.
 
-    `fps`: frames per second at which the clip is shown. Where the MODEL works in our windows, these are reported too. Our
-    preview is left out where no client queued the prompt, and where the prompt asks for no previews (the editor's live preview
-    method: none). It is shown where ComfyUI itself was started without previews, which is its default.
+    `condition` is the first of the positive: it may hold "fps", the frames per second at which the clip is shown, and the image
+    that colors are fitted to. Where the MODEL works in our windows, these are reported too. Our preview is left out where no
+    client queued the prompt, and where the prompt asks for no previews (the editor's live preview method: none). It is shown
+    where ComfyUI itself was started without previews, which is its default.
     """
     standard = latent_preview.prepare_callback(model, steps)
-    send = _sender(fps)
+    send = _sender(condition.get("fps", USUAL_FPS))
     if send is None:
         return standard, lambda samples: None
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     quick, better = colors_for(previewer, model.model.latent_format)
-    preview = FramePreview(quick, send, better=better)
+    preview = FramePreview(_fitted(quick, model, condition), send, better=better)
     safely = _never_fatal(preview)
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
@@ -51,6 +53,14 @@ def prepare_callbacks(model, steps: int, fps: float = USUAL_FPS):
         safely(lambda: preview.finish(model.model.process_latent_in(samples.to(model.load_device))))
 
     return callback, finish
+
+
+def _fitted(colors, model, condition):
+    """The colors, fitted to the clip's own image where SVD Image to Video or Continue Video made the condition."""
+    latent, image = condition.get("concat_latent_image"), condition.get(FIRST_IMAGE)
+    if latent is None or image is None or latent.shape[-2:] != image.shape[1:3]:  # of another node, or changed by one
+        return colors
+    return fitted(colors, model.model.process_latent_in(latent)[0], image[0])
 
 
 def _never_fatal(preview: "FramePreview"):

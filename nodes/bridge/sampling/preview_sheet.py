@@ -14,6 +14,7 @@ SHEET_PIXELS = 1024 * 1024
 LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
 DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the host's own preview of one large image
 JPEG_QUALITY = 80
+PRIOR = 0.01  # weight of a latent format's own factors against the fit, as a variance of the latent
 
 
 def draw(latents: torch.Tensor, colors) -> dict:
@@ -69,6 +70,20 @@ def colors_for(previewer, latent_format):
     quick = LatentColors(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
     taesd = getattr(previewer, "taesd", None)
     return quick, DecodedColors(taesd) if isinstance(taesd, comfy.taesd.taesd.TAESD) else None
+
+
+def fitted(colors: "LatentColors", latent: torch.Tensor, image: torch.Tensor) -> "LatentColors":
+    """The colors that fit best to `image` [h, w, 3] in 0..1, of which `latent` [c, h, w] is the latent in the scale of x0.
+
+    They suit any VAE. What the image does not show, as a gray one shows no colors, stays as in `colors`: "Ridge Regression"
+    (Hoerl and Kennard 1970) towards these in place of zero.
+    """
+    x, y = latent.flatten(1).T.float().cpu(), image.flatten(0, 1).float().cpu() * 2 - 1
+    mean, target = x.mean(0), y.mean(0)
+    x, prior = x - mean, colors.factors.T
+    change = torch.linalg.solve(x.T @ x + PRIOR * len(x) * torch.eye(x.shape[1]), x.T @ (y - target - x @ prior))
+    factors = prior + change
+    return LatentColors(factors.tolist(), (target - mean @ factors).tolist())
 
 
 class LatentColors:
