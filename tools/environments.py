@@ -106,8 +106,10 @@ def built(folder: Path, build) -> Path:
             if not (folder / ".done").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
+                since = time.monotonic()
                 build(folder)
                 (folder / ".done").touch()
+                say(f"  done in {time.monotonic() - since:.0f} s")
     return folder
 
 
@@ -188,7 +190,7 @@ def torch_env() -> Path:
 def layered_env(name: str, below: Path, lock: Path) -> Path:
     """The Python of a small environment that sees all packages of the Python `below` and adds what of `lock` is missing there."""
     def build(env: Path) -> None:
-        say(f"Downloading what {lock} lists into {env}")
+        say(f"Downloading the packages of {name}, which {lock} lists, into {env}")
         make_venv(below, env)
         python = env_python(env)
         layer = Path(site_packages(python)) / "_layer_below.pth"
@@ -202,7 +204,7 @@ def registry_env() -> Path:
     lock = LOCKS / "registry.txt"
 
     def build(env: Path) -> None:
-        say(f"Downloading what {lock} lists (comfy-cli, about 100 MB) into {env}")
+        say(f"Downloading comfy-cli, which checks and packs for the Comfy registry (about 100 MB), into {env}")
         make_venv(Path(sys.executable), env)
         install_locked(env, lock)
     return env_python(built(cache() / "envs" / f"registry-{key(interpreter(), lock.read_text(encoding='utf-8'))}", build))
