@@ -7,13 +7,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import torch
 from PIL import Image
 
-from unet import UNetConfig, UNetModel
+from support.diffusers_names import to_diffusers
+from support.families import FULL
+from unet import ControlNetConfig, SVDControlNet, UNetConfig, UNetModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 DTYPES = {torch.float16: "F16", torch.float32: "F32"}
@@ -38,6 +41,14 @@ def write_hollow(path: Path, shapes: Shapes, tensors: Mapping[str, torch.Tensor]
 
 def unet_shapes(config: UNetConfig, prefix: str = "model.diffusion_model.") -> dict[str, tuple[int, ...]]:
     return {prefix + name: tuple(tensor.shape) for name, tensor in UNetModel(config, device="meta").state_dict().items()}
+
+
+def lineart_shapes() -> dict[str, tuple[int, ...]]:
+    """The tensors of the public SVD ControlNets."""
+    encoder = replace(FULL["svd"], out_channels=0, depth_out=())
+    network = SVDControlNet(ControlNetConfig(encoder, 3, (16, 32, 96, 256)), device="meta")
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name if name.startswith("controlnet_") else to_diffusers(name): shape for name, shape in shapes.items()}
 
 
 def write_video(photo: Path, path: Path, frames: int = 14) -> None:

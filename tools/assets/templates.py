@@ -1,0 +1,83 @@
+"""What the templates in example_workflows/ look like in the editor: columns, notes, and the files that they name."""
+from __future__ import annotations
+
+from functools import partial
+
+from support.families import FULL
+from support.stand_ins import lineart_shapes, unet_shapes
+
+NOTE = "Note"  # title of the note in each template
+PHOTO = ("Photo and model", 320, ["Photo", "First frame", "Load Checkpoint", "Load Frame Interpolation Model"])
+CLIP = ("Clip", 330, ["SVD Image to Video", "Video Options", "Times as many frames", NOTE])
+SAMPLING = ("Sampling", 320, ["SVD Temporal UNet Sampler", "Frames per second"])
+FRAMES = ("Frames", 300, ["Decode Video", "Frames in between", "Create Video"])
+VIDEO = ("Video", 360, ["Save Video"])
+STRAIGHT = [PHOTO, CLIP, SAMPLING, FRAMES, VIDEO]  # columns: title of the group, width of its nodes, their titles
+CONTROL = ("Control video", 320, ["Control video", "Load ControlNet", NOTE])
+EDGES = ("Edges", 300, ["Its frames", "Edges", "SVD Image to Video"])
+LED = ("Control", 330, ["Apply ControlNet Residuals", "Load ControlNet Residuals"])
+TEXT = ("Prompt", 320, ["Prompt", "Negative prompt", "Empty latent"])
+IMAGE = ("Image", 360, ["Decode", "Save Image"])
+
+COLUMNS = {
+    "1 Image to Video": STRAIGHT,
+    "2 Smooth, with frame interpolation": STRAIGHT,
+    "3 Endless loop": STRAIGHT,
+    "4 Long video": STRAIGHT,
+    "5 Video led by a control video": [PHOTO, CONTROL, EDGES, LED, SAMPLING, FRAMES, VIDEO],
+    "6 Try it without a download": STRAIGHT,
+    "7 Image led by edges (SD 1.5, ControlNet)": [
+        ("Photo and models", 320, ["Photo", "Load Checkpoint", "Load ControlNet"]), ("Edges", 300, ["Edges", NOTE]), TEXT, LED,
+        ("Sampling", 300, ["KSampler"]), IMAGE,
+    ],
+    "8 Image from text (SDXL)": [("Model", 320, ["Load Checkpoint", NOTE]), TEXT, ("Sampling", 300, ["KSampler"]), IMAGE],
+    "9a ControlNet residuals to a file": [
+        PHOTO, CONTROL, EDGES, ("Residuals", 360, ["Compute ControlNet Residuals", "Save ControlNet Residuals"]),
+    ],
+    "9b Video from ControlNet residuals in a file": [
+        PHOTO, ("Clip", 330, ["Load ControlNet Residuals", "SVD Image to Video", NOTE]),
+        ("Control", 330, ["Apply ControlNet Residuals"]), SAMPLING, FRAMES, VIDEO,
+    ],
+}
+NOTES = dict(zip(COLUMNS, (  # key of each template's note among the texts `notes` in locales/*/main.json
+    "imageToVideo", "smooth", "loop", "long", "led", "miniature", "edges", "text", "toFile", "fromFile",
+), strict=True))
+HEIGHTS = {  # least, of nodes that show an image or a text
+    "LoadImage": 340, "LoadVideo": 340, "CLIPTextEncode": 150, "SaveImage": 360, "SaveVideo": 360, "MarkdownNote": 210,
+    "TemporalUNetLoadControlNetResiduals": 90, "TemporalUNetSaveControlNetResiduals": 90,
+}
+ROOM = {"TemporalUNetCheckpointLoader": 400, "TemporalUNetControlNetLoader": 330}  # for what their panels say of a file
+FOLDERS = {  # input that names a model file -> its folder in models/
+    "ckpt_name": "checkpoints", "control_net_name": "controlnet", "model_name": "frame_interpolation",
+}
+WEB = "https://huggingface.co/"
+URLS = {  # from where the editor offers to download a file that is missing; as in the host's own templates, for SVD next to theirs
+    "svd.safetensors": f"{WEB}stabilityai/stable-video-diffusion-img2vid/resolve/main/svd.safetensors",
+    "svd_lineart.safetensors":
+        f"{WEB}CiaraRowles/temporal-controlnet-lineart-svd-v1/resolve/main/controlnet/diffusion_pytorch_model.safetensors",
+    "film_net_fp16.safetensors":
+        f"{WEB}Comfy-Org/frame_interpolation/resolve/main/frame_interpolation/film_net_fp16.safetensors",
+    "v1-5-pruned-emaonly.safetensors":
+        f"{WEB}stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/v1-5-pruned-emaonly.safetensors",
+    "control_v11p_sd15_canny_fp16.safetensors":
+        f"{WEB}comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_canny_fp16.safetensors",
+    "sd_xl_base_1.0.safetensors": f"{WEB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+}
+SHAPES = {  # file -> its tensors, where a node of ours shows what is in it
+    "svd.safetensors": partial(unet_shapes, FULL["svd"]),
+    "v1-5-pruned-emaonly.safetensors": partial(unet_shapes, FULL["sd1"]),
+    "sd_xl_base_1.0.safetensors": partial(unet_shapes, FULL["sdxl"]),
+    "svd_lineart.safetensors": lineart_shapes,
+}
+
+
+def model_files(prompt: dict) -> list[str]:
+    """The model files to download that a workflow names, relative to models/, each once."""
+    named = [(name, value) for node in prompt.values() for name, value in node["inputs"].items() if name in FOLDERS]
+    return list(dict.fromkeys(f"{FOLDERS[name]}/{value}" for name, value in named if value in URLS))
+
+
+def file_list(prompt: dict) -> str:
+    """Those files in Markdown: by folder, each with its address."""
+    files = [file.rsplit("/", 1) for file in model_files(prompt)]
+    return "\n".join(f"- **models/{folder}**: [{file}]({URLS[file]})" for folder, file in files)
