@@ -83,7 +83,7 @@ def untrained_models(host: Host, *options: str) -> Path:
 
 
 def demo_models(host: Host) -> Path:
-    """The trained miniature, and an image of its world with what is known of it."""
+    """The trained miniature, and an image of its world with its true continuation."""
     sources = [TOOLS / "miniature" / name for name in ("lay_out.py", "world.py", "weights/SHA256SUMS")]
     return made_models(host, "demo", "miniature.lay_out", *sources)
 

@@ -4,12 +4,11 @@
 
 writes into DIR, as in the host's `models`: diffusion_models/miniature_svd.safetensors (the whole file, which Load UNet
 reads), vae/miniature_vae.safetensors (the autoencoder alone, which the host's Load VAE reads) and the ControlNet; next to
-them first_frame.png, true.png (the true frames, side by side) and world.json (motion and size) of a held-out world, and
-path.png, the control images of a path through it, side by side.
+them first_frame.png and true.png (the true frames, side by side) of a held-out world, and path.png, the control images of a
+path through it, side by side.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -39,11 +38,6 @@ def lay_out(out: Path, seed: int = SHOWN) -> None:
     _image(np.concatenate(list(clip.frames), axis=1)).save(out / "true.png")
     path, _ = world.drawn_path(clip.world, seed)
     _image(np.concatenate(list(world.position_map(path)), axis=1)).save(out / "path.png")
-    facts = {
-        "motion_bucket_id": clip.world.motion_bucket_id, "fps": clip.world.fps,
-        "width": world.SIZE, "height": world.SIZE, "frames": world.FRAMES, "steps": 20, "max_cfg": 1.5,
-    }
-    (out / "world.json").write_text(json.dumps(facts) + "\n")
 
 
 def _image(frame: np.ndarray) -> Image.Image:
