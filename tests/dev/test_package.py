@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import PurePosixPath
 from posixpath import normpath
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -40,7 +41,7 @@ def links(name: str, text: str):
     """The files of the package that a text refers to; the editor takes a help page's images from web/docs/."""
     folder = "web/docs" if name.startswith("web/docs/") else PurePosixPath(name).parent
     for link in (first or second for first, second in LINK.findall(text)):
-        path, _, anchor = link.partition("#")
+        path, _, anchor = unquote(link).partition("#")
         if ":" not in path:
             yield normpath(f"{folder}/{path}") if path else name, anchor
 
