@@ -56,7 +56,6 @@ AT_ONCE = {  # content -> message, which the panel also shows before loading
     b"<!DOCTYPE html>\n<html><body>Sign in</body></html>": ["it is a web page, not a model", "Download the .pth file itself."],
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64: ["it is a Git LFS pointer", "`git lfs pull`"],
     b"GGUF\3\0\0\0" + bytes(99): ["it is a GGUF file"],
-    struct.pack("<Q", 2) + b"{}": [UNREADABLE, "(it begins as another kind of file)", AGAIN],
     b"PK\3\4" + bytes(999): [UNREADABLE, "(it is cut off)", AGAIN],
 }
 
@@ -110,6 +109,12 @@ def test_a_pickle_of_something_else_holds_no_controlnet(node, folder, name):
         node(LOADER).execute("other.pt")
 
 
+def test_an_empty_safetensors_file_holds_no_controlnet_whatever_its_ending(node, folder):
+    (folder / "empty.pth").write_bytes(struct.pack("<Q", 2) + b"{}")
+    with pytest.raises(ValueError, match=f"Load ControlNet .*: empty.pth {NO_CONTROLNET}"):
+        node(LOADER).execute("empty.pth")
+
+
 OF_OTHER_KINDS = {  # a tensor's name -> what such a file is, and where it belongs
     "lora_unet_down_blocks_0.lora_up.weight": ("a LoRA", "LoRA loader"),
     "first_stage_model.decoder.conv_in.weight": ("a VAE", "Load VAE"),
@@ -144,6 +149,17 @@ def test_a_whole_pickle_is_loaded_as_the_host_loads_it(node, pack, folder, adapt
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert "T2IAdapter" in info and "whole.pth" in info
     assert pack("nodes.bridge.info.file_info").describe_controlnet_file(str(folder / "whole.pth"))[0] == "T2IAdapter"
+
+
+@pytest.mark.parametrize("save, name", [(torch.save, "renamed.safetensors"), (save_file, "renamed.pth"), (old, "renamed.sft")])
+def test_what_the_host_loads_is_loaded_under_the_ending_of_another_kind(node, folder, adapter, save, name):
+    tensors = {key: value.contiguous() for key, value in adapter.items()}
+    save(tensors, folder / name)
+    save_file(tensors, folder / "right.safetensors")
+    control, info = node(LOADER).execute(name).result
+    expected = comfy.controlnet.load_controlnet(str(folder / "right.safetensors"))
+    found, wanted = control.t2i_model.state_dict(), expected.t2i_model.state_dict()
+    assert type(control) is type(expected) and all(torch.equal(found[key], wanted[key]) for key in wanted) and name in info
 
 
 def test_an_error_of_the_host_that_is_not_due_to_the_file_stays_as_it_is(node, folder, adapter):

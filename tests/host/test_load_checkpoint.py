@@ -88,6 +88,15 @@ def test_text_encoder_and_vae_equal_the_hosts_loader(load, checkpoints, sd1_file
 
 
 @pytest.mark.slow
+def test_a_checkpoint_under_the_ending_of_a_pickled_one_brings_the_same_parts(load, checkpoints, sd1_file):
+    os.symlink(sd1_file, checkpoints / "sd1.ckpt")
+    os.symlink(sd1_file, checkpoints / "sd1.safetensors")
+    renamed, right = load("sd1.ckpt"), load("sd1.safetensors")
+    assert torch.equal(renamed["vae"].decode(latent()), right["vae"].decode(latent()))
+    assert torch.equal(*(each["clip"].encode_from_tokens(each["clip"].tokenize("a boat")) for each in (renamed, right)))
+
+
+@pytest.mark.slow
 def test_a_lora_with_text_encoder_acts_as_on_the_hosts_loader(load, checkpoints, sd1_file):
     os.symlink(sd1_file, checkpoints / "sd1.safetensors")
     key = "text_model_encoder_layers_0_mlp_fc1"

@@ -166,6 +166,19 @@ OTHERS = {
     "T5": ({"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}, "encoder", "CLIP"),
     "Flux": ({"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}, "DiT", "Load Diffusion Model"),
     "SD3": ({PREFIX + "joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)}, "DiT", "Load Diffusion Model"),
+    "another family's checkpoint": (
+        {PREFIX + "blocks.0.self_attn.q_proj.weight": (4, 4), "first_stage_model.encoder.conv1.weight": (4, 4),
+         "cond_stage_model.qwen.transformer.x": (4, 4)},
+        "a model of another family", "Load Checkpoint",
+    ),
+    "audio model with its VAE": (
+        {"model.model.transformer.layers.0.to_q.weight": (4, 4), "pretransform.model.encoder.x": (4,), "encoder.x": (4,)},
+        "a model of another family", "Load Checkpoint",
+    ),
+    "checkpoint without its output blocks": (
+        {PREFIX + "input_blocks.0.0.weight": (320, 4, 3, 3), "first_stage_model.decoder.conv_in.weight": (4, 4)},
+        "a part of a UNet", "damaged",
+    ),
     "something else": ({"layers.0.mlp.weight": (8, 8)}, "layers.0.mlp.weight", "Supported: Stable Video Diffusion"),
     "nothing": ({}, "found 0 tensors;", "Supported: Stable Video Diffusion"),
 }

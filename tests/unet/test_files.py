@@ -36,6 +36,26 @@ def test_a_pickled_net_is_the_same_as_in_safetensors(name, way, tmp_path):
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+@pytest.mark.parametrize("ending", ["pth", "bin", "safetensors", "sft", "txt"])
+@pytest.mark.parametrize("way", [*WAYS, "safetensors"])
+def test_a_file_is_what_its_content_says_whatever_its_ending(way, ending, tmp_path):
+    path = tmp_path / f"net.{ending}"
+    tensors = {key: value.contiguous() for key, value in public_tensors().items()}
+    WAYS.get(way, save_file)(tensors, path)
+    assert find_controlnet(path) is SVDControlNet
+    assert open_controlnet(path).state_dict().keys() == open_controlnet(path).names.keys()
+
+
+def test_a_safetensors_header_may_begin_as_a_pickle_does(tmp_path):
+    """Its first byte is that of the header's length: 128 modulo 256."""
+    for pad in range(0, 256, 8):
+        save_file({"a": torch.zeros(1)}, tmp_path / "net.pth", {"pad": "x" * pad})
+        if (tmp_path / "net.pth").read_bytes()[0] == 0x80:
+            assert shapes_of(open_any(tmp_path / "net.pth")) == {"a": (1,)}
+            return
+    pytest.fail("no header of that length was made")
+
+
 def test_a_pickled_net_that_lacks_a_tensor_is_refused_by_name(tmp_path):
     tensors = public_tensors()
     del tensors["conv_in.bias"]
@@ -64,5 +84,5 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 
 def test_a_pickled_unet_is_still_refused(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "unet.ckpt")
-    with pytest.raises(UNetFileError, match="unet.ckpt: it is a pickled PyTorch file"):
+    with pytest.raises(UNetFileError, match="unet.ckpt: it is a pickled PyTorch file.* Convert it, or use the host's loader."):
         open_checkpoint(tmp_path / "unet.ckpt")

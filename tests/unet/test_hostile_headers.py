@@ -79,7 +79,12 @@ SENSELESS = {
     "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "huge number": one("[0,1" + "0" * 5000 + "]"),
     "infinite": one("[0,1e999]"),
-    "cut JSON": b'{"a":', "no UTF-8": b'{"\xff":1}', "a number": b'{"a":5}', "metadata of numbers": b'{"__metadata__":{"a":5}}',
+    "cut JSON": b'{"a":', "no UTF-8": b'{"\xff":1}', "a number": b'{"a":5}',
+}
+ODD_METADATA = {  # header -> what the message says of it
+    b'{"__metadata__":{"a":5}}': "5 under 'a'", b'{"__metadata__" : {"b":"x", "a": {"c": [1]}}}': "{'c': [1]} under 'a'",
+    b'{"__metadata__":{"a":null}}': "None under 'a'", b'{"__metadata__":{"a":true}}': "True under 'a'",
+    b'{"__metadata__":[1]}': "[1]",
 }
 
 
@@ -88,6 +93,22 @@ SENSELESS = {
 def test_a_senseless_header_is_refused(header, opener, path):
     write(path, SENSELESS[header])
     assert "it is not a safetensors file" in refused(opener, path)
+
+
+@pytest.mark.parametrize("opener", [open_checkpoint, find_controlnet, read_residuals])
+@pytest.mark.parametrize("header", ODD_METADATA)
+def test_metadata_that_are_no_texts_are_named(header, opener, path):
+    """The file is whole: another download would bring the same."""
+    write(path, header)
+    message = refused(opener, path)
+    assert message == f"odd.safetensors: its metadata hold {ODD_METADATA[header]}, expected texts alone. Save it again with each " \
+        "value as a text (str)."
+
+
+@pytest.mark.parametrize("metadata", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, '{"a": 1' + "0" * 5000 + "}"])
+def test_metadata_that_are_a_bomb_are_refused_at_once(metadata, path):
+    write(path, f'{{"__metadata__":{metadata}}}'.encode())
+    assert "it is not a safetensors file" in refused(open_checkpoint, path)
 
 
 @pytest.mark.parametrize("opener", [open_checkpoint, find_controlnet, read_residuals])

@@ -18,14 +18,18 @@ LORA = r"\blora_(up|down|A|B)\b|^lora_unet_"
 
 # What people mistake for a UNet: a mark in the tensors' names, what it is, where it belongs.
 CONTROLNET = "a ControlNet"
+HOSTS_LOADERS = "Load it with the host's Load Diffusion Model node, or a full checkpoint with its Load Checkpoint."
 OTHER_KINDS = (
     (LORA, "a LoRA", "Load it with a LoRA loader, on top of a UNet."),
+    (r"^(model\.diffusion_model|diffusion_model|unet)\.(in|out)put_blocks\.", "a part of a UNet",
+     "The file is damaged: get it again from its source."),
     (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", CONTROLNET, "Load it with a ControlNet loader."),
     (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes."),
     (r"^(double_blocks|joint_blocks|model\.diffusion_model\.(double|joint)_blocks)\.|\bdouble_stream", "a transformer (DiT)",
-     "Load it with the host's Load Diffusion Model node."),
+     HOSTS_LOADERS),
     (r"^(unet\.)?down_blocks\.\d+\.(resnets|attentions)\.", "a UNet in diffusers' layout",
      "Use the single-file version of the model, or load it with the host's Load Diffusion Model node."),
+    (r"^((model\.)?diffusion_model|model\.model|net)\.", "a model of another family", HOSTS_LOADERS),  # with or without a VAE
     (r"^(text_model|vision_model|transformer\.resblocks|encoder\.block\.\d+\.layer)\b", "a text or image encoder",
      "Load it with a CLIP or CLIP Vision loader."),
     (r"^(first_stage_model\.)?(encoder|decoder)\.|^(taesd_)?(en|de)coder\.", "a VAE", "Load it with the Load VAE node."),

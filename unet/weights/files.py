@@ -1,5 +1,6 @@
 """Opening files of weights, safetensors or pickled, and saying in words why one cannot be read."""
 
+import json
 import math
 import os
 import re
@@ -15,10 +16,11 @@ from .errors import UNetFileError, shorten
 from .on_disk import DTYPES, no_model, open_regular
 from .pickles import BEFORE_1_6, ZIPPED, PickledFile
 
-SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is opened as a pickled one
+SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is expected to be a pickled one
 MOST_HEADER = 100_000_000  # bytes; safetensors reads no longer header
 MOST_LISTED = 2 * 2**20  # bytes of a header without its strings; SDXL's whole header has 0.3 MB
 OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
+METADATA = re.compile(rb'"__metadata__"\s*:\s*')
 LATER_DTYPE = re.compile(  # a tensor of a dtype that not every version of safetensors reads
     rb'"([^"]{1,200})"\s*:\s*{[^{}]*"dtype"\s*:\s*"(F4|F6_\w+|F8_E8M0|F8_\w+FNUZ|C64)"'
 )
@@ -26,8 +28,20 @@ MOST_STRINGS = 100_000  # in a longer header: names, keys and dtypes of tensors,
 
 
 def open_any(path: Path):
-    """The open file, known by its ending: a safetensors file, or a PickledFile; raises UNetFileError as `open_file`."""
-    return open_file(path) if path.suffix.lower() in SAFETENSORS else PickledFile(path)
+    """The open file: a safetensors file, or a PickledFile; raises UNetFileError as `open_file`.
+
+    Its first bytes say which it is, where they say neither its ending does.
+    """
+    with open_regular(path) as file:
+        head = file.read(32)
+    if head[8:9] == b"{":  # first, for a header's length may begin as a pickle does
+        return open_file(path)
+    pickled = head.startswith((ZIPPED, BEFORE_1_6)) or not has_safetensors_ending(path)
+    return PickledFile(path) if pickled else open_file(path)
+
+
+def has_safetensors_ending(path: Path) -> bool:
+    return path.suffix.lower() in SAFETENSORS
 
 
 def shapes_of(file) -> dict[str, tuple[int, ...]]:
@@ -110,13 +124,30 @@ def _explain(path: Path, file: BinaryIO, error: str, again: str) -> str:
         header = file.read(length) if length <= min(MOST_HEADER, size - 8) else b""
         if 8 + length + max((int(found[1]) for found in OFFSETS.finditer(header)), default=0) > size:
             return f"it is cut off ({size:,} bytes found; {error}). {again}."
+        metadata = _odd_metadata(header)
+        if metadata is not None:
+            return f"its metadata hold {metadata}, expected texts alone. Save it again with each value as a text (str)."
         tensor = LATER_DTYPE.search(header)
         if tensor and re.search("unknown variant|InvalidHeaderDeserialization|subbytes", error):
             return _wrong_dtype(*(part.decode(errors="replace") for part in tensor.groups()))
     found = no_model(path, head, again)
     if found is None and head.startswith((ZIPPED, BEFORE_1_6)):
-        found = "it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or use the host's loader."
+        rename = "rename it to end in .ckpt and " if has_safetensors_ending(path) else ""
+        found = f"it is a pickled PyTorch file (.ckpt, .pt); expected safetensors. Convert it, or {rename}use the host's loader."
     return found or f"it is not a safetensors file ({error}). {again}, or choose another file."
+
+
+def _odd_metadata(header: bytes) -> str | None:
+    """What in a header's metadata is no text, which safetensors does not read; None where all is, or cannot be read."""
+    found = METADATA.search(header)
+    try:
+        metadata = json.JSONDecoder().raw_decode(header[found.end():].decode(errors="replace"))[0] if found else {}
+        if not isinstance(metadata, dict):
+            return shorten(repr(metadata))
+        odd = next(((key, value) for key, value in metadata.items() if not isinstance(value, str)), None)
+        return odd and f"{shorten(repr(odd[1]))} under {shorten(repr(odd[0]))}"
+    except (ValueError, RecursionError):  # no JSON, or very deep
+        return None
 
 
 def _size(file: BinaryIO) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import comfy.controlnet
 
-from ....unet.weights.files import open_any, shapes_of
+from ....unet.weights.files import has_safetensors_ending, open_any, shapes_of
+from ....unet.weights.pickles import PickledFile
 
 INCOMPLETE = (LookupError, TypeError, AttributeError)  # how the host's loader ends where a tensor that it looks for is missing
 
@@ -16,10 +17,21 @@ def load_hosts_controlnet(path: str):
     Raises UNetFileError where the file cannot be read, and the host's own error where the tensors of a ControlNet do not fit. The
     host reads tensors alone and runs no code from the file.
     """
-    if not shapes_of(open_any(Path(path))):  # a pickled file may hold anything, on which the host's loader ends in its own ways
+    file = Path(path)
+    opened = open_any(file)
+    if not shapes_of(opened):  # a pickled file may hold anything, on which the host's loader ends in its own ways
         return None
     try:
-        return comfy.controlnet.load_controlnet(path)
+        if has_safetensors_ending(file) != isinstance(opened, PickledFile):
+            return comfy.controlnet.load_controlnet(path)
+        return _load_renamed(file, opened)
     except INCOMPLETE as error:
-        logging.warning("%s: the host's loader found no complete ControlNet: %s", Path(path).name, error)
+        logging.warning("%s: the host's loader found no complete ControlNet: %s", file.name, error)
         return None
+
+
+def _load_renamed(file: Path, opened):
+    """Of a file whose ending is that of another kind, which the host's loader goes by. What it takes from the name it is given."""
+    tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    options = {"global_average_pooling": True} if file.stem.endswith(("_shuffle", "_shuffle_fp16")) else {}
+    return comfy.controlnet.load_controlnet_state_dict(tensors, model_options=options)

@@ -11,6 +11,7 @@ import folder_paths
 import torch
 
 from ....unet import Checkpoint, open_checkpoint
+from ....unet.weights.files import has_safetensors_ending
 from ..node_names import LOAD_CHECKPOINT, SVD_IMAGE_TO_VIDEO
 from .unet_loader import host_config
 
@@ -58,10 +59,15 @@ def load_parts(checkpoint: Checkpoint) -> Parts:
         return Parts()
     if not host_knows(checkpoint):
         return Parts(vae=_load_vae(checkpoint))
-    _, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(
-        str(checkpoint.path), output_model=False, output_clip=CLIP in found, output_vae=VAE in found,
-        output_clipvision=CLIP_VISION in found, embedding_directory=folder_paths.get_folder_paths("embeddings"),
-    )
+    options = {
+        "output_model": False, "output_clip": CLIP in found, "output_vae": VAE in found, "output_clipvision": CLIP_VISION in found,
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+    }
+    if has_safetensors_ending(checkpoint.path):
+        _, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(str(checkpoint.path), **options)
+    else:  # the host would take it for a pickled one
+        tensors = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
+        _, clip, vae, clip_vision = comfy.sd.load_state_dict_guess_config(tensors, metadata=checkpoint.metadata, **options)
     return Parts(clip, None if vae is None or vae.first_stage_model is None else vae, clip_vision)
 
 
