@@ -55,7 +55,7 @@ class Option:
 OPTIONS = {
     "width": Option("width of the video in pixels", 16, 16384, ((CONDITIONING, "width"),), step=8),
     "height": Option("height of the video in pixels", 16, 16384, ((CONDITIONING, "height"),), step=8),
-    "frames": Option("how many frames", 1, 4096, ((CONDITIONING, "video_frames"),)),
+    "frames": Option("how many frames: SVD was trained on 14, SVD-XT on 25", 1, 4096, ((CONDITIONING, "video_frames"),)),
     "steps": Option("denoising steps: more take longer and look cleaner", 1, 10000, ((SAMPLER, "steps"),)),
     "fps": Option("frames per second", 1, 1024, ((CONDITIONING, "fps"),)),
     "motion_bucket_id": Option("how much moves: 30 is calm, 127 usual, 200 wild", 1, 1023, ((CONDITIONING, "motion_bucket_id"),)),
@@ -68,6 +68,13 @@ def existing_file(text: str) -> Path:
     """A path of the command line; raises ArgumentTypeError where no file is there."""
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text} is not a file: name one that exists.")
+    return Path(text)
+
+
+def folder(text: str) -> Path:
+    """A folder of the command line, which need not exist yet; raises ArgumentTypeError where a file is in its place."""
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file: name a folder.")
     return Path(text)
 
 

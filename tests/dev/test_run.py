@@ -21,7 +21,7 @@ MINIATURE = dev.ROOT / "tools" / "miniature" / "weights" / "miniature_svd.safete
     ("max-cfg", "nan", "a number from 0 to 100"), ("seed", "-1", "a whole number from 0"),
     ("fps", "7.5", "a whole number from 1"),
     ("image", "missing.png", "missing.png is not a file: name one that exists"),
-    ("svd", ".", ". is not a file: name one that exists"),
+    ("svd", ".", ". is not a file: name one that exists"), ("out", __file__, "test_run.py is a file: name a folder"),
 ])
 def test_what_no_video_can_have_is_refused_with_what_is_expected(capsys, option, value, expected):
     with pytest.raises(SystemExit):
