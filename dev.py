@@ -203,7 +203,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     run.add_argument("--svd", type=animate.existing_file, metavar="PATH",
                      help="svd.safetensors or svd_xt.safetensors, the full checkpoint (default: the miniature, a small model that "
                      "comes with the pack and knows nothing but its own world)")
-    run.add_argument("--out", type=animate.folder, metavar="DIR", default=Path("output"), help="where the video goes (default: ./output)")
+    run.add_argument("--out", type=animate.folder, metavar="DIR", default=Path("output"),
+                     help="where the video goes (default: ./output)")
     for name, option in animate.OPTIONS.items():
         run.add_argument(f"--{name.replace('_', '-')}", type=option.parse, metavar="N", help=option.help())
     test = command("test", command_test, "Run all tests; arguments after -- go to pytest.")
