@@ -1,4 +1,4 @@
-"""The blueprint "Photo to video (SVD)": listed by the server, found and added by hand on an empty canvas, and run to a video."""
+"""The blueprint "Image to Video (SVD)": listed by the server, found and added by hand on an empty canvas, and run to a video."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ from tools.server import failure
 
 pytestmark = pytest.mark.slow
 
-NAME = "Photo to video (SVD)"
+NAME = "Image to Video (SVD)"
 PATH = Path(__file__).resolve().parents[2] / "subgraphs" / f"{NAME}.json"
 CHECKPOINT = "hollow_svd.safetensors"  # of the layout by which the host knows SVD; only its autoencoder has weights
-FRAMES, SIZE, FPS, PLAYED = 3, 64, 7, 12
+FRAMES, SIZE, FPS = 3, 64, 7
 # Puts Load Image before the one subgraph node and Save Video after it.
 CONNECT = """() => {
     const [blueprint] = app.graph._nodes
@@ -73,7 +73,7 @@ def add_by_search(editor):
         with contextlib.suppress(TimeoutError):
             field.wait_for(timeout=10_000)
             break
-    field.fill("photo to video")
+    field.fill("image to video svd")
     page.get_by_test_id("result-item").filter(has_text=NAME).first.click()
     page.wait_for_function("() => app.graph._nodes.length === 1")
     dialog.wait_for(state="hidden")
@@ -92,26 +92,29 @@ def test_added_by_hand_it_runs_to_a_video(canvas, server, checkpoint):
     add_by_search(canvas)
     page = canvas.page
     assert page.evaluate(WIDGETS) == {
-        "unet_name": "checkpoints/svd.safetensors", "ckpt_name": "svd.safetensors", "width": 1024, "height": 576,
-        "video_frames": 14, "motion_bucket_id": 127, "fps": 6, "playback_fps": 6, "seed": 0,
+        "ckpt_name": "svd.safetensors", "width": 1024, "height": 576, "video_frames": 14, "motion_bucket_id": 127, "fps": 6,
+        "seed": 0,
     }
+    assert page.evaluate("() => app.graph._nodes[0].outputs.map(({name, type}) => [name, type])") == [
+        ["frames", "IMAGE"], ["video", "VIDEO"],
+    ]
     page.evaluate(CONNECT)
     chosen = {
-        "unet_name": "miniature_svd.safetensors", "ckpt_name": checkpoint, "width": SIZE, "height": SIZE, "video_frames": FRAMES,
-        "motion_bucket_id": 90, "fps": FPS, "playback_fps": PLAYED, "seed": len(server.get("/history")),
+        "ckpt_name": checkpoint, "width": SIZE, "height": SIZE, "video_frames": FRAMES, "motion_bucket_id": 90, "fps": FPS,
+        "seed": len(server.get("/history")),
     }
     page.evaluate(SET, chosen)
     sent = {node["class_type"]: node["inputs"] for node in canvas.prompt().values()}
     assert chosen == {
-        "unet_name": sent["TemporalUNetLoader"]["unet_name"], "ckpt_name": sent["ImageOnlyCheckpointLoader"]["ckpt_name"],
+        "ckpt_name": sent["TemporalUNetCheckpointLoader"]["ckpt_name"],
         **{name: value for name, value in sent["TemporalUNetSVDConditioning"].items() if name in chosen and name != "seed"},
-        "playback_fps": sent["CreateVideo"]["fps"], "seed": sent["TemporalUNetSVDSampler"]["seed"],
+        "seed": sent["TemporalUNetSVDSampler"]["seed"],
     }
     entry = server.wait(canvas.run({}), timeout=200)
     assert failure(entry) is None
     [saved] = [item for output in entry["outputs"].values() for item in output.get("images", [])]
     with av.open(server.base / saved["type"] / saved["subfolder"] / saved["filename"]) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        assert video.streams.video[0].average_rate == PLAYED
+        assert video.streams.video[0].average_rate == FPS
     assert [frame.shape for frame in frames] == [(SIZE, SIZE, 3)] * FRAMES
     assert max(frame.std() for frame in frames) > 1  # something is in it

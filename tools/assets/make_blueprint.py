@@ -1,4 +1,4 @@
-"""Write the subgraph blueprint of the pack, subgraphs/Photo to video (SVD).json, from example_workflows/api/.
+"""Write the subgraph blueprint of the pack, subgraphs/Image to Video (SVD).json, from example_workflows/api/.
 
     python dev.py make blueprint
 
@@ -20,27 +20,29 @@ from tools.assets.make_templates import WORKFLOWS, arrange, prepare_base, write
 from tools.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "Photo to video (SVD)"
-EXAMPLE = "svd_checkpoint_image_to_video"
+NAME = "Image to Video (SVD)"
+EXAMPLE = "1 Image to Video"
 OUTSIDE = ("LoadImage", "SaveVideo")  # what the user brings
 PATH = ROOT / "subgraphs" / f"{NAME}.json"
 CATEGORY = "Video generation and editing/Image to video"  # where the host files its own of the kind
-DESCRIPTION = "Makes a short video of a photo with Stable Video Diffusion. Choose the same checkpoint twice: svd.safetensors " \
-    "(14 frames) or svd_xt.safetensors (25 frames) from models/checkpoints. Connect Load Image before it and Save Video after it."
-ALIASES = ["image to video", "svd", "animate photo", "stable video diffusion"]
+DESCRIPTION = "Makes a short video of a photo with Stable Video Diffusion: svd.safetensors (14 frames) or svd_xt.safetensors " \
+    "(25 frames) from models/checkpoints. Connect Load Image before it and Save Video after it."
+ALIASES = [
+    "image to video", "img2vid", "i2v", "svd", "stable video diffusion", "animate", "animate photo", "photo to video",
+    "load checkpoint",
+]
 INPUTS = [  # name outside, type of the node inside, its input; the same where they can be, because the host's errors name the inner
     ("image", "TemporalUNetSVDConditioning", "init_image"),
-    ("unet_name", "TemporalUNetLoader", "unet_name"),
-    ("ckpt_name", "ImageOnlyCheckpointLoader", "ckpt_name"),
+    ("ckpt_name", "TemporalUNetCheckpointLoader", "ckpt_name"),
     ("width", "TemporalUNetSVDConditioning", "width"),
     ("height", "TemporalUNetSVDConditioning", "height"),
     ("video_frames", "TemporalUNetSVDConditioning", "video_frames"),
     ("motion_bucket_id", "TemporalUNetSVDConditioning", "motion_bucket_id"),
     ("fps", "TemporalUNetSVDConditioning", "fps"),
-    ("playback_fps", "CreateVideo", "fps"),  # a FLOAT: one INT input cannot set both
     ("seed", "TemporalUNetSVDSampler", "seed"),
 ]
-CONVERT = """async ([name, inputs, description, aliases]) => {
+OUTPUTS = [("frames", "TemporalUNetDecodeVideo"), ("video", "CreateVideo")]  # name outside, type of the node inside
+CONVERT = """async ([name, inputs, outputs, description, aliases]) => {
     const all = new Set([...app.graph._nodes, ...app.graph._groups])
     const {subgraph, node} = app.graph.convertToSubgraph(all)
     await new Promise((done) => setTimeout(done, 1000)) // the editor then adds inputs of its own choice
@@ -51,8 +53,11 @@ CONVERT = """async ([name, inputs, description, aliases]) => {
         const input = subgraph.addInput(outside, String(slot.type))
         if (!input.connect(slot, target)) throw new Error(`${outside} cannot be connected to ${type}.${inside}`)
     }
-    const video = subgraph.nodes.find((node) => node.type === 'CreateVideo')
-    subgraph.addOutput('video', 'VIDEO').connect(video.outputs[0], video)
+    for (const output of [...subgraph.outputs]) subgraph.removeOutput(output)
+    for (const [outside, type] of outputs) {
+        const source = subgraph.nodes.find((node) => node.type === type)
+        subgraph.addOutput(outside, String(source.outputs[0].type)).connect(source.outputs[0], source)
+    }
     subgraph.inputNode.arrange()
     subgraph.outputNode.arrange()
     subgraph.name = node.title = name
@@ -91,7 +96,7 @@ def main() -> None:
             editor = Editor(browser, server, "classic")
             editor.load_api(inside, NAME)
             arrange(editor, EXAMPLE, prompt)
-            editor.page.evaluate(CONVERT, [NAME, INPUTS, DESCRIPTION, ALIASES])
+            editor.page.evaluate(CONVERT, [NAME, INPUTS, OUTPUTS, DESCRIPTION, ALIASES])
             [made] = base.glob("user/*/subgraphs/*.json")
             PATH.parent.mkdir(exist_ok=True)
             write(PATH, tidy(made.read_text(encoding="utf-8")))
