@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.node_names import DECODE_VIDEO as NODE
+from .bridge.sampling.decoded_preview import show_decoded
 from .bridge.vae.decode import decode_clip
 
 
@@ -38,7 +39,9 @@ class DecodeVideo(io.ComfyNode):
         if latent.is_nested:  # images and sound, in this order
             latent = latent.unbind()[0]
         _check(vae, latent)
-        return io.NodeOutput(decode_clip(vae, latent, frames_per_chunk, overlap))
+        images = decode_clip(vae, latent, frames_per_chunk, overlap)
+        show_decoded(images, samples)
+        return io.NodeOutput(images)
 
 
 def _check(vae, latent):

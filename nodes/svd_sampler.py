@@ -10,6 +10,7 @@ from .bridge.inputs.ranges import finite
 from .bridge.node_names import SVD_SAMPLER as NODE
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.sampling.options import VideoOptions, decide
+from .bridge.sampling.preview import FPS, fps_of
 from .bridge.sampling.training_range import warn_far_from_training
 from .bridge.sampling.windows import windowed
 from .socket_types import VideoOptions as VideoOptionsSocket
@@ -114,7 +115,7 @@ class SVDSampler(io.ComfyNode):
                 f"{NODE}: the result holds NaN or infinite values, which would decode to black frames. Load the UNet "
                 f"with weight_dtype bf16 or fp32, and check that nothing else patches the model."
             )
-        return io.NodeOutput({**latent_image, "samples": samples})
+        return io.NodeOutput({**latent_image, "samples": samples, FPS: fps_of(positive[0][1])})
 
 
 def _own_options():

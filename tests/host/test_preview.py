@@ -10,6 +10,7 @@ from itertools import pairwise
 import comfy.latent_formats
 import comfy.model_management
 import comfy.nested_tensor
+import comfy.sd
 import comfy.taesd.taesd
 import comfy.utils
 import folder_paths
@@ -612,3 +613,75 @@ def test_nothing_is_sent_where_the_prompt_asks_for_no_previews(sampled, server, 
     sampled()
     events = [event for event, *_ in server.heard()]
     assert ("temporal_unet.preview" in events) == shown
+
+
+# Decoded frames
+
+
+@pytest.fixture
+def decoded_as(node, server):
+    """Decode Video as node `decoder` of a prompt on frames of their own colors [frames, height, width]; what was sent."""
+    vae = comfy.sd.VAE(sd=fill(comfy.taesd.taesd.TAESD(latent_channels=4), 6).state_dict())
+
+    def run(graph, decoder, latent, client="queued"):
+        reset_progress_state("p", graph)
+        server.client_id = client
+        with CurrentNodeContext("p", decoder):
+            images = run_node(node("TemporalUNetDecodeVideo"), latent, vae)[0]
+        return images, [data for _, data, _ in server.heard()]
+
+    return run
+
+
+def graph_of(**nodes):
+    """A prompt of nodes id=(class, {input: value or link})."""
+    return DynamicPrompt({name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()})
+
+
+SAMPLER, DECODER, REPEAT = "TemporalUNetSVDSampler", "TemporalUNetDecodeVideo", "RepeatLatentBatch"
+CHAINS = {  # name -> (prompt, id of the sampler that shows the frames)
+    "at once": (graph_of(a=(SAMPLER, {}), d=(DECODER, {"samples": ["a", 0]})), "a"),
+    "through other nodes, the nearest": (graph_of(
+        a=(SAMPLER, {}), b=(SAMPLER, {"latent_image": ["a", 0]}), c=(REPEAT, {"samples": ["b", 0], "amount": 1}),
+        d=(DECODER, {"samples": ["c", 0]}),
+    ), "b"),
+    "in subgraphs": (graph_of(**{
+        "7:3:a": (SAMPLER, {}), "7:c": (REPEAT, {"samples": ["7:3:a", 0]}), "d": (DECODER, {"samples": ["7:c", 0]})}), "7:3:a"),
+    "none, where another sampler made it after a clip of ours": (graph_of(
+        a=(SAMPLER, {}), e=(DECODER, {"samples": ["a", 0]}), c=("TemporalUNetContinueVideo", {"video": ["e", 0]}),
+        k=("KSampler", {"positive": ["c", 0], "latent_image": ["c", 2]}), d=(DECODER, {"samples": ["k", 0]}),
+    ), None),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_decoded_frames_are_sent_as_a_sheet_of_the_sampler_that_made_them(decoded_as, sheet, name):
+    graph, sampler = CHAINS[name]
+    images, heard = decoded_as(graph, "d", {"samples": clip(5), "temporal_unet.fps": 9})
+    if sampler is None:
+        assert heard == []
+        return
+    [data] = heard
+    about = {key: data[key] for key in ("node_id", "prompt_id", "fps", "decoded", "frames", "shown", "width", "height")}
+    assert about == {
+        "node_id": sampler, "prompt_id": "p", "fps": 9, "decoded": True, "frames": 5, "shown": [0, 1, 2, 3, 4], "width": 64,
+        "height": 64,
+    }
+    for cell, image in zip(cut_up(data), images, strict=True):
+        assert np.abs(cell / 255 - image.numpy()).mean() < 0.05
+
+
+def test_large_decoded_frames_are_shown_with_more_pixels_than_latents(sheet):
+    data = sheet.draw(torch.rand(25, 3, 1, 1).expand(25, 3, 576, 1024), sheet.DecodedFrames())
+    assert (data["width"], data["height"], len(data["shown"])) == (256, 144, 25)
+
+
+def test_decoded_frames_are_sent_to_nobody_but_the_client_and_never_end_the_run(decoded_as, monkeypatch, caplog):
+    graph, _ = CHAINS["at once"]
+    latent = {"samples": clip(2)}
+    images, heard = decoded_as(graph, "d", latent, client=None)
+    assert heard == []
+    monkeypatch.delitem(Image.SAVE, "JPEG")
+    same, heard = decoded_as(graph, "d", latent)
+    assert torch.equal(images, same) and heard == []
+    assert caplog.text.count("the preview of the decoded frames failed; the run goes on without it") == 1

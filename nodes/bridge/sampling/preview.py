@@ -13,10 +13,12 @@ from comfy_execution.utils import get_executing_context
 from .preview_sheet import colors_for, draw, fitted
 from .windows import ClipWindows
 
-# Data of every event: node_id, prompt_id, fps, step (1 to steps), steps, frames. After a step there may also be a sheet: what
-# `draw` returns. When a window begins there is also window, [first, last frame]; in a closed loop the last may be before the first.
+# Data of every event: node_id, prompt_id, fps, frames. While sampling also step (1 to steps) and steps; after a step there may
+# also be a sheet: what `draw` returns. When a window begins there is also window, [first, last frame]; in a closed loop the last
+# may be before the first. Once the clip is decoded: a sheet, and decoded, which is true.
 EVENT = "temporal_unet.preview"
 USUAL_FPS = 6  # where the conditioning has none, as in the host's model
+FPS = "temporal_unet.fps"  # key in the sampler's latent: frames per second at which the clip is shown once it is decoded
 FIRST_IMAGE = "temporal_unet.first_image"  # in the positive: the clip's image [1, h, w, 3] in 0..1 at the latent's size
 SHARE = 0.02  # of the time since the first step that the preview may take; the last sheet, and one in better colors, may take more
 INTERVAL = 0.25  # least seconds between two sheets, between two steps reported without a sheet, and between two windows
@@ -33,7 +35,7 @@ def prepare_callbacks(model, steps: int, condition: dict):
     where ComfyUI itself was started without previews, which is its default.
     """
     standard = latent_preview.prepare_callback(model, steps)
-    send = _sender(condition.get("fps", USUAL_FPS))
+    send = sender(fps_of(condition))
     if send is None:
         return standard, lambda samples: None
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
@@ -53,6 +55,11 @@ def prepare_callbacks(model, steps: int, condition: dict):
         safely(lambda: preview.finish(model.model.process_latent_in(samples.to(model.load_device))))
 
     return callback, finish
+
+
+def fps_of(condition: dict) -> float:
+    """Frames per second at which a clip of this condition is shown."""
+    return condition.get("fps", USUAL_FPS)
 
 
 def _fitted(colors, model, condition):
@@ -87,8 +94,12 @@ def _never_fatal(preview: "FramePreview"):
     return safely
 
 
-def _sender(fps):
-    """A function that sends data to the client that queued the prompt, with the node's id; None where there is no client."""
+def sender(fps: float, find_node=lambda prompt, node_id: node_id):
+    """A function that sends data to the client that queued the prompt, with the node's id; None where there is no client.
+
+    The node is `find_node(prompt, node_id)` of the host's DynamicPrompt and the node that runs, by default that one; None: no
+    node.
+    """
     context = get_executing_context()
     if context is None:  # a script without a server
         return None
@@ -97,8 +108,11 @@ def _sender(fps):
     client = PromptServer.instance.client_id
     if client is None or _unwanted(context.prompt_id):  # the host takes None as "to everyone"
         return None
-    node_id = get_progress_state().dynprompt.get_display_node_id(context.node_id)
-    about = {"node_id": node_id, "prompt_id": context.prompt_id, "fps": fps}
+    prompt = get_progress_state().dynprompt
+    node_id = find_node(prompt, context.node_id)
+    if node_id is None:
+        return None
+    about = {"node_id": prompt.get_display_node_id(node_id), "prompt_id": context.prompt_id, "fps": fps}
     return lambda data: PromptServer.instance.send_sync(EVENT, {**about, **data}, client)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 SHEET_PIXELS = 1024 * 1024
 LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
+LONGEST_DECODED = 256  # with detail that a latent does not show
 DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the host's own preview of one large image
 JPEG_QUALITY = 80
 PRIOR = 0.01  # weight of a latent format's own factors against the fit, as a variance of the latent
@@ -20,7 +21,7 @@ PRIOR = 0.01  # weight of a latent format's own factors against the fit, as a va
 def draw(latents: torch.Tensor, colors) -> dict:
     """The frames of latents [frames, c, h, w] as one JPEG, with what is needed to cut it up.
 
-    `colors` is a LatentColors or a DecodedColors. The result:
+    `colors` is a LatentColors, a DecodedColors, or, of decoded frames, DecodedFrames. The result:
         frames: the number of frames of the clip
         shown: the indices of the frames on the sheet, row by row from its top left
         columns, rows: of the sheet; cells after the last frame are black
@@ -28,7 +29,7 @@ def draw(latents: torch.Tensor, colors) -> dict:
         image: a data URL
     """
     frames, _, height, width = latents.shape
-    sheet = lay_out(frames, width * colors.pixels, height * colors.pixels)
+    sheet = lay_out(frames, width * colors.pixels, height * colors.pixels, colors.longest)
     images = colors(latents[:: sheet.shown.step], sheet.width, sheet.height)
     return {
         "frames": frames, "shown": list(sheet.shown), "columns": sheet.columns, "rows": sheet.rows,
@@ -47,16 +48,16 @@ class Sheet:
     height: int
 
 
-def lay_out(frames: int, width: int, height: int) -> Sheet:
+def lay_out(frames: int, width: int, height: int, longest: int = LONGEST) -> Sheet:
     """A nearly square sheet of about SHEET_PIXELS at most for frames of width x height pixels, which it never enlarges.
 
-    A frame's longer side has at most LONGEST pixels. Of a clip too long for that it has fewer, down to SHORTEST; of one too
+    A frame's longer side has at most `longest` pixels. Of a clip too long for that it has fewer, down to SHORTEST; of one too
     long for that too, only every second frame is shown, or every third, and so on.
     """
     longer = max(width, height)
     fewest = width * height * min(1, SHORTEST / longer) ** 2
     shown = range(0, frames, math.ceil(frames * fewest / SHEET_PIXELS))
-    scale = min(1, LONGEST / longer, math.sqrt(SHEET_PIXELS / (len(shown) * width * height)))
+    scale = min(1, longest / longer, math.sqrt(SHEET_PIXELS / (len(shown) * width * height)))
     width, height = max(1, round(width * scale)), max(1, round(height * scale))
     columns = min(len(shown), math.ceil(math.sqrt(len(shown) * height / width)))
     return Sheet(shown, columns, math.ceil(len(shown) / columns), width, height)
@@ -90,6 +91,7 @@ class LatentColors:
     """Latent to RGB by the factors [c][3] and bias [3] of a latent format, as the host's Latent2RGBPreviewer."""
 
     pixels = 1  # of an image's side, for each of the latent's
+    longest = LONGEST
 
     def __init__(self, factors: list, bias: list | None):
         self.factors = torch.tensor(factors).T
@@ -105,7 +107,7 @@ class LatentColors:
 class DecodedColors:
     """The host's TAESD on latents that are made smaller first: whole, a clip would take it as long as some of the steps."""
 
-    pixels = 8
+    pixels, longest = 8, LONGEST
 
     def __init__(self, taesd):
         self.taesd = taesd
@@ -116,6 +118,16 @@ class DecodedColors:
         h, w = min(latents.shape[-2], math.ceil(height / 2)), min(latents.shape[-1], math.ceil(width / 2))
         batches = shrink(latents, w, h).split(DECODE_BATCH)
         return torch.cat([shrink(self.taesd.decode(batch), width, height) for batch in batches])
+
+
+class DecodedFrames:
+    """Frames that are decoded already."""
+
+    pixels, longest = 1, LONGEST_DECODED
+
+    def __call__(self, frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """frames [n, 3, h, w] in 0..1 to images [n, 3, height, width] in -1..1, one by one: together they may be a GiB."""
+        return torch.cat([shrink(frame[None], width, height) for frame in frames]) * 2 - 1
 
 
 def shrink(images: torch.Tensor, width: int, height: int) -> torch.Tensor:
