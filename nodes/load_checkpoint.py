@@ -5,6 +5,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..unet import open_checkpoint
 from .bridge.info.describe import describe
+from .bridge.info.file_checks import check_checkpoint
 from .bridge.info.model_files import WEIGHT_DTYPES, checkpoint_names, checkpoint_path
 from .bridge.model.checkpoint_parts import lacking, load_parts, parts_in
 from .bridge.model.unet_loader import load_checkpoint
@@ -44,6 +45,10 @@ class LoadCheckpoint(io.ComfyNode):
                 io.String.Output(display_name="info", tooltip="Family, parameters, dtype, file, memory and parts, as text."),
             ],
         )
+
+    @classmethod
+    async def validate_inputs(cls, ckpt_name=None):
+        return await check_checkpoint(ckpt_name)
 
     @classmethod
     def execute(cls, ckpt_name: str, weight_dtype: str = "default") -> io.NodeOutput:

@@ -8,6 +8,7 @@ from ..unet import ControlNeXt, SVDControlNet, find_controlnet
 from .bridge.control.controlnext_control import load_controlnext
 from .bridge.control.hosts_controlnet import load_hosts_controlnet
 from .bridge.control.svd_control import load_svd_controlnet
+from .bridge.info.file_checks import check_controlnet
 from .bridge.info.file_info import describe_controlnet_file, no_controlnet
 from .bridge.info.model_files import controlnet_names, controlnet_path
 from .bridge.node_names import LOAD_CONTROLNET as NODE
@@ -33,6 +34,10 @@ class LoadControlNet(io.ComfyNode):
                 io.String.Output(display_name="info", tooltip="What was found in the file, as text."),
             ],
         )
+
+    @classmethod
+    async def validate_inputs(cls, control_net_name=None):
+        return await check_controlnet(control_net_name)
 
     @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..unet import open_checkpoint
 from .bridge.info.describe import describe
+from .bridge.info.file_checks import check_unet
 from .bridge.info.model_files import WEIGHT_DTYPES, unet_names, unet_path
 from .bridge.model.unet_loader import load_checkpoint
 from .bridge.node_names import LOAD_UNET
@@ -36,6 +37,10 @@ class LoadUNet(io.ComfyNode):
                 io.String.Output(display_name="info", tooltip="Family, parameters, dtype, file and memory, as text."),
             ],
         )
+
+    @classmethod
+    async def validate_inputs(cls, unet_name=None):
+        return await check_unet(unet_name)
 
     @classmethod
     def execute(cls, unet_name: str, weight_dtype: str = "default") -> io.NodeOutput:

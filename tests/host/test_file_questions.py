@@ -135,3 +135,11 @@ def test_it_is_reported_to_the_browser_that_the_disk_does_not_answer(pack, quest
         "error": "'far.safetensors': the disk has not answered for 0.1 s. Check it, or the network that it is on, and press R to "
         "ask again.",
     }
+
+
+def test_a_prompt_is_not_refused_because_the_disk_does_not_answer(pack, questions, disk, monkeypatch):
+    """The run waits for it."""
+    checks = pack("nodes.bridge.info.file_checks")
+    monkeypatch.setattr(checks, "QUESTIONS", questions(0.1))
+    monkeypatch.setattr(checks, "_answer", lambda *_: disk.read())
+    assert asyncio.run(checks.check_unet("far.safetensors")) is True

@@ -1,11 +1,13 @@
-"""The names that Load UNet offers: every file once, and names of version 0.1 mean the same file."""
+"""The names that loaders offer and take, and what is said of a file before the run."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import folder_paths
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from support.families import write_unet
 from support.oracle import SMALL
@@ -54,3 +56,57 @@ def test_a_name_of_version_0_1_means_the_same_file(node, write):
     assert torch.equal(first_bias(node, "diffusion_models/b.safetensors"), other)
     full = write("checkpoints/a.safetensors", 4)
     assert torch.equal(first_bias(node, "checkpoints/a.safetensors"), full)
+
+
+def test_names_of_version_0_1_pass_before_the_run(node, write):
+    write("diffusion_models/checkpoints/a.safetensors", 1)
+    for name in ("diffusion_models/checkpoints/a.safetensors", "checkpoints/a.safetensors"):
+        assert asyncio.run(node("TemporalUNetLoader").validate_inputs(name)) is True
+
+
+FILES = {  # loader -> its folder
+    "TemporalUNetLoader": "diffusion_models", "TemporalUNetCheckpointLoader": "checkpoints",
+    "TemporalUNetControlNetLoader": "controlnet",
+}
+
+
+@pytest.mark.parametrize("loader", FILES)
+@pytest.mark.parametrize("content", ["<html></html>", "", None], ids=["web page", "empty", "LoRA"])
+def test_what_a_run_would_end_with_is_said_before_it(node, loader, content):
+    path = Path(folder_paths.models_dir) / FILES[loader] / "bad.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_paths.filename_list_cache.clear()
+    if content is None:
+        save_file({"lora_unet_a.lora_up.weight": torch.zeros(4, 4)}, path)
+    else:
+        path.write_text(content)
+    try:
+        said = asyncio.run(node(loader).validate_inputs(path.name))
+        with pytest.raises(ValueError) as error:
+            node(loader).execute(path.name)
+    finally:
+        path.unlink()
+        folder_paths.filename_list_cache.clear()
+    assert said == str(error.value) and path.name in said
+
+
+def test_a_file_that_changes_is_looked_at_again(node, write):
+    validate = node("TemporalUNetLoader").validate_inputs
+    write("diffusion_models/c.safetensors", 1)
+    path = Path(folder_paths.models_dir) / "diffusion_models" / "c.safetensors"
+    assert asyncio.run(validate(path.name)) is True
+    path.write_bytes(path.read_bytes()[:-4096])
+    assert "cut off" in asyncio.run(validate(path.name))
+
+
+@pytest.mark.parametrize("loader", FILES)
+@pytest.mark.parametrize("name", ["no_such.safetensors", "../vae/a.safetensors", 5, {"a": 1}, "a" * 5000])
+def test_a_name_that_is_not_offered_is_refused(node, loader, name):
+    message = asyncio.run(node(loader).validate_inputs(name))
+    assert message.startswith("Value not in list: ") and "not in [" in message and len(message) < 1000
+
+
+@pytest.mark.parametrize("loader", FILES)
+def test_a_linked_name_is_left_to_the_run(node, loader):
+    """The host gives `validate_inputs` no values of links."""
+    assert asyncio.run(node(loader).validate_inputs()) is True

@@ -1,6 +1,7 @@
 """A real ComfyUI server for the session, with untrained models, a photo, and three small nodes that make what no core node does."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def server(host, tmp_path_factory):
     running = start(host, base, [small, dev.untrained_models(host, *LARGE)])
     write_bad_files(base / "models" / "diffusion_models", small)
     write_bad_controlnets(base / "models" / "controlnet")
+    shutil.copy(base / "models" / "diffusion_models" / "web_page.safetensors",
+                base / "models" / "checkpoints" / "web_page_checkpoint.safetensors")
     with running:
         yield running
 

@@ -10,6 +10,7 @@ from support.prompts import changed, image_model, node, only, svd, with_control
 pytestmark = pytest.mark.usefixtures("alive")
 SD15, SDXL = "untrained_sd15.safetensors", "untrained_sdxl.safetensors"
 CONDITIONING, SAMPLER = "TemporalUNetSVDConditioning", "TemporalUNetSVDSampler"
+CHECKPOINT_LOADER = "TemporalUNetCheckpointLoader"
 CONTROLNET_LOADER, APPLY = "TemporalUNetControlNetLoader", "TemporalUNetApplyControlNetResiduals"
 
 
@@ -19,6 +20,10 @@ def svd_with(class_type: str, extra: dict | None = None, **inputs) -> dict:
 
 def unet(name: str) -> dict:
     return svd_with("TemporalUNetLoader", unet_name=name)
+
+
+def checkpoint(name: str) -> dict:
+    return {"1": node(CHECKPOINT_LOADER, ckpt_name=name), "2": node("PreviewAny", source=["1", 4])}
 
 
 def controlled_svd(extra: dict | None = None, **inputs) -> dict:
@@ -37,22 +42,6 @@ def controlnet(name: str) -> dict:
 PROBE_IMAGE = {"probe": node("ProbeImage")}
 NO_ENCODER = {"checkpoint": node("ImageOnlyCheckpointLoader", ckpt_name=SD15)}
 RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message must say)
-    "truncated file": (
-        unet("truncated.safetensors"), "TemporalUNetLoader", ["truncated.safetensors", "cut off", "Download it again"],
-    ),
-    "web page": (
-        unet("web_page.safetensors"), "TemporalUNetLoader", ["web_page.safetensors", "web page", r"\.safetensors file itself"],
-    ),
-    "LoRA": (unet("lora.safetensors"), "TemporalUNetLoader", ["lora.safetensors", "a LoRA, not a UNet", "LoRA loader"]),
-    "VAE": (unet("vae.safetensors"), "TemporalUNetLoader", ["vae.safetensors", "a VAE, not a UNet", "Load VAE"]),
-    "missing key": (
-        unet("missing_key.safetensors"), "TemporalUNetLoader",
-        ["missing_key.safetensors", "1 missing", r"time_embed\.2\.bias", "damaged"],
-    ),
-    "misshaped key": (
-        unet("misshaped_key.safetensors"), "TemporalUNetLoader",
-        ["misshaped_key.safetensors", "1 of another shape", r"out\.0\.weight is \[7\] instead of \[64\]"],
-    ),
     "SD1 ControlNet on SVD": (
         controlled_svd(), SAMPLER,
         [
@@ -71,20 +60,6 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
     "NaN as strength": (
         controlled_image(SD15, 768, strength=float("nan")), APPLY,
         ["^Apply ControlNet Residuals: strength is NaN, expected a finite number"],
-    ),
-    "ControlNet: web page": (
-        controlnet("web_page.pth"), CONTROLNET_LOADER, [r"web_page\.pth: it is a web page", r"the \.pth file itself"],
-    ),
-    "ControlNet: cut off": (
-        controlnet("cut_off.pth"), CONTROLNET_LOADER,
-        [r"^cut_off\.pth cannot be read as a PyTorch file \(it is cut off\)", "Download it again"],
-    ),
-    "ControlNet: damaged": (
-        controlnet("damaged.bin"), CONTROLNET_LOADER,
-        [r"^damaged\.bin cannot be read as a PyTorch file \(it is damaged", "Download it again"],
-    ),
-    "ControlNet: list": (
-        controlnet("list.pt"), CONTROLNET_LOADER, ["Load ControlNet.*: list.pt holds no ControlNet", "Choose a ControlNet"],
     ),
     "latent of 16 channels": (
         svd_with(SAMPLER, {"sd3": node("EmptySD3LatentImage", width=64, height=64, batch_size=3)}, latent_image=["sd3", 0]),
@@ -124,7 +99,48 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
 }
 REFUSALS = {  # name -> (prompt, what the refusal must say)
     "0 frames": (svd_with(CONDITIONING, video_frames=0), [CONDITIONING, "video_frames", "smaller than min"]),
-    "unknown file": (unet("no_such.safetensors"), ["TemporalUNetLoader", "unet_name", "no_such.safetensors", "not in"]),
+    "unknown file": (
+        unet("no_such.safetensors"), ["TemporalUNetLoader", "unet_name", "Value not in list: 'no_such.safetensors' not in"],
+    ),
+    "unknown checkpoint": (checkpoint("no_such.safetensors"), [CHECKPOINT_LOADER, "ckpt_name", "'no_such.safetensors' not in"]),
+    "unknown ControlNet": (controlnet("no_such.pth"), [CONTROLNET_LOADER, "control_net_name", "'no_such.pth' not in"]),
+    "a number as file": (unet(5), ["TemporalUNetLoader", "unet_name", "Value not in list: 5 not in"]),
+    "truncated file": (
+        unet("truncated.safetensors"),
+        ["TemporalUNetLoader", "unet_name - truncated.safetensors", "cut off", "Download it again"],
+    ),
+    "web page": (
+        unet("web_page.safetensors"),
+        ["TemporalUNetLoader", "web_page.safetensors", "web page", r"\.safetensors file itself"],
+    ),
+    "web page as checkpoint": (
+        checkpoint("web_page_checkpoint.safetensors"),
+        [CHECKPOINT_LOADER, "ckpt_name - web_page_checkpoint.safetensors: it is a web page", r"\.safetensors file itself"],
+    ),
+    "LoRA": (unet("lora.safetensors"), ["TemporalUNetLoader", "lora.safetensors", "a LoRA, not a UNet", "LoRA loader"]),
+    "VAE": (unet("vae.safetensors"), ["TemporalUNetLoader", "vae.safetensors", "a VAE, not a UNet", "Load VAE"]),
+    "missing key": (
+        unet("missing_key.safetensors"),
+        ["TemporalUNetLoader", "missing_key.safetensors", "1 missing", r"time_embed\.2\.bias", "damaged"],
+    ),
+    "misshaped key": (
+        unet("misshaped_key.safetensors"),
+        ["TemporalUNetLoader", "misshaped_key.safetensors", "1 of another shape", r"out\.0\.weight is \[7\] instead of \[64\]"],
+    ),
+    "ControlNet: web page": (
+        controlnet("web_page.pth"), [CONTROLNET_LOADER, r"web_page\.pth: it is a web page", r"the \.pth file itself"],
+    ),
+    "ControlNet: cut off": (
+        controlnet("cut_off.pth"),
+        [CONTROLNET_LOADER, r"- cut_off\.pth cannot be read as a PyTorch file \(it is cut off\)", "Download it again"],
+    ),
+    "ControlNet: damaged": (
+        controlnet("damaged.bin"),
+        [CONTROLNET_LOADER, r"- damaged\.bin cannot be read as a PyTorch file \(it is damaged", "Download it again"],
+    ),
+    "ControlNet: list": (
+        controlnet("list.pt"), [CONTROLNET_LOADER, "Load ControlNet.*: list.pt holds no ControlNet", "Choose a ControlNet"],
+    ),
     "curve of frame strengths": (
         controlled_image(SD15, 768, frame_strengths="0:1, half:2"),
         [

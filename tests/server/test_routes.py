@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 
+import dev
 from support.families import FULL, PREFIX
 from support.prompts import changed, node, svd
 from unet import UNetModel
@@ -91,18 +92,25 @@ def test_the_controlnet_of_the_miniature_is_for_video_models(server):
     assert ask(server, CONTROLNET, name="miniature_svd_controlnet_path.safetensors")["families"] == ["svd", "sv3d_u", "sv3d_p"]
 
 
+def refused(server, prompt, name) -> str:
+    """What is said of the input `name` when the prompt is queued."""
+    with pytest.raises(dev.ServerError) as refusal:
+        server.queue(prompt)
+    return str(refusal.value).partition(f"Custom validation failed for node: {name} - ")[2]
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_unet_is_reported_with_the_text_of_the_error(server, name):
     name = f"{name}.safetensors"
-    message = server.fault(changed(svd(), "TemporalUNetLoader", unet_name=name))["exception_message"].strip()
-    assert ask(server, UNET, name=name) == {"error": message}
+    message = refused(server, changed(svd(), "TemporalUNetLoader", unet_name=name), "unet_name")
+    assert message and ask(server, UNET, name=name) == {"error": message}
 
 
 @pytest.mark.parametrize("name", ["web_page.pth", "cut_off.pth"])
 def test_a_bad_controlnet_is_reported_with_the_text_of_the_error(server, name):
     loader = node("TemporalUNetControlNetLoader", control_net_name=name)
-    message = server.fault({"1": loader, "2": node("PreviewAny", source=["1", 1])})["exception_message"].strip()
-    assert ask(server, CONTROLNET, name=name) == {"error": message}
+    message = refused(server, {"1": loader, "2": node("PreviewAny", source=["1", 1])}, "control_net_name")
+    assert message and ask(server, CONTROLNET, name=name) == {"error": message}
 
 
 @pytest.mark.parametrize("route", [CHECKPOINT, UNET, CONTROLNET])

@@ -9,7 +9,7 @@ from ....unet.weights.errors import printable
 from ..control.pairing import CONTEXT_WIDTHS
 from ..model.checkpoint_parts import CLIP, CLIP_VISION, VAE
 from ..node_names import LOAD_UNET
-from .lines import Line, size, text_of
+from .lines import Line, Value, size, text_of
 
 PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_VISION: ("hasClipVision", "lacksClipVision")}
 
@@ -47,7 +47,7 @@ def parts_lines(checkpoint: Checkpoint, parts: list[str]) -> list[Line]:
 
 def parameters_line(parameters: int, dtype, compute) -> Line:
     """The number of weights, which are, or will be, stored as `dtype` and cast to `compute` for computing."""
-    values = {"count": round(parameters / 1e6, 1), "dtype": short(dtype)}
+    values: dict[str, Value] = {"count": round(parameters / 1e6, 1), "dtype": short(dtype)}
     return Line("parameters", values) if compute == dtype else Line("parametersComputed", {**values, "compute": short(compute)})
 
 

@@ -76,3 +76,6 @@ def _in_thread(question) -> Future:
 
     threading.Thread(target=run, name="temporal_unet file question", daemon=True).start()
     return answer
+
+
+QUESTIONS = FileQuestions()  # all that are asked of this server

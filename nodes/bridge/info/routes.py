@@ -12,8 +12,9 @@ host's lists; 400: a parameter is out of range; 503: the disk does not answer. O
 from aiohttp import web
 
 from ....unet import UNetFileError
+from .file_checks import fault
 from .file_info import checkpoint_file_info, controlnet_file_info, unet_file_info
-from .file_questions import FileQuestions, NoAnswer
+from .file_questions import QUESTIONS, NoAnswer
 from .model_files import (
     WEIGHT_DTYPES,
     checkpoint_names,
@@ -25,7 +26,6 @@ from .model_files import (
     valid_unet_names,
 )
 
-QUESTIONS = FileQuestions()
 CLIP = {"width": (1024, 16384), "height": (576, 16384), "frames": (14, 4096)}  # parameter -> (default, highest)
 
 
@@ -73,11 +73,8 @@ def _look(name, list_names, info):
         return web.json_response({"error": "no such file in the host's lists"}, status=404)
     try:
         return web.json_response(info(name))
-    except UNetFileError as error:
-        return web.json_response({"error": str(error)})
-    except OSError as error:
-        reason = error.strerror or "it is not a regular file, or a link that leads nowhere"  # none where the host finds no file
-        return web.json_response({"error": f"{quoted(name)} cannot be read: {reason}. Correct this, or choose another file."})
+    except (UNetFileError, OSError) as error:
+        return web.json_response({"error": fault(name, error)})
 
 
 def _number(query, name: str) -> int | None:
