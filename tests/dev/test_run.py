@@ -5,12 +5,13 @@ import struct
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import dev
 from support.families import TINY, write_unet
 from tools import animate
-from tools.user_files import svd_fault
+from tools.user_files import svd_fault, write_photo
 
 MINIATURE = dev.ROOT / "tools" / "miniature" / "weights" / "miniature_svd.safetensors"
 
@@ -47,6 +48,21 @@ def test_options_reach_every_input_that_they_are_for():
     assert inputs[animate.CONDITIONING]["seed"] == inputs[animate.SAMPLER]["seed"] == 5
     assert inputs[animate.CONDITIONING]["video_frames"] == 3
     assert inputs[animate.SAMPLER]["steps"] == 20
+
+
+def test_a_photo_is_written_upright_whatever_its_ending(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: to be turned clockwise
+    Image.new("RGB", (30, 20), "teal").save(tmp_path / "mine.dat", "JPEG", exif=exif)
+    assert write_photo(tmp_path / "mine.dat", tmp_path / "input" / "photo.png") is None
+    with Image.open(tmp_path / "input" / "photo.png") as photo:
+        assert photo.format == "PNG" and photo.size == (20, 30)
+
+
+def test_a_photo_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "mine.png").write_text("no image")
+    fault = write_photo(tmp_path / "mine.png", tmp_path / "photo.png")
+    assert "mine.png: it is no image that can be read" in fault and "expected a PNG, JPEG or WebP file" in fault
 
 
 def write_lora(path):
