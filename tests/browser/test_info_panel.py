@@ -338,6 +338,7 @@ def test_what_is_wired_to_another_family_is_said_in_red_and_nothing_where_it_fit
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("opened_editor", ["nodes2"], indirect=True)
 def test_panels_speak_the_language_of_the_editor_and_english_where_it_is_none_of_the_six(editor, panel):
     choose = "(language) => app.extensionManager.setting.set('Comfy.Locale', language)"
     panel(LOADER).wait_for("weights included")
@@ -381,11 +382,12 @@ def test_a_long_text_that_was_clicked_is_read_by_the_wheel_and_a_short_one_leave
         assert (page.evaluate(where) == before) is scrolled
 
 
-def test_at_its_first_width_a_node_shows_all_of_a_usual_text(editor, files):
+@pytest.mark.usefixtures("panel")  # the files are newer than the page
+def test_at_its_first_width_a_node_shows_all_of_a_usual_text(editor):
     inputs = {**CLIP["7"]["inputs"], "width": 1024, "height": 576, "video_frames": 1000}
     unet, control = node(LOADER, unet_name=LONG[0], weight_dtype="fp16"), node(CONTROL_LOADER, control_net_name=LONG[1])
     editor.load_api({**CLIP, "1": unet, "2": control, "7": node(CONDITIONING, **inputs)}, "info")
-    reported = Panel(editor, LOADER).wait_for("for 1000 frames of 1024x576, in windows of 8")
+    reported = Panel(editor, LOADER).wait_for("for 1,000 frames of 1024x576, in windows of 8")
     assert "computed in float32" in reported.lines[1] and LONG[0] in reported.lines[2]
     for panel in (reported, Panel(editor, CONTROL_LOADER).wait_for(LONG[1])):
         editor.look_at(panel.node_type)
