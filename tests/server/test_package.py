@@ -22,7 +22,7 @@ def bare(host, package, tmp_path_factory):  # noqa: F811
 
 def snippet(language: str) -> str:
     """README's code of the section "Without the editor"."""
-    section = (dev.ROOT / "README.md").read_text(encoding="utf-8").partition("### Without the editor")[2].partition("\n## ")[0]
+    section = (dev.ROOT / "README.md").read_text(encoding="utf-8").partition("## Without the editor")[2].partition("\n## ")[0]
     [code] = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return code
 

@@ -42,7 +42,8 @@ def animation(videos: dict[str, np.ndarray], path: Path, fps=FPS) -> None:
 
 def motion_bucket(studio):
     of = quality.straight(1)
-    return {f"motion_bucket_id {value}": studio.make(world.with_motion(of, value)) for value in (40, 127, 240)}
+    words = {"calm": 40, "natural": 127, "lively": 200}
+    return {f"{word}: {value}": studio.make(world.with_motion(of, value)) for word, value in words.items()}
 
 
 def fps(studio):
