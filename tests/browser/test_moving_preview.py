@@ -77,6 +77,7 @@ def clip(frames=FRAMES, steps=STEPS, decode=True, **sampler) -> dict:
     prompt["3"]["inputs"]["vae_name"] = "miniature_vae.safetensors"
     prompt["4"]["inputs"].update(width=128, height=64, video_frames=frames, fps=FPS)
     prompt["5"]["inputs"].update(steps=steps, seed=next(seeds), max_cfg=1.0, **sampler)
+    prompt["6"]["class_type"] = "TemporalUNetDecodeVideo"
     if not decode:
         prompt["6"] = {"class_type": "SaveLatent", "inputs": {"samples": ["5", 0], "filename_prefix": "preview"}}
         del prompt["7"], prompt["8"]
@@ -135,6 +136,10 @@ class Preview:
             return [x, y, width, height]
         }""")
         return x + share * width, y + height / 2
+
+    @property
+    def close_button(self):
+        return self.page.locator('[data-testid="temporal-unet-preview"] button').last
 
     def play(self, seconds):
         return self.page.evaluate(PLAY, [seconds, FRAMES])
@@ -311,20 +316,34 @@ def test_a_height_that_the_user_gives_the_node_meanwhile_is_kept(played):
     assert played.node_height == pytest.approx(height + 60, abs=5)
 
 
-def test_the_hosts_own_preview_is_not_shown_next_to_ours_and_both_go_when_the_video_is_there(editor):
+def test_the_hosts_own_preview_is_not_shown_next_to_ours_which_stays_with_the_decoded_frames_until_it_is_closed(editor):
     preview = Preview(editor, steps=12)
-    height = preview.node_height
+    height, kept = preview.node_height, preview.kept_height
     prompt_id = editor.run({}, preview_method="latent2rgb")
     preview.wait_for_words("step ([2-9]|1.) of 12")
     editor.page.wait_for_function("() => parts().picture.getBoundingClientRect().height > 90")
-    assert preview.is_visible
+    assert preview.is_visible and not preview.close_button.is_visible()
     assert editor.page.locator('[data-node-id="5"] img').count() == 0  # in Nodes 2.0
     assert editor.page.evaluate("() => app.graph.getNodeById(5).imgs?.length ?? 0") == 0  # in the classic renderer
     preview.finish(prompt_id)
     assert len(preview.heard("b_preview")) >= 12  # it did come
     assert preview.heard("b_preview_with_metadata") == []
+    assert preview.is_visible and preview.words == "done: 8 frames, 12 steps"
+    editor.page.wait_for_function("() => parts().picture.width === 128")  # pixels of a frame, no longer of its latent
+    *_, decoded = preview.heard("temporal_unet.preview")
+    assert decoded["decoded"] and (decoded["fps"], decoded["node_id"]) == (FPS, "5")
+    assert len({frame for _, frame in preview.play(2)}) >= 4
+    assert preview.kept_height == kept
+    again = dict(editor.prompt()["5"]["inputs"])
+    preview.close_button.click()
     assert not preview.is_visible
+    editor.drawn()
     assert preview.node_height == pytest.approx(height, abs=5)
+    editor.set_widget("TemporalUNetDecodeVideo", "overlap", 7)  # decodes again, from a clip that the sampler made before
+    prompt_id = editor.run({})
+    preview.finish(prompt_id)
+    assert editor.prompt()["5"]["inputs"] == again
+    assert preview.is_visible and preview.words == "done: 8 frames"
 
 
 def test_the_window_being_worked_on_is_marked_in_a_long_clip(editor):

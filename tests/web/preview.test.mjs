@@ -1,11 +1,16 @@
 // The moving preview's times, places and text.
 
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import test from 'node:test'
 
+import { wordsOf } from '../../web/js/core/catalog.js'
 import {
   caption, cellOf, cornerOf, frameAt, frameUnder, hasImage, imageHeight, readEvent, spansOf, timeOf,
 } from '../../web/js/core/preview.js'
+
+const english = JSON.parse(readFileSync(new URL('../../locales/en/main.json', import.meta.url))).temporalUnet
+const t = (key, values) => wordsOf({ en: english }, 'en', key, values, key)
 
 test('a clip of 4 frames at 5 frames a second begins again after 0.8 s', () => {
   const times = [0, 0.19, 0.21, 0.41, 0.61, 0.79, 0.81, 8.05]
@@ -44,13 +49,15 @@ test('a window is one section of the clip, or two where it wraps from the end to
 
 test('the text shows the step, the window, the chosen frame, and how it ended', () => {
   const run = { step: 7, steps: 20, frames: 100, ended: '' }
-  assert.equal(caption(run), 'step 7 of 20')
-  assert.equal(caption({ ...run, window: [14, 38] }), 'step 7 of 20, frames 15 to 39 of 100')
-  assert.equal(caption({ ...run, window: [94, 1] }), 'step 7 of 20, frames 95 to 100 and 1 to 2 of 100')
-  assert.equal(caption({ ...run, window: [99, 0] }), 'step 7 of 20, frames 100 and 1 of 100')
-  assert.equal(caption({ ...run, window: [14, 38], frame: 0 }), 'frame 1 of 100')
-  assert.equal(caption({ ...run, ended: 'stopped' }), 'stopped at step 7 of 20')
-  assert.equal(caption({ ...run, ended: 'done' }), 'done: 100 frames, 20 steps')
+  assert.equal(caption(run, t), 'step 7 of 20')
+  assert.equal(caption({ ...run, window: [14, 38] }, t), 'step 7 of 20, frames 15 to 39 of 100')
+  assert.equal(caption({ ...run, window: [94, 1] }, t), 'step 7 of 20, frames 95 to 100 and 1 to 2 of 100')
+  assert.equal(caption({ ...run, window: [99, 0] }, t), 'step 7 of 20, frames 100 to 100 and 1 to 1 of 100')
+  assert.equal(caption({ ...run, window: [14, 14] }, t), 'step 7 of 20, frame 15 of 100')
+  assert.equal(caption({ ...run, window: [14, 38], frame: 0 }, t), 'frame 1 of 100')
+  assert.equal(caption({ ...run, ended: 'stopped' }, t), 'stopped at step 7 of 20')
+  assert.equal(caption({ ...run, ended: 'done' }, t), 'done: 100 frames, 20 steps')
+  assert.equal(caption({ frames: 100, ended: 'done' }, t), 'done: 100 frames')
 })
 
 test('only an image in the event itself is taken', () => {
@@ -63,8 +70,10 @@ test('only an image in the event itself is taken', () => {
 const STEP = { node_id: '7:2', prompt_id: 'p', fps: 7.5, step: 1, steps: 2, frames: 3 }
 const SHEET = { ...STEP, image: 'data:image/jpeg;base64,AAAA', shown: [0, 2], columns: 2, rows: 1, width: 128, height: 72 }
 
+const DECODED = { ...SHEET, step: undefined, steps: undefined, decoded: true }
+
 test('an event of the form that the server sends is taken as it is', () => {
-  for (const event of [STEP, SHEET, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0] }, { ...STEP, window: undefined }]) {
+  for (const event of [DECODED, STEP, SHEET, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0] }, { ...STEP, window: undefined }]) {
     assert.equal(readEvent(event), event)
   }
 })
@@ -77,6 +86,9 @@ test('an event of any other form is none', () => {
     for (const value of odd.filter((value) => !fits[key]?.some((fit) => String(fit) === String(value)))) {
       assert.equal(readEvent({ ...SHEET, [key]: value }), null, `${key}: ${JSON.stringify(value)}`)
     }
+  }
+  for (const more of [{ decoded: false }, { decoded: 'yes' }, { decoded: null }, { image: undefined }, { width: 1025 }]) {
+    assert.equal(readEvent({ ...DECODED, ...more }), null, JSON.stringify(more))
   }
   assert.equal(readEvent({ ...SHEET, width: 1025 }), null)
 })

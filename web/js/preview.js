@@ -1,8 +1,10 @@
-// The moving preview of SVD Temporal UNet Sampler: all frames of the clip while they form, from the server's sheets.
+// The moving preview of SVD Temporal UNet Sampler: all frames of the clip while they form, from the server's sheets, and after the
+// run the clip, until the next run or until it is closed.
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { caption, cellOf, cornerOf, frameAt, frameUnder, imageHeight, readEvent, spansOf, timeOf } from './core/preview.js'
+import { t } from './texts.js'
 import { MARGIN, addWidget, allNodes, element, growNode } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'
@@ -19,8 +21,9 @@ let running = {} // {prompt_id, workflow_id} of the run that began last; the lat
 class Preview {
   constructor(node) {
     this.node = node
-    this.about = null // the newest event of this run: prompt_id, node_id, step, steps, frames, fps
+    this.about = null // what the events of this run said last: prompt_id, node_id, step, steps, frames, fps
     this.frame = undefined // chosen by hand
+    this.closed = undefined // the prompt_id of the run whose preview was closed last
     this.start = 0 // when the first frame was last shown, in the clock of requestAnimationFrame
     this.playing = false // a call of `draw` is due
     this.build()
@@ -35,6 +38,7 @@ class Preview {
   build() {
     this.element = element('div', {
       display: 'none',
+      position: 'relative',
       flexDirection: 'column',
       gap: '5px',
       boxSizing: 'border-box',
@@ -61,9 +65,24 @@ class Preview {
     })
     this.head = element('div', { position: 'absolute', top: '0', bottom: '0', width: '3px', background: 'var(--input-text)' })
     this.words = element('div', { flex: 'none', font: '12px/16px sans-serif', textAlign: 'center', color: 'var(--input-text)' })
-    this.element.append(this.canvas, this.bar, this.words)
-    Object.assign(this.canvas, { tabIndex: 0, role: 'img', ariaLabel: 'All frames of the clip; the arrow keys choose one' })
-    this.canvas.title = 'Drag to look at one frame. After the run: double-click, or Escape, closes the preview.'
+    this.cross = element('button', {
+      position: 'absolute',
+      top: '6px',
+      right: '6px',
+      width: '20px',
+      height: '20px',
+      padding: '0',
+      border: '0',
+      borderRadius: '50%',
+      font: '12px/20px sans-serif',
+      color: 'white',
+      background: 'rgb(0 0 0 / 55%)',
+      cursor: 'pointer'
+    })
+    this.cross.textContent = '✕'
+    this.element.append(this.canvas, this.bar, this.words, this.cross)
+    Object.assign(this.cross, { type: 'button', title: t('preview.close'), ariaLabel: t('preview.close') })
+    Object.assign(this.canvas, { tabIndex: 0, role: 'img', ariaLabel: t('preview.frames'), title: t('preview.hint') })
   }
 
   listen() {
@@ -97,6 +116,8 @@ class Preview {
       this.close()
     }
     this.canvas.addEventListener('dblclick', dismiss)
+    this.cross.addEventListener('click', dismiss)
+    this.cross.addEventListener('pointerdown', (event) => event.stopPropagation()) // else the node would be dragged
     this.canvas.addEventListener('keydown', (event) => {
       if (event.key === 'Escape') return dismiss(event)
       const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key]
@@ -129,18 +150,21 @@ class Preview {
 
   /** Shows what an event of the server brings. */
   take(event) {
+    if (event.decoded && event.prompt_id === this.closed) return
     const opening = !this.about
     if (event.prompt_id !== this.about?.prompt_id) this.begin()
-    this.about = event
+    const { step, steps } = this.about ?? {}
+    this.about = event.decoded ? { ...event, step, steps } : event
     if (event.window) this.window = event.window
     if (event.image) this.load(event)
+    if (event.decoded) this.ended = 'done'
     if (opening) this.open()
     this.write()
   }
 
   /** Nothing is known of a new run. `sheet` becomes the newest event with a sheet, `decoded` its image, `drawn` the cell shown. */
   begin() {
-    Object.assign(this, { sheet: null, loading: null, window: undefined, ended: '' })
+    Object.assign(this, { about: null, sheet: null, loading: null, window: undefined, ended: '' })
     this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
   }
 
@@ -194,7 +218,7 @@ class Preview {
   /** Closes the preview, and takes away the room that was made for it. */
   close() {
     const size = this.sizeWithout(this.node.size)
-    Object.assign(this, { about: null, frame: undefined })
+    Object.assign(this, { closed: this.about.prompt_id, about: null, frame: undefined })
     this.element.style.display = 'none'
     this.node.setSize(size)
     this.node.setDirtyCanvas(true, true)
@@ -229,7 +253,8 @@ class Preview {
 
   /** The words, and the window on the bar. */
   write() {
-    this.words.textContent = caption({ ...this.about, frame: this.frame, window: this.window, ended: this.ended })
+    this.words.textContent = caption({ ...this.about, frame: this.frame, window: this.window, ended: this.ended }, t)
+    this.cross.style.display = this.ended ? '' : 'none'
     const spans = this.window ? spansOf(this.window, this.about.frames) : []
     const marks = spans.map(([start, end]) =>
       element('div', {
@@ -285,10 +310,6 @@ function listen() {
       for (const preview of shown()) if (preview.about.prompt_id === detail.prompt_id) preview.end('stopped')
     })
   }
-  api.addEventListener('executed', ({ detail }) => {
-    if (!detail.output?.images && !detail.output?.gifs) return // `gifs`: videos of a widely used pack
-    for (const preview of shown()) if (preview.ended === 'done' && preview.about.prompt_id === detail.prompt_id) preview.close()
-  })
 }
 
 /**

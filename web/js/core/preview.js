@@ -1,7 +1,7 @@
 // The moving preview without a page: which frame at which time, where it lies on the sheet, and the words below it. Frames and
 // cells count from 0. The names are those of the server's event (nodes/bridge/sampling/preview.py).
 
-const LARGEST_SIDE = 1024 // pixels of a frame; the server's has 128 at most
+const LARGEST_SIDE = 1024 // pixels of a frame; the server's has 256 at most
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high)
 
@@ -12,10 +12,12 @@ const areFrames = (value, frames) =>
 
 /** The data of an event, or null where it lacks the form that preview.py describes: then the server did not send it. */
 export function readEvent(data) {
-  const { node_id, prompt_id, fps, step, steps, frames, window, image } = data ?? {}
-  const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && [step, steps, frames].every(isCount)
+  const { node_id, prompt_id, fps, frames, window, image, decoded } = data ?? {}
+  const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && isCount(frames)
+  if (!isWhole || (image !== undefined && !isSheet(data))) return null
+  if (decoded !== undefined) return decoded === true && image !== undefined ? data : null
   const windowFits = window === undefined || (areFrames(window, frames) && window.length === 2)
-  return isWhole && windowFits && (image === undefined || isSheet(data)) ? data : null
+  return windowFits && isCount(data.step) && isCount(data.steps) ? data : null
 }
 
 function isSheet(data) {
@@ -68,21 +70,17 @@ export function spansOf([first, last], frames) {
 }
 
 /**
- * The words under the image. `frame` is one chosen by hand, `window` the [first, last] frame being worked on, `ended` is ""
- * while the sampler runs, then "done" or "stopped".
+ * The words under the image, by `t` of texts.js. `frame` is one chosen by hand, `window` the [first, last] frame being worked on,
+ * `ended` is "" while the sampler runs, then "done" or "stopped". `step` and `steps` are not known of a clip from the cache.
  */
-export function caption({ step, steps, frames, frame, window, ended }) {
-  if (frame !== undefined) return `frame ${frame + 1} of ${frames}`
-  if (ended === 'done') return `done: ${frames} frames, ${steps} steps`
-  const progress = `step ${step} of ${steps}`
-  if (ended) return `${ended} at ${progress}`
-  return window ? `${progress}, frames ${range(window, frames)} of ${frames}` : progress
-}
-
-/** The frames of a window in words: two ranges where it runs over the end into the start. */
-function range([first, last], frames) {
-  const words = (from, to) => (from === to ? `${from + 1}` : `${from + 1} to ${to + 1}`)
-  return first <= last ? words(first, last) : `${words(first, frames - 1)} and ${words(0, last)}`
+export function caption({ step, steps, frames, frame, window, ended }, t) {
+  if (frame !== undefined) return t('preview.frame', { frame: frame + 1, frames })
+  if (ended === 'done') return t(steps ? 'preview.done' : 'preview.decoded', { frames, steps })
+  if (ended) return t('preview.stopped', { step, steps })
+  if (!window) return t('preview.step', { step, steps })
+  const [first, last] = window
+  const key = first === last ? 'windowOfOne' : first < last ? 'window' : 'windowOverEnd'
+  return t(`preview.${key}`, { step, steps, first: first + 1, last: last + 1, total: frames })
 }
 
 /** The image's height in a node that leaves it `room` pixels of width: as its shape asks, within reason. */
