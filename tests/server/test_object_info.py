@@ -4,7 +4,17 @@ import pytest
 
 SEED = {"default": 0, "min": 0, "max": 2**64 - 1}
 SHARE_START, SHARE_END = {"default": 0.0, "min": 0.0, "max": 1.0}, {"default": 1.0, "min": 0.0, "max": 1.0}
+CATEGORIES = {f"Temporal UNet/{room}" for room in ("Loaders", "Video", "ControlNet")}
 CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, outputs)
+    "TemporalUNetCheckpointLoader": (
+        "Load Checkpoint (Temporal UNet)",
+        {
+            "ckpt_name": ("COMBO", {}),
+            "weight_dtype": ("COMBO", {"default": "default", "options": [
+                "default", "fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]}),
+        },
+        [("MODEL", "model"), ("CLIP", "clip"), ("VAE", "vae"), ("CLIP_VISION", "clip_vision"), ("STRING", "info")],
+    ),
     "TemporalUNetLoader": (
         "Load UNet",
         {
@@ -181,7 +191,7 @@ def test_the_node_is_as_the_contract_says(node_info, node_id):
     info = node_info[node_id]
     found = inputs_of(info)
     assert info["display_name"] == display_name
-    assert info["category"] == "Temporal UNet"
+    assert info["category"] in CATEGORIES
     assert list(found) == list(expected)
     for name, (type_, options) in expected.items():
         assert found[name][0] == type_, name

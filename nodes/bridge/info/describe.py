@@ -8,7 +8,6 @@ from ....unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
 from ....unet.weights.errors import printable
 from ..control.pairing import CONTEXT_WIDTHS
 from ..model.checkpoint_parts import CLIP, CLIP_VISION, VAE
-from ..node_names import LOAD_UNET
 from .lines import Line, Value, size, text_of
 
 PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_VISION: ("hasClipVision", "lacksClipVision")}
@@ -18,7 +17,7 @@ def describe(checkpoint: Checkpoint, model, parts: list[str] | None = None) -> s
     """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`; `parts` as `parts_lines` takes."""
     lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size())
     if checkpoint.unexpected:
-        logging.warning("%s: %s: %s", LOAD_UNET, checkpoint.path.name, lines[-1])
+        logging.warning("%s: %s", checkpoint.path.name, lines[-1])
     return text_of(lines if parts is None else lines + parts_lines(checkpoint, parts))
 
 

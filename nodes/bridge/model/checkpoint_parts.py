@@ -88,8 +88,8 @@ def host_knows(checkpoint: Checkpoint) -> bool:
     )
 
 
-def load_vae_patcher(path: str):
-    """The patcher of the VAE in the file `path`, made again for another device."""
+def load_vae_patcher(path: str, disable_dynamic: bool = False):
+    """The patcher of the VAE in the file `path`, made again for another device; the host alone decides whether it is dynamic."""
     return _load_vae(open_checkpoint(path)).patcher
 
 

@@ -12,7 +12,6 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
-from ..node_names import LOAD_UNET
 from .host_unet import UNetModel
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
@@ -73,8 +72,8 @@ def _watch_file(patcher, path: Path, stamp: FileStamp):
     def check(executor, *args, **kwargs):
         if changed_in_place(path, stamp):
             raise ValueError(
-                f"{LOAD_UNET}: {path.name} was written to after it was loaded, and its weights are read from it as they are "
-                f"needed. Wait until it is whole, then load it again: Edit, Unload Models and Execution Cache."
+                f"{path.name} was written to after it was loaded, and its weights are read from it as they are needed. Wait until "
+                f"it is whole, then load it again: Edit, Unload Models and Execution Cache."
             )
         return executor(*args, **kwargs)
 
