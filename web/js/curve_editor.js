@@ -4,7 +4,7 @@ import { app } from '../../../scripts/app.js'
 import { applyPreset, faultText, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
 import { CurvePlot, MOST_POINTS } from './curve_plot.js'
 import { t } from './texts.js'
-import { addWidget, growNode, instancesOf } from './widget.js'
+import { addWidget, growNode, instancesOf, setShown } from './widget.js'
 
 const CURVES = {
   TemporalUNetSVDSampler: {
@@ -196,12 +196,7 @@ class CurveEditor {
     const [name, value] = this.curve.shownFor
     const condition = this.node.widgets.find((widget) => widget.name === name)
     const shown = condition.value === value || inputOf(this.node, name)?.link != null
-    if (shown === !this.widget.hidden) return
-    this.widget.hidden = this.widget.options.hidden = !shown // the classic renderer reads the one, Nodes 2.0 the other
-    if (shown) return growNode(this.node)
-    const [width, height] = this.node.size
-    this.node.setSize([width, Math.max(this.node.computeSize()[1], height - HEIGHT)])
-    this.node.setDirtyCanvas(true, true)
+    setShown(this.node, this.widget, shown, HEIGHT)
   }
 
   write(text) {

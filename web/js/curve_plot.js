@@ -90,17 +90,28 @@ export class CurvePlot {
       const y = this.place([0, tick])[1]
       return [svg('line', { x1: left, x2: left + width, y1: y, y2: y }), label(left - GAP, y + 3.5, 'end', tickLabel(tick))]
     })
-    const columns = TIMES.flatMap(([position, key, anchor, room]) => {
-      const x = left + position * width
-      const line = svg('line', { x1: x, x2: x, y1: top, y2: top + height })
-      return width < room ? [line] : [line, label(x, top + height + 14, anchor, key ? t(key) : percent(position))]
-    })
-    this.grid.replaceChildren(...columns, ...rows)
+    const times = TIMES.filter(([, , , room]) => width >= room).map(([position, key, anchor]) =>
+      label(left + position * width, top + height + 14, anchor, key ? t(key) : percent(position))
+    )
+    const columns = TIMES.map(([position]) => left + position * width).map((x) =>
+      svg('line', { x1: x, x2: x, y1: top, y2: top + height })
+    )
+    this.grid.replaceChildren(...columns, ...times, ...rows)
+    this.clear(times)
     for (const row of rows) {
       // squeezed where they are wider than the margin
       if (row.localName !== 'text' || row.getComputedTextLength() <= LABEL) continue
       row.setAttribute('textLength', LABEL)
       row.setAttribute('lengthAdjust', 'spacingAndGlyphs')
+    }
+  }
+
+  /** Takes away labels of the time axis between the first and the last where these, long in some languages, reach them. */
+  clear(labels) {
+    const ends = [labels[0], labels.at(-1)].map((label) => label.getComputedTextLength())
+    for (const label of labels.slice(1, -1)) {
+      const [x, half] = [label.getAttribute('x') - this.left, label.getComputedTextLength() / 2 + GAP]
+      if (x - half < ends[0] || x + half > this.width - ends[1]) label.remove()
     }
   }
 

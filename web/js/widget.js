@@ -35,7 +35,8 @@ export function setShown(node, widget, shown, height) {
   if (!changed) return
   if (shown) return growNode(node)
   const [width, before] = node.size
-  node.setSize([width, Math.max(node.computeSize()[1], before - height)])
+  const least = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1] // the page keeps to its own
+  node.setSize([width, Math.max(least, before - height)])
   node.setDirtyCanvas(true, true)
 }
 
