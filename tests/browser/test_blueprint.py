@@ -1,25 +1,20 @@
-"""The blueprint "Image to Video (SVD)": listed by the server, found and added by hand on an empty canvas, and run to a video."""
+"""The blueprint "Image to Video (SVD)": listed by the server, added by hand on an empty canvas, and the same as
+the template that test_first_video.py runs to a video."""
 
 import contextlib
 import json
 from pathlib import Path
-from unittest.mock import patch
 
-import av
 import pytest
 from playwright.sync_api import TimeoutError
 
 from support.editor import Editor
-from support.stand_ins import unet_shapes, write_hollow
-from tools import untrained
-from tools.server import failure
 
 pytestmark = pytest.mark.slow
 
 NAME = "Image to Video (SVD)"
 PATH = Path(__file__).resolve().parents[2] / "subgraphs" / f"{NAME}.json"
-CHECKPOINT = "hollow_svd.safetensors"  # of the layout by which the host knows SVD; only its autoencoder has weights
-FRAMES, SIZE, FPS = 3, 64, 7
+TWIN = Path(__file__).resolve().parents[2] / "example_workflows" / "api" / "1 Image to Video.json"
 # Puts Load Image before the one subgraph node and Save Video after it.
 CONNECT = """() => {
     const [blueprint] = app.graph._nodes
@@ -40,18 +35,6 @@ SET = """(values) => {
         widget.callback?.(value)
     }
 }"""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(server):
-    """The host knows an image encoder at full size only, so weights would be 1.3 GB."""
-    with patch.object(untrained, "random_tensors", lambda shapes, *_: shapes):
-        encoder = untrained.image_encoder_weights(0)
-    shapes = {f"conditioner.embedders.0.open_clip.model.visual.{name}": shape for name, shape in encoder.items()}
-    vae = {f"first_stage_model.{name}": value for name, value in untrained.vae_weights(untrained.VAE_SEED).items()}
-    path = server.base / "models" / "checkpoints" / CHECKPOINT
-    write_hollow(path, shapes | unet_shapes(untrained.SVD_REAL_WIDTH), vae)
-    return path.name
 
 
 @pytest.fixture
@@ -88,33 +71,36 @@ def test_the_server_lists_it_as_the_packs(server):
     assert json.loads(server.get(f"/api/global_subgraphs/{entry_id}")["data"]) == json.loads(PATH.read_text(encoding="utf-8"))
 
 
-def test_added_by_hand_it_runs_to_a_video(canvas, server, checkpoint):
+def by_type(prompt):
+    """class_type -> its inputs, links by the class_type that they come from; the sockets of these nodes take one kind each."""
+    kinds = {id: node["class_type"] for id, node in prompt.items()}
+    return {
+        node["class_type"]: {
+            name: [kinds[value[0]], value[1]] if isinstance(value, list) else value for name, value in node["inputs"].items()
+        } for node in prompt.values()
+    }
+
+
+def test_added_by_hand_it_sends_what_the_template_sends_and_each_of_its_inputs_counts(canvas):
     add_by_search(canvas)
     page = canvas.page
-    assert page.evaluate(WIDGETS) == {
-        "ckpt_name": "svd.safetensors", "width": 1024, "height": 576, "video_frames": 14, "motion_bucket_id": 127, "fps": 6,
-        "seed": 0,
-    }
     assert page.evaluate("() => app.graph._nodes[0].outputs.map(({name, type}) => [name, type])") == [
         ["frames", "IMAGE"], ["video", "VIDEO"],
     ]
     page.evaluate(CONNECT)
+    twin = by_type(json.loads(TWIN.read_text(encoding="utf-8")))
+    sent = by_type(canvas.prompt())
+    assert sent.keys() == twin.keys()
+    for kind in sent.keys() - {"SaveVideo"}:
+        assert twin[kind].items() <= sent[kind].items(), kind
     chosen = {
-        "ckpt_name": checkpoint, "width": SIZE, "height": SIZE, "video_frames": FRAMES, "motion_bucket_id": 90, "fps": FPS,
-        "seed": len(server.get("/history")),
+        "ckpt_name": "other.safetensors", "width": 512, "height": 256, "video_frames": 25, "motion_bucket_id": 90, "fps": 7, "seed": 5,
     }
     page.evaluate(SET, chosen)
-    sent = {node["class_type"]: node["inputs"] for node in canvas.prompt().values()}
+    sent = by_type(canvas.prompt())
+    clip = sent["TemporalUNetSVDConditioning"]
     assert chosen == {
-        "ckpt_name": sent["TemporalUNetCheckpointLoader"]["ckpt_name"],
-        **{name: value for name, value in sent["TemporalUNetSVDConditioning"].items() if name in chosen and name != "seed"},
-        "seed": sent["TemporalUNetSVDSampler"]["seed"],
+        "ckpt_name": sent["TemporalUNetCheckpointLoader"]["ckpt_name"], "seed": sent["TemporalUNetSVDSampler"]["seed"],
+        **{name: clip[name] for name in ("width", "height", "video_frames", "motion_bucket_id", "fps")},
     }
-    entry = server.wait(canvas.run({}), timeout=200)
-    assert failure(entry) is None
-    [saved] = [item for output in entry["outputs"].values() for item in output.get("images", [])]
-    with av.open(server.base / saved["type"] / saved["subfolder"] / saved["filename"]) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-        assert video.streams.video[0].average_rate == FPS
-    assert [frame.shape for frame in frames] == [(SIZE, SIZE, 3)] * FRAMES
-    assert max(frame.std() for frame in frames) > 1  # something is in it
+    assert sent["CreateVideo"]["fps"] == ["TemporalUNetSVDConditioning", 3]

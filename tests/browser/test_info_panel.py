@@ -354,7 +354,8 @@ def test_panels_speak_the_language_of_the_editor_and_english_where_it_is_none_of
 
 @pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)  # in Nodes 2.0 the host's own nodes do change on opening
 def test_an_opened_template_counts_as_unchanged(editor, files):
-    editor.load_template(editor.server.get("/api/workflow_templates/temporal-unet/6%20Try%20it%20without%20a%20download.json"), "new")
+    template = "/api/workflow_templates/temporal-unet/6%20Try%20it%20without%20a%20download.json"
+    editor.load_template(editor.server.get(template), "opened")
     Panel(editor, CHECKPOINT_LOADER).wait_for("Stable Video Diffusion")
     editor.drawn()
     editor.page.mouse.click(1500, 800)

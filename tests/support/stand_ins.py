@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 
 from support.diffusers_names import to_diffusers
 from support.families import FULL
+from tools import untrained
 from unet import ControlNetConfig, SVDControlNet, UNetConfig, UNetModel
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -49,6 +51,18 @@ def lineart_shapes() -> dict[str, tuple[int, ...]]:
     network = SVDControlNet(ControlNetConfig(encoder, 3, (16, 32, 96, 256)), device="meta")
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     return {name if name.startswith("controlnet_") else to_diffusers(name): shape for name, shape in shapes.items()}
+
+
+def write_svd(path: Path) -> None:
+    """A checkpoint of the layout by which the host knows SVD, of which only the VAE has weights.
+
+    The host knows an image encoder at full size only: its weights would be 1.3 GB.
+    """
+    with patch.object(untrained, "random_tensors", lambda shapes, *_: shapes):
+        encoder = untrained.image_encoder_weights(0)
+    shapes = {f"conditioner.embedders.0.open_clip.model.visual.{name}": shape for name, shape in encoder.items()}
+    vae = {f"first_stage_model.{name}": value for name, value in untrained.vae_weights(untrained.VAE_SEED).items()}
+    write_hollow(path, shapes | unet_shapes(untrained.SVD_REAL_WIDTH), vae)
 
 
 def write_video(photo: Path, path: Path, frames: int = 14) -> None:
