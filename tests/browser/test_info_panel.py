@@ -83,7 +83,8 @@ class Panel:
 
     @property
     def lines(self):
-        return self.page.evaluate(f"() => [...{self.element}.firstElementChild.firstElementChild.children].map((line) => line.textContent)")
+        rows = f"{self.element}.firstElementChild.firstElementChild"
+        return self.page.evaluate(f"() => [...{rows}.children].map((row) => row.textContent)")
 
     @property
     def overflow(self):
@@ -317,18 +318,19 @@ def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
 
 @pytest.mark.slow
 def test_what_is_wired_to_another_family_is_said_in_red_and_nothing_where_it_fits(editor, files):
-    text, sd1 = node("CLIPTextEncode", text="", clip=["12", 0]), "untrained_sd15.safetensors"
-    sampler = dict(seed=0, steps=1, sampler_name="euler", scheduler="karras", denoise=1.0)
+    sampler = dict(seed=0, steps=1, cfg=1.0, sampler_name="euler", scheduler="karras", denoise=1.0)
+    apply = "TemporalUNetApplyControlNetResiduals"
     editor.load_api({
-        **CLIP, "1": node(LOADER, unet_name=sd1, weight_dtype="default"),
+        **CLIP, "1": node(LOADER, unet_name="untrained_sd15.safetensors", weight_dtype="default"),
         "9": node("FreeU_V2", model=["1", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2),
         "8": {**CLIP["8"], "inputs": {**CLIP["8"]["inputs"], "model": ["9", 0]}},
-        "12": node("CLIPLoader", clip_name="untrained_clip_l.safetensors", type="stable_diffusion"), "13": text,
-        "14": node("TemporalUNetApplyControlNetResiduals", positive=["13", 0], negative=["13", 0], control_net=["2", 0], image=["5", 0]),
-        "15": node("KSampler", model=["1", 0], positive=["14", 0], negative=["14", 1], latent_image=["7", 2], cfg=1.0, **sampler),
+        "12": node("CLIPLoader", clip_name="untrained_clip_l.safetensors", type="stable_diffusion"),
+        "13": node("CLIPTextEncode", text="", clip=["12", 0]),
+        "14": node(apply, positive=["13", 0], negative=["13", 0], control_net=["2", 0], image=["5", 0]),
+        "15": node("KSampler", model=["1", 0], positive=["14", 0], negative=["14", 1], latent_image=["7", 2], **sampler),
     }, "families")
     unet, control = Panel(editor, LOADER).wait_for("needs a model"), Panel(editor, CONTROL_LOADER).wait_for("not for")
-    assert unet.lines[0].startswith("This is Stable Diffusion 1. SVD Temporal UNet Sampler needs a model of Stable Video Diffusion: ")
+    assert unet.lines[0].startswith("This is Stable Diffusion 1. SVD Temporal UNet Sampler needs a model of Stable Video")
     assert control.lines[0].startswith("This ControlNet is not for Stable Diffusion 1, which KSampler runs it with. ")
     red, green, blue = unet.colors[0]
     assert red > green and red > blue

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tools.assets.make_locales import LANGUAGES, LOCALES, changes, flat, node_defs, read
+from tools.assets.make_locales import LANGUAGES, LOCALES, changes, flat, node_defs, read, with_info
 
 OTHERS = LANGUAGES[1:]
 # A run of letters, digits, "_", "." and the like with a digit, "_", "/" or a leading "." in it: numbers, dtypes, inputs, folders.
@@ -56,6 +56,12 @@ def test_each_language_has_its_folder():
 def test_english_is_what_the_schemas_say(english):
     """Else run `python dev.py make locales`, and translate what it names."""
     assert changes(read("en"), english) == []
+
+
+def test_english_of_the_panels_is_what_the_code_says_about_files(pack):
+    """Else run `python dev.py make locales`, and translate what it names. tests/web compares the other languages with it."""
+    texts = read("en", "main")
+    assert changes(texts, with_info(texts, pack("nodes.bridge.info.lines").TEMPLATES)) == []
 
 
 def test_a_language_has_every_text_and_no_other(english, other):

@@ -45,9 +45,8 @@ def write(texts: dict, name: str) -> None:
     path_of("en", name).write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def with_info(texts: dict, pack: str) -> dict:
-    """The texts of main.json with `info` as the code has it; `pack` is what host_in_process.boot returned."""
-    templates = importlib.import_module(f"{pack}.nodes.bridge.info.lines").TEMPLATES
+def with_info(texts: dict, templates: dict) -> dict:
+    """The texts of main.json with `info` as the code has it: `TEMPLATES` of nodes/bridge/info/lines.py."""
     return {"temporalUnet": {**texts["temporalUnet"], "info": dict(templates)}}
 
 
@@ -104,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     pack = host_in_process.boot(os.environ["TEMPORAL_UNET_HOST"])
     texts, pages, old = node_defs(), outdated_help(), read("en", "main")
-    main_texts = with_info(old, pack)
+    main_texts = with_info(old, importlib.import_module(f"{pack}.nodes.bridge.info.lines").TEMPLATES)
     lines = changes(read("en"), texts) + changes(old, main_texts) + [f"{page.parent.name}: help" for page in pages]
     print("\n".join(lines) or "Nothing has changed.")
     if args.check:
