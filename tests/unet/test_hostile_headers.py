@@ -105,7 +105,9 @@ def test_metadata_that_are_no_texts_are_named(header, opener, path):
         "value as a text (str)."
 
 
-@pytest.mark.parametrize("metadata", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, '{"a": 1' + "0" * 5000 + "}"])
+@pytest.mark.parametrize("metadata", [
+    "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, '{"a": 1' + "0" * 5000 + "}", f"[{'[],' * 600_000}[]]",
+], ids=["deep list", "deep names", "huge number", "many lists"])
 def test_metadata_that_are_a_bomb_are_refused_at_once(metadata, path):
     write(path, f'{{"__metadata__":{metadata}}}'.encode())
     assert "it is not a safetensors file" in refused(open_checkpoint, path)

@@ -24,6 +24,7 @@ METADATA = re.compile(rb'"__metadata__"\s*:\s*')
 LATER_DTYPE = re.compile(  # a tensor of a dtype that not every version of safetensors reads
     rb'"([^"]{1,200})"\s*:\s*{[^{}]*"dtype"\s*:\s*"(F4|F6_\w+|F8_E8M0|F8_\w+FNUZ|C64)"'
 )
+MOST_METADATA = 1_000_000  # bytes that are looked through for what is no text; a training's tag counts have 0.2 MB
 MOST_STRINGS = 100_000  # in a longer header: names, keys and dtypes of tensors, texts of metadata
 
 
@@ -141,12 +142,13 @@ def _odd_metadata(header: bytes) -> str | None:
     """What in a header's metadata is no text, which safetensors does not read; None where all is, or cannot be read."""
     found = METADATA.search(header)
     try:
-        metadata = json.JSONDecoder().raw_decode(header[found.end():].decode(errors="replace"))[0] if found else {}
+        start = found.end() if found else len(header)
+        metadata = json.JSONDecoder().raw_decode(header[start:start + MOST_METADATA].decode(errors="replace"))[0]
         if not isinstance(metadata, dict):
             return shorten(repr(metadata))
         odd = next(((key, value) for key, value in metadata.items() if not isinstance(value, str)), None)
         return odd and f"{shorten(repr(odd[1]))} under {shorten(repr(odd[0]))}"
-    except (ValueError, RecursionError):  # no JSON, or very deep
+    except (ValueError, RecursionError):  # none, no JSON, very deep or very long
         return None
 
 
