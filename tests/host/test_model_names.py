@@ -58,6 +58,26 @@ def test_a_name_of_version_0_1_means_the_same_file(node, write):
     assert torch.equal(first_bias(node, "checkpoints/a.safetensors"), full)
 
 
+def test_a_name_with_a_back_slash_is_the_hosts(node, write):
+    """As on Windows, where the host lists folders so."""
+    files = {
+        "checkpoints\\a.safetensors": write("diffusion_models/checkpoints\\a.safetensors", 1),
+        "checkpoints/a.safetensors": write("checkpoints/a.safetensors", 2),
+        "checkpoints/sub\\b.safetensors": write("checkpoints/sub\\b.safetensors", 3),
+    }
+    assert sorted(node("TemporalUNetLoader").define_schema().inputs[0].options) == sorted(files)
+    for name, bias in files.items():
+        assert torch.equal(first_bias(node, name), bias)
+
+
+def test_the_controlnet_of_the_miniature_is_offered_and_loads(node):
+    name = "miniature_svd_controlnet_path.safetensors"
+    assert node("TemporalUNetControlNetLoader").define_schema().inputs[0].options[-1] == name
+    control, info = node("TemporalUNetControlNetLoader").execute(name).args
+    assert info.startswith("SVD ControlNet\n") and name in info
+    assert asyncio.run(node("TemporalUNetControlNetLoader").validate_inputs(name)) is True
+
+
 def test_names_of_version_0_1_pass_before_the_run(node, write):
     write("diffusion_models/checkpoints/a.safetensors", 1)
     for name in ("diffusion_models/checkpoints/a.safetensors", "checkpoints/a.safetensors"):
