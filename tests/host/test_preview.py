@@ -225,7 +225,7 @@ def test_taesd_is_used_where_the_host_uses_it(sheet, taesd):
 def test_taesd_decodes_large_frames_small_and_in_small_batches(sheet, taesd, monkeypatch):
     seen = []
     decode = taesd.taesd.decode
-    monkeypatch.setattr(sheet, "LONGEST", 24)
+    monkeypatch.setattr(sheet.DecodedColors, "longest", 24)
     monkeypatch.setattr(taesd.taesd, "decode", lambda latents: (seen.append(tuple(latents.shape)), decode(latents))[1])
     latents = clip(6, 16, 24)
     data = sheet.draw(latents, sheet.colors_for(taesd, SD15)[1])
@@ -240,7 +240,7 @@ def test_taesd_decodes_large_frames_small_and_in_small_batches(sheet, taesd, mon
 class Run:
     """Steps of a sampler on a clock of its own: `step` seconds a step, `cost` seconds a sheet. It is also the sheet's colors."""
 
-    pixels = 1
+    pixels, longest = 1, 128
 
     def __init__(self, preview, step, cost, frames=2):
         self.now, self.step, self.cost, self.sent = 0.0, step, cost, []
@@ -288,7 +288,7 @@ def test_sheets_take_two_percent_of_the_run_at_most(preview, step, cost):
 class Better:
     """Better colors for a run, at `cost` seconds of its clock per frame of 64x64 pixels; `drawn` counts those."""
 
-    pixels = 8
+    pixels, longest = 8, 128
 
     def __init__(self, run, cost):
         self.run, self.cost, self.drawn = run, cost, 0

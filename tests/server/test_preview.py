@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from dev import failure
 from support.client import PROMPT_TIMEOUT
 from support.prompts import FRAMES, SIZE, only, svd
+from tools.server import failure
 
 pytestmark = pytest.mark.slow
 
