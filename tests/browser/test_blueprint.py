@@ -94,7 +94,8 @@ def test_added_by_hand_it_sends_what_the_template_sends_and_each_of_its_inputs_c
     for kind in sent.keys() - {"SaveVideo"}:
         assert twin[kind].items() <= sent[kind].items(), kind
     chosen = {
-        "ckpt_name": "other.safetensors", "width": 512, "height": 256, "video_frames": 25, "motion_bucket_id": 90, "fps": 7, "seed": 5,
+        "ckpt_name": "other.safetensors", "width": 512, "height": 256, "video_frames": 25, "motion_bucket_id": 90, "fps": 7,
+        "seed": 5,
     }
     page.evaluate(SET, chosen)
     sent = by_type(canvas.prompt())

@@ -1,4 +1,4 @@
-"""A newcomer's first videos, from the registry's package on a bare host: by the miniature, and by a checkpoint that is missing first."""
+"""A newcomer's first videos, from the registry's package on a bare host: the miniature's, and one of a model that is missing."""
 
 import itertools
 import shutil
