@@ -27,8 +27,9 @@ LOADERS = ("TemporalUNetCheckpointLoader", "TemporalUNetLoader", "TemporalUNetCo
 def test_a_new_node_is_as_high_as_what_it_shows_and_a_loader_as_wide_as_file_names(editor):
     types = editor.page.evaluate(FRESH)
     assert len(types) >= 12
-    texts = "[...document.querySelectorAll('[data-testid=temporal-unet-info]')].filter((panel) => panel.innerText.includes('memory'))"
-    editor.page.wait_for_function(f"(count) => {texts}.length === count", arg=len(LOADERS))
+    panels = "[...document.querySelectorAll('[data-testid=temporal-unet-info]')]"
+    answered = f"(count) => {panels}.filter((panel) => panel.innerText.includes('memory')).length === count"
+    editor.page.wait_for_function(answered, arg=len(LOADERS))
     editor.drawn()
     heights = editor.page.evaluate(HEIGHTS)
     editor.page.evaluate(LEAST)

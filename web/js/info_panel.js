@@ -87,7 +87,12 @@ class InfoPanel {
       userSelect: 'text',
       color: 'var(--input-text)'
     })
-    Object.assign(this.text, { tabIndex: 0, role: 'region', ariaLive: 'polite', ariaLabel: t('panel.label', { input: kind.combo }) })
+    Object.assign(this.text, {
+      tabIndex: 0,
+      role: 'region',
+      ariaLive: 'polite',
+      ariaLabel: t('panel.label', { input: kind.combo })
+    })
     this.text.dataset.captureWheel = 'true' // Nodes 2.0 leaves it the wheel while it has the focus
     this.text.addEventListener('wheel', (event) => {
       const scrolls = this.text.scrollHeight > this.text.clientHeight
