@@ -287,6 +287,10 @@ def test_after_the_run_a_double_click_or_escape_closes_it(played):
 
 def test_the_room_that_it_takes_is_neither_saved_nor_a_step_of_undo(editor):
     preview = Preview(editor, decode=False)
+    editor.page.wait_for_function("""() => {  // Nodes 2.0 measures a node some time after it was made
+        const node = app.graph.getNodeById(5), drawn = document.querySelector('[data-node-id="5"]')
+        return !drawn || Math.abs(drawn.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT - node.size[1]) < 2
+    }""")
     kept, height = preview.kept_height, preview.node_height
     preview.run()
     assert preview.node_height > height + 20

@@ -289,6 +289,7 @@ async function begin({ prompt_id }) {
   const answer = await api.fetchApi(`/jobs/${prompt_id}`)
   if (!answer.ok || running.prompt_id !== prompt_id) return // older hosts have no such route
   running.workflow_id = (await answer.json()).workflow_id
+  for (const preview of shown()) if (isElsewhere(preview.about)) preview.close() // what came before this answer
 }
 
 function isElsewhere({ prompt_id }) {
