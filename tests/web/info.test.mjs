@@ -9,7 +9,7 @@ const clipWidgets = (width, height, frames) => [
   { name: 'width', value: width }, { name: 'height', value: height }, { name: 'video_frames', value: frames },
   { name: 'fps', value: 6 },
 ]
-const FOLDERS = { 'checkpoints/': 'checkpoints', '': 'diffusion_models' }
+const FOLDERS = { 'checkpoints/': 'checkpoints', 'diffusion_models/': 'diffusion_models', '': 'diffusion_models' }
 
 /** Nodes from links [[from, to], …], by name; and the two functions that a graph gives. */
 function graph(links, widgets) {

@@ -8,7 +8,8 @@ import { MARGIN } from './widget.js'
 /** Keeps `root`, the element of a widget of the node, as high as `content`, at least `least` and at most `most` pixels. */
 export class Growth {
   constructor(node, root, content, [least, most]) {
-    Object.assign(this, { node, root, content, least, most, height: least, extra: 0 }) // extra: pixels of the node's that are not saved
+    Object.assign(this, { node, root, content, least, most, height: least })
+    this.extra = 0 // pixels of the node's height that are not saved
     root.style.minHeight = `${least}px`
     new ResizeObserver(() => this.follow()).observe(content)
     const { onResize, onSerialize } = node

@@ -19,7 +19,7 @@ export function fill(text, values, language) {
   return text.replace(/\{(\w+)\}/g, (hole, name) => (Object.hasOwn(values, name) ? written(values[name], language) : hole))
 }
 
-/** The text of a key from `catalogs` {language: catalog}, in the language or in English, filled in; `otherwise` where it is nowhere. */
+/** The text of a key from `catalogs` {language: catalog}, filled in: in the language, else in English, else `otherwise`. */
 export function wordsOf(catalogs, language, key, values, otherwise) {
   const found = [language, 'en'].find((language) => lookUp(catalogs[language], key) !== undefined)
   return found ? fill(lookUp(catalogs[found], key), values, found) : otherwise

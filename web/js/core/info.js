@@ -76,30 +76,16 @@ export function linesOf({ lines, clip, device_bytes: device }, asked) {
 function memoryLines({ bytes, frames, width, height, window }, device) {
   const values = { need: { bytes }, device: { bytes: device }, frames, size: `${width}x${height}`, window }
   const line = { key: window < frames ? 'panel.memoryInWindows' : 'panel.memory', values }
-  return bytes > device
-    ? [
-        { ...line, warn: true },
-        { key: 'panel.memoryShort', warn: true }
-      ]
-    : [line]
+  if (bytes <= device) return [line]
+  return [{ ...line, warn: true }, { key: 'panel.memoryShort', warn: true }]
 }
 
 /** The line about a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
 export function notListed(name, folders) {
-  if (!name)
-    return {
-      key: 'panel.noFile',
-      values: {
-        folders: Object.values(folders)
-          .map((folder) => `models/${folder}`)
-          .join(', ')
-      }
-    }
   const text = textOf(name)
   const beginning = Object.keys(folders).find((beginning) => text.startsWith(beginning))
-  return {
-    key: 'panel.notListed',
-    values: { file: text.slice(beginning.length), folder: `models/${folders[beginning]}` },
-    warn: true
-  }
+  const all = [...new Set(Object.values(folders))].map((folder) => `models/${folder}`)
+  if (!name) return { key: 'panel.noFile', values: { folders: all.join(', ') }, warn: true }
+  const values = { file: text.slice(beginning.length), folder: `models/${folders[beginning]}` }
+  return { key: 'panel.notListed', values, warn: true }
 }

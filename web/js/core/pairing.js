@@ -5,7 +5,7 @@ import { comesFrom, goesTo, inputOf } from './wires.js'
 const SAMPLER = 'TemporalUNetSVDSampler'
 const VIDEO_CONDITIONING = ['TemporalUNetSVDConditioning', 'TemporalUNetContinueVideo', 'SVD_img2vid_Conditioning']
 
-/** A warning {key, values, warn} in a list where a MODEL of no video goes to where one of video is wanted; `answer`: about its file. */
+/** A warning {key, values, warn} in a list where an image model goes to where a video model is wanted; `answer`: about its file. */
 export function modelWarnings(loader, answer, instances) {
   if (!answer.family || answer.clip) return [] // not known, or a video model
   for (const { node, name } of goesTo(loader, 'MODEL', instances)) {
