@@ -77,7 +77,10 @@ function memoryLines({ bytes, frames, width, height, window }, device) {
   const values = { need: { bytes }, device: { bytes: device }, frames, size: `${width}x${height}`, window }
   const line = { key: window < frames ? 'panel.memoryInWindows' : 'panel.memory', values }
   if (bytes <= device) return [line]
-  return [{ ...line, warn: true }, { key: 'panel.memoryShort', warn: true }]
+  return [
+    { ...line, warn: true },
+    { key: 'panel.memoryShort', warn: true }
+  ]
 }
 
 /** The line about a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
