@@ -3,15 +3,12 @@
 import { app } from '../../../scripts/app.js'
 
 const ROW = 24 // pixels that the host counts for an input, with the gap to the next
-const BADGE = 28 // pixels of the pack's name, which the host does not count …
-const FOOTER = 24 // … nor the least of the button that shows advanced inputs
 
 app.registerExtension({
   name: 'TemporalUNet.FreshNodes',
   nodeCreated(node) {
     if (!LiteGraph.vueNodesMode || !node.comfyClass.startsWith('TemporalUNet')) return
     const unseen = (node.widgets ?? []).filter((widget) => widget.options?.advanced && !widget.hidden).length
-    const height = node.computeSize()[1] - unseen * ROW + BADGE + (unseen ? FOOTER : 0)
-    node.setSize([node.size[0], height]) // what its content needs beyond that, the host adds
+    node.setSize([node.size[0], node.computeSize()[1] - unseen * ROW]) // what its content needs beyond that, the host adds
   }
 })
