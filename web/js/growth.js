@@ -20,7 +20,7 @@ export class Growth {
     }
     node.onSerialize = function (saved) {
       onSerialize?.call(this, saved)
-      saved.size = [saved.size[0], saved.size[1] - growth.measured()]
+      saved.size = [saved.size[0], growth.savedHeight(saved.size[1])]
     }
   }
 
@@ -45,13 +45,17 @@ export class Growth {
     node.setDirtyCanvas(true, true)
   }
 
-  /** The pixels that the node is higher than it is saved. In Nodes 2.0 what its size is set to is a property of its element. */
-  measured() {
+  /**
+   * The height to save of a node that is `height` pixels high. In Nodes 2.0 its element is asked, which the host follows a little
+   * later: what its size is set to is a property of it.
+   */
+  savedHeight(height) {
     const drawn = this.root.closest('[data-node-id]')
     if (drawn?.offsetHeight) {
       const set = parseFloat(drawn.style.getPropertyValue('--node-height'))
-      this.extra = Math.max(0, Math.min(drawn.offsetHeight - set, this.height - this.least))
+      const withOneLine = Math.max(set, drawn.offsetHeight - (this.height - this.least))
+      this.extra = height - (withOneLine - LiteGraph.NODE_TITLE_HEIGHT)
     }
-    return this.extra
+    return height - this.extra
   }
 }
