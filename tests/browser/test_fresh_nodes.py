@@ -28,7 +28,7 @@ def test_a_new_node_is_as_high_as_what_it_shows_and_a_loader_as_wide_as_file_nam
     types = editor.page.evaluate(FRESH)
     assert len(types) >= 12
     panels = "[...document.querySelectorAll('[data-testid=temporal-unet-info]')]"
-    answered = f"(count) => {panels}.filter((panel) => panel.innerText.includes('memory')).length === count"
+    answered = f"(count) => {panels}.filter((panel) => panel.innerText.trim()).length === count"
     editor.page.wait_for_function(answered, arg=len(LOADERS))
     editor.drawn()
     heights = editor.page.evaluate(HEIGHTS)
