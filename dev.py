@@ -48,7 +48,7 @@ BENCHES = {  # name -> module of tools/
 MAKERS = {
     "locales": "assets.make_locales", "templates": "assets.make_templates", "blueprint": "assets.make_blueprint",
     "node-pictures": "assets.photograph_nodes", "help-pictures": "assets.help_pictures",
-    "icon": "assets.make_icon",
+    "icon": "assets.make_icon", "cards": "assets.cards", "examples": "assets.make_examples",
 }
 MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
 

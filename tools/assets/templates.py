@@ -7,10 +7,10 @@ from support.families import FULL
 from support.stand_ins import lineart_shapes, unet_shapes
 
 NOTE = "Note"  # title of the note in each template
-PHOTO = ("Photo and model", 320, ["Photo", "First frame", "Load Checkpoint", "Load Frame Interpolation Model"])
+PHOTO = ("Photo and model", 320, ["Photo", "First frame", "Load Checkpoint"])
 CLIP = ("Clip", 330, ["SVD Image to Video", "Video Options", "Times as many frames", NOTE])
 SAMPLING = ("Sampling", 320, ["SVD Temporal UNet Sampler", "Frames per second"])
-FRAMES = ("Frames", 300, ["Decode Video", "Frames in between", "Create Video"])
+FRAMES = ("Frames", 300, ["Load Frame Interpolation Model", "Decode Video", "Frames in between", "Create Video"])
 VIDEO = ("Video", 360, ["Save Video"])
 STRAIGHT = [PHOTO, CLIP, SAMPLING, FRAMES, VIDEO]  # columns: title of the group, width of its nodes, their titles
 CONTROL = ("Control video", 320, ["Control video", "Load ControlNet", NOTE])
@@ -46,7 +46,7 @@ HEIGHTS = {  # least, of nodes that show an image or a text
     "LoadImage": 340, "LoadVideo": 340, "CLIPTextEncode": 150, "SaveImage": 360, "SaveVideo": 360, "MarkdownNote": 210,
     "TemporalUNetLoadControlNetResiduals": 90, "TemporalUNetSaveControlNetResiduals": 90,
 }
-ROOM = {"TemporalUNetCheckpointLoader": 400, "TemporalUNetControlNetLoader": 330}  # for what their panels say of a file
+ROOM = {"TemporalUNetCheckpointLoader": 385, "TemporalUNetControlNetLoader": 270}  # for what their panels say of a file
 FOLDERS = {  # input that names a model file -> its folder in models/
     "ckpt_name": "checkpoints", "control_net_name": "controlnet", "model_name": "frame_interpolation",
 }
