@@ -21,7 +21,9 @@ from support.editor import RENDERERS, Editor, chromium
 from tools.assets.make_templates import BARE, WORKFLOWS, prepare_base
 from tools.server import Server
 
-FILES_OF = ("controlnet_residuals_to_file", "controlnet_residuals_from_file")  # workflows that name one file for every loader
+FILES_OF = (  # workflows that name one file for every loader
+    "9a ControlNet residuals to a file", "9b Video from ControlNet residuals in a file",
+)
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "web" / "docs"
 MARGIN = 12  # pixels around a node
