@@ -60,6 +60,11 @@ def open_help(editor):
     return help
 
 
+def note_of(workflow):
+    [note] = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    return note
+
+
 def widget_values(workflow):
     return {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
 
@@ -149,7 +154,7 @@ def test_help_of_a_node_opens_from_its_toolbox(editor):
 
 
 @pytest.mark.slow
-def test_help_in_another_language_is_the_english_page_with_its_images(editor, browser, server):
+def test_in_another_language_notes_are_translated_unless_changed_and_help_is_the_english_page(editor, browser, server):
     try:
         french = Editor(browser, server, editor.renderer, **{"Comfy.Locale": "fr"})
     finally:
@@ -157,6 +162,12 @@ def test_help_in_another_language_is_the_english_page_with_its_images(editor, br
     help = open_help(french)
     assert help.locator("img").first.evaluate("async (img) => { await img.decode(); return img.naturalWidth }") > 100
     assert [problem for problem in french.problems if "/TemporalUNetSVDSampler/fr.md" not in problem] == []  # first
+    texts = json.loads((FOLDER.parent / "locales" / "fr" / "main.json").read_text(encoding="utf-8"))["temporalUnet"]["notes"]
+    assert note_of(french.workflow())["widgets_values"] == [texts["miniature"]]
+    changed = json.loads((FOLDER / f"{MINIATURE}.json").read_text(encoding="utf-8"))
+    note_of(changed)["widgets_values"] = ["Mine."]
+    french.load_template(changed, "changed")
+    assert note_of(french.workflow())["widgets_values"] == ["Mine."]
     french.page.close()
 
 
