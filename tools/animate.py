@@ -58,7 +58,7 @@ OPTIONS = {
     "frames": Option("how many frames: SVD was trained on 14, SVD-XT on 25", 1, 4096, ((CONDITIONING, "video_frames"),)),
     "steps": Option("denoising steps: more take longer and look cleaner", 1, 10000, ((SAMPLER, "steps"),)),
     "fps": Option("frames per second", 1, 1024, ((CONDITIONING, "fps"),)),
-    "motion_bucket_id": Option("how much moves: 30 is calm, 127 usual, 200 wild", 1, 1023, ((CONDITIONING, "motion_bucket_id"),)),
+    "motion_bucket_id": Option("how much moves: 40 is calm, 127 natural, 200 lively", 1, 1023, ((CONDITIONING, "motion_bucket_id"),)),
     "max_cfg": Option("guidance of the last frame: higher keeps closer to the photo", 0, 100, ((SAMPLER, "max_cfg"),), kind=float),
     "seed": Option("another seed, another motion", 0, 2**64 - 1, ((CONDITIONING, "seed"), (SAMPLER, "seed"))),
 }
