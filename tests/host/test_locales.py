@@ -64,6 +64,13 @@ def test_english_of_the_panels_is_what_the_code_says_about_files(pack):
     assert changes(texts, with_info(texts, pack("nodes.bridge.info.lines").TEMPLATES)) == []
 
 
+def test_the_categories_of_the_nodes_have_names_in_each_language(english, node):
+    """But the pack's own name and technical terms."""
+    rooms = {room for node_id in english for room in node(node_id).GET_SCHEMA().category.split("/")[1:]}
+    assert {language: read(language, "main")["nodeCategories"].keys() for language in LANGUAGES} == dict.fromkeys(
+        LANGUAGES, rooms - set(TERMS))
+
+
 def test_a_language_has_every_text_and_no_other(english, other):
     assert flat(other).keys() == flat(english).keys()
     assert [key for key, text in flat(other).items() if not text.strip()] == []

@@ -10,8 +10,11 @@ The form is the one that the front end reads (ComfyUI serves every pack's at /ap
 inputs (by their machine names) and outputs (by their indices), each with a name and, where it has one, a tooltip. The front end
 reads no translation of a combo's options: they are values.
 
-The help pages are English. The front end asks for web/docs/<node id>/<its language>.md, then for web/docs/<node id>.md, and never
-for another language's: the latter is a copy of the former's en.md, so that the addresses of its images fit.
+The names of the nodes' categories are `nodeCategories` in locales/*/main.json, kept by hand. The front end merges those of all packs.
+
+The help pages are written by hand in the six languages: web/docs/<node id>/<language>.md. The front end asks for the page of its
+language, then for web/docs/<node id>.md, and never for another language's: that one is a copy of en.md, for readers of all other
+languages. Addresses of images in a page begin with the node id, so that they fit in both places.
 """
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def write(texts: dict, name: str) -> None:
 
 def with_info(texts: dict, templates: dict) -> dict:
     """The texts of main.json with `info` as the code has it: `TEMPLATES` of nodes/bridge/info/lines.py."""
-    return {"temporalUnet": {**texts["temporalUnet"], "info": dict(templates)}}
+    return {**texts, "temporalUnet": {**texts["temporalUnet"], "info": dict(templates)}}
 
 
 def outdated_help() -> list[Path]:
