@@ -10,7 +10,8 @@ The form is the one that the front end reads (ComfyUI serves every pack's at /ap
 inputs (by their machine names) and outputs (by their indices), each with a name and, where it has one, a tooltip. The front end
 reads no translation of a combo's options: they are values.
 
-The names of the nodes' categories are `nodeCategories` in locales/*/main.json, kept by hand. The front end merges those of all packs.
+The names of the nodes' categories are `nodeCategories` in locales/*/main.json, kept by hand. The front end merges those of all
+packs.
 
 The help pages are written by hand in the six languages: web/docs/<node id>/<language>.md. The front end asks for the page of its
 language, then for web/docs/<node id>.md, and never for another language's: that one is a copy of en.md, for readers of all other
