@@ -6,7 +6,7 @@ from .bridge.control.frame_control import FrameControl
 from .bridge.control.stored_control import StoredControl, as_residuals
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.images import control_images, control_masks
-from .bridge.inputs.ranges import finite, in_order, in_schema, passes
+from .bridge.inputs.ranges import finite, in_order, in_schema, numbers, passes
 from .bridge.node_names import APPLY_RESIDUALS as NODE
 from .socket_types import Residuals
 
@@ -71,12 +71,13 @@ class ApplyControlNetResiduals(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, frame_strengths=None, start_percent=None, end_percent=None):
         def check():
-            in_schema(NODE, cls.define_schema(), start_percent=start_percent, end_percent=end_percent)
-            _check_order(0.0 if start_percent is None else start_percent, 1.0 if end_percent is None else end_percent)
+            given = numbers(start_percent=start_percent, end_percent=end_percent)
+            in_schema(NODE, cls.define_schema(), **given)
+            in_order(NODE, **{"start_percent": 0.0, "end_percent": 1.0, **given})
             if frame_strengths is not None:
                 _curve(frame_strengths)
 
-        return passes(check)
+        return passes(NODE, check)
 
     @classmethod
     def execute(
@@ -84,7 +85,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
         frame_strengths="0:1.0", mask=None, vae=None, residuals=None,
     ) -> io.NodeOutput:
         finite(NODE, strength=strength, start_percent=start_percent, end_percent=end_percent)
-        _check_order(start_percent, end_percent)
+        in_order(NODE, start_percent=start_percent, end_percent=end_percent)
         _check_source(control_net, image, residuals)
         curve = _curve(frame_strengths)
         if strength == 0:
@@ -112,10 +113,6 @@ class ApplyControlNetResiduals(io.ComfyNode):
             ]
 
         return io.NodeOutput(apply(positive), apply(negative))
-
-
-def _check_order(start_percent, end_percent):
-    in_order(NODE, start_percent=start_percent, end_percent=end_percent)
 
 
 def _curve(frame_strengths):

@@ -49,7 +49,7 @@ class ComputeControlNetResiduals(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, percent=None):
-        return passes(lambda: in_schema(NODE, cls.define_schema(), percent=percent))
+        return passes(NODE, lambda: in_schema(NODE, cls.define_schema(), percent=percent))
 
     @classmethod
     def execute(

@@ -50,5 +50,5 @@ class LoadControlNet(io.ComfyNode):
         else:
             control = load_hosts_controlnet(path)
         if control is None:
-            raise ValueError(no_controlnet(Path(path)))
+            raise ValueError(f"{NODE}: {no_controlnet(Path(path))}")
         return io.NodeOutput(control, "\n".join(describe_controlnet_file(path, control)))

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..unet import UNetFileError, read_residuals
 from .bridge.info.model_files import residuals_path
+from .bridge.inputs.ranges import passes
 from .bridge.node_names import LOAD_RESIDUALS as NODE
 from .socket_types import Residuals
 
@@ -60,11 +61,7 @@ class LoadControlNetResiduals(io.ComfyNode):
     def validate_inputs(cls, residuals_name):
         if residuals_name is None:  # named by another node: known when the node runs
             return True
-        try:
-            residuals_path(NODE, residuals_name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return passes(NODE, lambda: residuals_path(NODE, residuals_name))
 
 
 def _input_files() -> list[str]:

@@ -83,7 +83,7 @@ class SVDConditioning(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, augmentation_level=None):
-        return passes(lambda: in_schema(NODE, cls.define_schema(), augmentation_level=augmentation_level))
+        return passes(NODE, lambda: in_schema(NODE, cls.define_schema(), augmentation_level=augmentation_level))
 
     @classmethod
     def execute(

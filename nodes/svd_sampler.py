@@ -5,8 +5,9 @@ import torch
 from comfy_api.latest import io
 
 from .bridge.control.pairing import family_name
+from .bridge.info.model_files import quoted
 from .bridge.inputs.curve import parse_curve
-from .bridge.inputs.ranges import finite
+from .bridge.inputs.ranges import finite, passes
 from .bridge.node_names import SVD_SAMPLER as NODE
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
 from .bridge.sampling.options import VideoOptions, decide
@@ -83,12 +84,8 @@ class SVDSampler(io.ComfyNode):
     def validate_inputs(cls, guidance=None, guidance_curve=None):
         """True, or what is wrong. A linked input is None: only the run knows it."""
         if guidance is not None and guidance not in SHAPES:
-            return f"{NODE}: guidance is {guidance!r}, expected one of {', '.join(SHAPES)}."
-        try:
-            _curve(guidance, CURVE if guidance_curve is None else guidance_curve)
-        except ValueError as error:
-            return str(error)
-        return True
+            return f"guidance is {quoted(guidance)}, expected one of {', '.join(SHAPES)}."
+        return passes(NODE, lambda: _curve(guidance, CURVE if guidance_curve is None else guidance_curve))
 
     @classmethod
     def execute(

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .bridge.inputs.ranges import numbers, passes
 from .bridge.node_names import VIDEO_OPTIONS as NODE
 from .bridge.sampling.options import DEFAULTS, LIMITS, VideoOptions
 from .socket_types import VideoOptions as VideoOptionsSocket
@@ -23,15 +24,10 @@ class VideoOptionsNode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, window_frames=None, window_overlap=None, guidance_start=None, guidance_end=None):
         """True, or what is wrong. A linked input is None: what it will be contradicts nothing yet."""
-        given = {
-            "window_frames": window_frames, "window_overlap": 0 if window_overlap is None else window_overlap,
-            "guidance_start": guidance_start, "guidance_end": guidance_end,
-        }
-        try:
-            VideoOptions(**{name: value for name, value in given.items() if value is not None}).check(NODE)
-        except ValueError as error:
-            return str(error)
-        return True
+        given = numbers(
+            window_frames=window_frames, window_overlap=window_overlap, guidance_start=guidance_start, guidance_end=guidance_end
+        )
+        return passes(NODE, lambda: VideoOptions(**{"window_overlap": 0, **given}).check(NODE))
 
     @classmethod
     def execute(cls, **options) -> io.NodeOutput:

@@ -137,7 +137,7 @@ def test_another_kind_of_model_is_named_before_and_while_loading(node, pack, fol
     assert all(words in str(shown.value) for words in (f"{path.name}: it holds {kind}", "not a ControlNet", where))
     with pytest.raises(ValueError) as error:
         node(LOADER).execute(path.name)
-    assert str(error.value) == str(shown.value)
+    assert str(error.value) == f"Load ControlNet (SVD and all): {shown.value}"
 
 
 @pytest.mark.parametrize("save", [torch.save, old])

@@ -328,14 +328,14 @@ def test_video_options_decide_over_the_samplers_own_inputs_and_the_log_says_so(o
     ({"guidance_end": 1.5}, "guidance_end is 1.5, expected 0 to 1"),
 ])
 def test_video_options_that_contradict_each_other_are_refused_before_the_run_and_in_it(node, options, inputs, message):
-    assert node("TemporalUNetVideoOptions").validate_inputs(**inputs).startswith(f"Video Options: {message}")
+    assert node("TemporalUNetVideoOptions").validate_inputs(**inputs).startswith(message)
     with pytest.raises(ValueError, match=f"^Video Options: {message}"):
         options(**inputs)
 
 
 @pytest.mark.parametrize("inputs, message", [
-    ({"guidance": "curve", "guidance_curve": "0:1, banana"}, "SVD Temporal UNet Sampler: guidance_curve: found 'banana'"),
-    ({"guidance": "spiral"}, "SVD Temporal UNet Sampler: guidance is 'spiral', expected one of linear, triangle"),
+    ({"guidance": "curve", "guidance_curve": "0:1, banana"}, "guidance_curve: found 'banana'"),
+    ({"guidance": "spiral"}, "guidance is 'spiral', expected one of linear, triangle"),
     ({"guidance": "linear", "guidance_curve": "banana"}, None),
     ({"guidance": None, "guidance_curve": "banana"}, None),  # linked, as the host gives it: known in the run
     ({"guidance": "curve", "guidance_curve": None}, None),

@@ -39,6 +39,14 @@ def controlnet(name: str) -> dict:
     return controlled_svd({"net": node(CONTROLNET_LOADER, control_net_name=name)}, control_net=["net", 0])
 
 
+def options(**inputs) -> dict:
+    given = {
+        "window_frames": 0, "window_overlap": 6, "closed_loop": False, "keep_colors": True, "guidance_start": 0.0,
+        "guidance_end": 1.0,
+    }
+    return svd_with(SAMPLER, {"options": node("TemporalUNetVideoOptions", **{**given, **inputs})}, options=["options", 0])
+
+
 PROBE_IMAGE = {"probe": node("ProbeImage")}
 NO_ENCODER = {"checkpoint": node("ImageOnlyCheckpointLoader", ckpt_name=SD15)}
 RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message must say)
@@ -139,12 +147,12 @@ REFUSALS = {  # name -> (prompt, what the refusal must say)
         [CONTROLNET_LOADER, r"- damaged\.bin cannot be read as a PyTorch file \(it is damaged", "Download it again"],
     ),
     "ControlNet: list": (
-        controlnet("list.pt"), [CONTROLNET_LOADER, "Load ControlNet.*: list.pt holds no ControlNet", "Choose a ControlNet"],
+        controlnet("list.pt"), [CONTROLNET_LOADER, "control_net_name - list.pt holds no ControlNet", "Choose a ControlNet"],
     ),
     "curve of frame strengths": (
         controlled_image(SD15, 768, frame_strengths="0:1, half:2"),
         [
-            APPLY, "Apply ControlNet Residuals: frame_strengths: found 'half:2'.*: its position is not a number",
+            APPLY, "frame_strengths - frame_strengths: found 'half:2'.*: its position is not a number",
             "expected position:value points",
         ],
     ),
@@ -154,31 +162,38 @@ REFUSALS = {  # name -> (prompt, what the refusal must say)
     ),
     "control that ends before it starts": (
         controlled_image(SD15, 768, start_percent=0.6, end_percent=0.4),
-        [APPLY, "Apply ControlNet Residuals: start_percent 0.6 lies after end_percent 0.4"],
+        [APPLY, "start_percent - start_percent 0.6 lies after end_percent 0.4"],
     ),
     "control that begins before the sampling": (
         controlled_image(SD15, 768, start_percent=-0.1),
-        [APPLY, "Apply ControlNet Residuals: start_percent is -0.1, expected a number from 0 to 1"],
+        [APPLY, "start_percent - start_percent is -0.1, expected a number from 0 to 1"],
     ),
     "NaN as augmentation": (
         svd_with(CONDITIONING, augmentation_level=float("nan")),
-        [CONDITIONING, "SVD Image to Video: augmentation_level is NaN, expected a finite number"],
+        [CONDITIONING, "augmentation_level - augmentation_level is NaN, expected a finite number"],
     ),
     "too much augmentation": (
         svd_with(CONDITIONING, augmentation_level=11.0),
-        [CONDITIONING, "SVD Image to Video: augmentation_level is 11, expected a number from 0 to 10"],
+        [CONDITIONING, "augmentation_level - augmentation_level is 11, expected a number from 0 to 10"],
     ),
     "unknown guidance": (svd_with(SAMPLER, guidance="spiral"), [SAMPLER, "guidance", "spiral", "linear"]),
     "curve of guidance": (
         svd_with(SAMPLER, guidance="curve", guidance_curve="0:1, banana"),
-        [SAMPLER, "SVD Temporal UNet Sampler: guidance_curve: found 'banana'", "expected position:value points"],
+        [SAMPLER, "guidance_curve - guidance_curve: found 'banana'", "expected position:value points"],
     ),
     "windows of Video Options": (
-        svd_with(SAMPLER, {"options": node("TemporalUNetVideoOptions", **{
-            "window_frames": 2, "window_overlap": 2, "closed_loop": False, "keep_colors": True, "guidance_start": 0.0,
-            "guidance_end": 1.0,
-        })}, options=["options", 0]),
-        ["TemporalUNetVideoOptions", "Video Options: window_overlap 2 leaves nothing of windows of 2 frames"],
+        options(window_frames=2, window_overlap=2),
+        ["TemporalUNetVideoOptions", "window_overlap - window_overlap 2 leaves nothing of windows of 2 frames"],
+    ),
+    "text for a number of Video Options": (
+        options(window_frames="many"), ["TemporalUNetVideoOptions", "window_frames", "Failed to convert .* INT value"],
+    ),
+    "text for a number of Apply": (
+        controlled_image(SD15, 768, end_percent="late"), [APPLY, "end_percent", "Failed to convert .* FLOAT value"],
+    ),
+    "text for the augmentation": (
+        svd_with(CONDITIONING, augmentation_level="much"),
+        [CONDITIONING, "augmentation_level", "Failed to convert .* FLOAT value"],
     ),
     "vae left unconnected": (svd_with(CONDITIONING, vae=None), [CONDITIONING, "vae", "[Rr]equired"]),
 }
@@ -200,3 +215,5 @@ def test_the_host_refuses_what_the_schema_rules_out(server, name):
     with pytest.raises(dev.ServerError) as refusal:
         server.queue(prompt)
     assert not [words for words in expected if not re.search(words, str(refusal.value))], str(refusal.value)
+    named_twice = " - (SVD Image to Video|SVD Temporal|Video Options|Apply|Load ControlNet)"
+    assert not re.search(f"{named_twice}|Exception when validating", str(refusal.value)), str(refusal.value)

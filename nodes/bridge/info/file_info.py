@@ -30,7 +30,6 @@ from ..model.checkpoint_parts import parts_in
 from ..model.memory_budget import needed
 from ..model.trained_length import trained_length, window_length
 from ..model.unet_loader import choose_config
-from ..node_names import LOAD_CONTROLNET
 from .describe import file_line, hosts_kind, memory_line, own_kind, parameters_line, parts_lines, short, unet_lines
 from .lines import Line
 
@@ -141,4 +140,4 @@ def no_controlnet(file: Path) -> str:
     found = "holds no ControlNet that can be used here. Choose a ControlNet, ControlLoRA or T2I-Adapter file."
     if other is not None:
         found = f"it holds {other[0]}, not a ControlNet. {other[1]}"
-    return f"{LOAD_CONTROLNET}: {file.name}{':' if other else ''} {found}"
+    return f"{file.name}{':' if other else ''} {found}"

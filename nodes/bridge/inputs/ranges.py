@@ -31,25 +31,33 @@ def in_order(node: str, **ends: float) -> None:
         )
 
 
-def in_schema(node: str, schema: io.Schema, **values: float | None) -> None:
+def numbers(**values) -> dict[str, float]:
+    """Those of the values that `validate_inputs` is given that can be checked: numbers.
+
+    None is not: such an input is linked or left out. What is of another type, the host itself refuses.
+    """
+    return {name: value for name, value in values.items() if isinstance(value, (int, float))}
+
+
+def in_schema(node: str, schema: io.Schema, **values) -> None:
     """Raises ValueError, which names node and input, at the first of `values` that is out of its input's range in `schema`.
 
-    For `validate_inputs`, in whose place the host does not check the inputs that it names. None is not checked: such an input
-    is linked or left out.
+    For `validate_inputs`, in whose place the host does not check the inputs that it names; only `numbers` are checked.
     """
-    for name, value in values.items():
-        if value is None:
-            continue
+    for name, value in numbers(**values).items():
         finite(node, **{name: value})
         [known] = [one for one in schema.inputs if one.id == name]
         if not known.min <= value <= known.max:
             raise ValueError(f"{node}: {name} is {value:g}, expected a number from {known.min:g} to {known.max:g}. Enter one.")
 
 
-def passes(check: Callable[[], None]) -> bool | str:
-    """What `validate_inputs` returns: True, or the text of the ValueError that `check` raises."""
+def passes(node: str, check: Callable[[], object]) -> bool | str:
+    """What `validate_inputs` returns: True, or the text of the ValueError that `check` raises.
+
+    It leaves out the name of the `node` at its beginning, for the editor puts the node's title there.
+    """
     try:
         check()
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix(f"{node}: ")
     return True
