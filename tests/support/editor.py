@@ -25,11 +25,12 @@ READY = (
     "() => window.app?.vueAppReady && app.isGraphReady && app.extensionManager?.workflow?.activeWorkflow "
     "&& !app.extensionManager.spinner"
 )
-# What the host's own page says on every start, or when it may not reach the internet.
+# What the browser and the host's own page say on every start, where it may not reach the internet, or of a file that is missing.
 NOISE = re.compile("|".join((
     r"status of 404 .*/user\.css$",
     r"status of 404 .*/api/userdata\?dir=(workflows|subgraphs)&",
     r"status of 404 .*/api/userdata/comfy\.templates\.json$",
+    r"status of 404 .*/temporal_unet/\w+_info\?",
     r"ComfyApp graph accessed before initialization",
     r"legacy queue/history menu is deprecated",
     r"^warning: \[MaskEditor\]",

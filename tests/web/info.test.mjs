@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { USUAL_CLIP, clipFor, clipOf, known, linesOf, notListed, valueOf } from '../../web/js/core/info.js'
+import { USUAL_CLIP, clipFor, clipOf, known, linesOf, noFile, notListed, valueOf } from '../../web/js/core/info.js'
 
 const clipWidgets = (width, height, frames) => [
   { name: 'width', value: width }, { name: 'height', value: height }, { name: 'video_frames', value: frames },
@@ -115,13 +115,14 @@ test('a graph that runs in a circle comes to an end', () => {
   assert.deepEqual(clipFor(nodes.loader, targets, origins), USUAL_CLIP)
 })
 
-test('a name that the server does not list is shown as it is', () => {
+test('a name that the server does not know is shown as it is, with the folder that it belongs in', () => {
   const values = (name, folders = FOLDERS) => notListed(name, folders).values
   assert.deepEqual(values('../<b>x</b>'), { file: '../<b>x</b>', folder: 'models/diffusion_models' })
   assert.deepEqual(values('checkpoints/svd.safetensors'), { file: 'svd.safetensors', folder: 'models/checkpoints' })
   assert.deepEqual(values('checkpoints/a.pt', { '': 'controlnet' }), { file: 'checkpoints/a.pt', folder: 'models/controlnet' })
-  for (const [name, words] of [[5, '5'], [true, 'true'], [[], '[]'], [{ toString: 1 }, '{"toString":1}']]) {
-    assert.deepEqual(values(name), { file: words, folder: 'models/diffusion_models' })
-  }
-  assert.deepEqual(values(undefined), { folders: 'models/checkpoints, models/diffusion_models' })
+  assert.deepEqual(noFile(FOLDERS).values, { folders: 'models/checkpoints, models/diffusion_models' })
+})
+
+test('a value of an empty list, which a workflow saves as null, is none, and not one that another node gives', () => {
+  assert.equal(valueOf({ widgets: [{ name: 'unet_name', value: null }] }, 'unet_name'), undefined)
 })

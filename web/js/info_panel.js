@@ -2,8 +2,9 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { clipFor, known, linesOf, notListed, valueOf } from './core/info.js'
+import { clipFor, known, linesOf, noFile, notListed, valueOf } from './core/info.js'
 import { controlWarnings, modelWarnings } from './core/pairing.js'
+import { textOf } from './core/text.js'
 import { Growth } from './growth.js'
 import { language, t } from './texts.js'
 import { addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
@@ -132,41 +133,42 @@ class InfoPanel {
   }
 
   async look() {
-    const { url, clip, line } = this.question()
+    const { url, clip, line, name } = this.question()
     Object.assign(this, { clip, line })
     if (url && url === this.asked) return this.show()
     Object.assign(this, { asked: url, answer: null })
-    const answer = url && (await this.fetch(url))
+    const answer = url && (await this.fetch(url, name))
     if (url !== this.asked) return // another question was asked meanwhile
     this.answer = answer
     for (const node of allNodes()) panels.get(node)?.show() // others may be compared with this answer
   }
 
-  /** {url, clip} to ask about, or {line} to show instead. */
+  /** {url, clip, name} to ask about, or {line} to show instead. */
   question() {
     const { combo, folders, route, dtype: dtypeWidget } = this.kind
-    const { options } = this.find(combo)
     const name = valueOf(this.node, combo, instancesOf)
     if (name === null) return { line: { key: 'panel.linkedFile' } }
     const dtype = dtypeWidget && valueOf(this.node, dtypeWidget, instancesOf)
     if (dtype === null) return { line: { key: 'panel.linkedInput', values: { input: dtypeWidget } } }
-    const names = typeof options.values === 'function' ? options.values(this.find(combo), this.node) : options.values
-    if (!names.includes(name)) return { line: notListed(name, folders) }
+    if (!name) return { line: noFile(folders) }
     const clip = this.kind.clip ? clipFor(this.node, targets, origins, instancesOf) : {}
-    const query = new URLSearchParams({ name, ...(dtype && { weight_dtype: dtype }), ...known(clip) })
-    return { url: `${route}?${query}`, clip }
+    const query = new URLSearchParams({ name: textOf(name), ...(dtype && { weight_dtype: dtype }), ...known(clip) })
+    return { url: `${route}?${query}`, clip, name: textOf(name) }
   }
 
-  async fetch(question) {
+  /** What the server says of the file `name`: also of one that the list does not offer, whose name was valid in older versions. */
+  async fetch(url, name) {
     try {
-      return await (await api.fetchApi(question)).json()
+      const answer = await api.fetchApi(url)
+      return answer.status === 404 ? { line: notListed(name, this.kind.folders) } : await answer.json()
     } catch {
       return { error: t('panel.noAnswer') }
     }
   }
 
   lines() {
-    if (this.line) return [this.line]
+    const line = this.line ?? this.answer.line
+    if (line) return [line]
     if (this.answer.error) return [{ text: this.answer.error, warn: true }]
     return [...this.kind.warnings(this.node, this.answer, instancesOf), ...linesOf(this.answer, this.clip)]
   }

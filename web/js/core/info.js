@@ -1,6 +1,5 @@
 // What the info panels ask the server and show of its answer, without a page. Of a node they know `widgets`, `inputs` and `graph`.
 
-import { textOf } from './text.js'
 import { reach } from './wires.js'
 
 export const USUAL_CLIP = { width: 1024, height: 576, frames: 14 } // SVD's own
@@ -20,7 +19,7 @@ const CONSTANT = /primitive|constant/i // types of nodes that hand on their widg
  */
 export function valueOf(node, name, instances, hops = MOST_HOPS) {
   const link = node.graph?.getLink(node.inputs?.find((input) => input.name === name)?.link)
-  if (!link) return node.widgets?.find((widget) => widget.name === name)?.value
+  if (!link) return node.widgets?.find((widget) => widget.name === name)?.value ?? undefined // null: of a list that was empty
   return hops ? valueOfLink(node.graph, link, instances, hops - 1) : null
 }
 
@@ -83,12 +82,17 @@ function memoryLines({ bytes, frames, width, height, window }, device) {
   ]
 }
 
-/** The line about a file that the server does not list; `folders`: beginning of a name -> the folder in models. */
+const inModels = (folder) => `models/${folder}`
+
+/** The line where no file is chosen, as in an empty list; `folders`: beginning of a name -> the folder in models. */
+export function noFile(folders) {
+  const all = [...new Set(Object.values(folders))].map(inModels)
+  return { key: 'panel.noFile', values: { folders: all.join(', ') }, warn: true }
+}
+
+/** The line about a file that the server does not know by this name. */
 export function notListed(name, folders) {
-  const text = textOf(name)
-  const beginning = Object.keys(folders).find((beginning) => text.startsWith(beginning))
-  const all = [...new Set(Object.values(folders))].map((folder) => `models/${folder}`)
-  if (!name) return { key: 'panel.noFile', values: { folders: all.join(', ') }, warn: true }
-  const values = { file: text.slice(beginning.length), folder: `models/${folders[beginning]}` }
+  const beginning = Object.keys(folders).find((beginning) => name.startsWith(beginning))
+  const values = { file: name.slice(beginning.length), folder: inModels(folders[beginning]) }
   return { key: 'panel.notListed', values, warn: true }
 }
