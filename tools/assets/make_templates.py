@@ -114,7 +114,8 @@ def main() -> None:
                 args.pictures.mkdir(parents=True, exist_ok=True)
                 editor = Editor(browser, server, args.renderer, **BARE)
                 editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-                editor.page.add_style_tag(content="button[aria-label='Show Menu'] { display: none }")
+                editor.page.evaluate("() => document.head.append(Object.assign(document.createElement('style'), "
+                                     "{textContent: `button[aria-label='Show Menu'] { display: none }`}))")
                 for name in prompts:
                     photograph(editor, name, args.pictures / f"{name}.jpg")
                 return
