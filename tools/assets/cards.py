@@ -83,7 +83,7 @@ def miniature(studio):
 
 
 def line_drawing(share: float) -> Image.Image:
-    gray = balloon(share).convert("L").filter(ImageFilter.FIND_EDGES)
+    gray = ImageOps.expand(balloon(share).convert("L").filter(ImageFilter.FIND_EDGES).crop((1, 1, 511, 511)), 1)  # no frame
     return ImageOps.autocontrast(gray).point(lambda value: 255 if value > 40 else 0).convert("RGB")
 
 
