@@ -70,8 +70,8 @@ class ContinueVideo(io.ComfyNode):
         cls, video, vae, video_frames, motion_bucket_id, fps, augmentation_level=0.0, seed=0, clip_vision=NOT_CONNECTED,
         keep_colors=True,
     ) -> io.NodeOutput:
-        log_other_rate(NODE, video, fps)
         frames = frames_in(NODE, "video", video)
+        log_other_rate(NODE, video, fps)
         first, last = frames[0], frames[-1:]
         check_pixels(NODE, "video", torch.cat([first[None], last]) if keep_colors else last)
         image = matched(last, last[0], first) if keep_colors else last

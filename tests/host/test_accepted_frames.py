@@ -1,6 +1,8 @@
 """What the inputs for frames take: images of any size and count of channels, and videos as nodes of the host give them."""
 
+import io
 import logging
+import wave
 from fractions import Fraction
 
 import pytest
@@ -35,6 +37,15 @@ def as_video(images, fps=6):
     from comfy_api.latest import InputImpl, Types
 
     return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(fps)))
+
+
+def wav(samples):
+    """A file of silence."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 8000, samples, "NONE", ""))
+        sound.writeframes(bytes(2 * samples))
+    return file.getvalue()
 
 
 def encoded(made):
@@ -149,6 +160,30 @@ def test_a_video_of_any_size_is_continued_and_joined_without_a_jump(node, vae, c
     joined = run_node(node(JOIN), video, clip.expand(2, -1, -1, -1))[0]
     assert joined.shape == (2, height, width, 3) and torch.allclose(joined[1], joined[0], atol=0.02)
     assert f"Join Video: the continuation, {rounded}, is stretched to the video's {width}x{height}" in caplog.text
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"no video", "clip.mp4: Invalid data found when processing input"),
+    (wav(8000), "No video stream found"),
+])
+@pytest.mark.parametrize("name", [CONDITIONING, CONTINUE, JOIN])
+def test_a_video_that_cannot_be_read_is_named_by_node_and_input(node, vae, tmp_path, name, content, reason):
+    from comfy_api.latest import InputImpl
+
+    (tmp_path / "clip.mp4").write_bytes(content)
+    video = InputImpl.VideoFromFile(str(tmp_path / "clip.mp4"))
+    inputs = {CONDITIONING: (video, vae, 64, 64, 3, 127, 6), CONTINUE: (video, vae, 3, 127, 6), JOIN: (video, video)}
+    title, said = node(name).define_schema().display_name, "video" if name != CONDITIONING else "init_image"
+    message = rf"^{title}: {said} is a video that cannot be read \({reason}.*\)\. Choose another file"
+    with pytest.raises(ValueError, match=message) as error:
+        run_node(node(name), *inputs[name])
+    assert "Errno" not in str(error.value)
+
+
+@pytest.mark.parametrize("height, width", [(7, 7), (4, 64)])
+def test_a_video_too_small_to_go_on_from_is_refused_at_its_own_size(node, vae, height, width):
+    with pytest.raises(ValueError, match=f"^Continue Video: the video's frames are {width}x{height}, expected at least 8x8"):
+        run_node(node(CONTINUE), photo(2, height, width, 3), vae, 3, 127, 6)
 
 
 def test_gray_and_alpha_are_joined_as_colors(node):

@@ -642,8 +642,8 @@ SAMPLER, DECODER, REPEAT = "TemporalUNetSVDSampler", "TemporalUNetDecodeVideo", 
 CHAINS = {  # name -> (prompt, id of the sampler that shows the frames)
     "at once": (graph_of(a=(SAMPLER, {}), d=(DECODER, {"samples": ["a", 0]})), "a"),
     "through other nodes, the nearest": (graph_of(
-        a=(SAMPLER, {}), b=(SAMPLER, {"latent_image": ["a", 0]}), c=(REPEAT, {"samples": ["b", 0], "amount": 1}),
-        d=(DECODER, {"samples": ["c", 0]}),
+        a=(SAMPLER, {}), b=(SAMPLER, {"latent_image": ["a", 0]}),
+        c=(REPEAT, {"points": [[0, 1], [1, 0]], "samples": ["b", 0], "amount": 1}), d=(DECODER, {"samples": ["c", 0]}),
     ), "b"),
     "in subgraphs": (graph_of(**{
         "7:3:a": (SAMPLER, {}), "7:c": (REPEAT, {"samples": ["7:3:a", 0]}), "d": (DECODER, {"samples": ["7:c", 0]})}), "7:3:a"),

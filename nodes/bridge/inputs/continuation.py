@@ -8,8 +8,13 @@ from comfy_api.latest import Input
 
 
 def clip_size(node: str, video: torch.Tensor) -> tuple[int, int]:
-    """(width, height) of the clip that goes on from `video` [n, h, w, 3]: its own, rounded down to multiples of 8, and logged."""
+    """(width, height) of the clip that goes on from `video` [n, h, w, 3]: its own, rounded down to multiples of 8, and logged.
+
+    Raises ValueError, which names `node`, where a side is shorter than 8.
+    """
     size, rounded = _size(video), _rounded(video)
+    if 0 in rounded:
+        raise ValueError(f"{node}: the video's frames are {_text(size)}, expected at least 8x8. Connect a larger video.")
     if size != rounded:
         logging.warning("%s: %s is no multiple of 8; the clip is made at %s.", node, _text(size), _text(rounded))
     return rounded

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import comfy.model_management as management
 import torch
+from comfy_execution.graph_utils import is_link
 
 from .preview import FPS, USUAL_FPS, sender
 from .preview_sheet import DecodedFrames, draw
@@ -44,5 +45,5 @@ def find_sampler(prompt, node_id: str) -> str | None:
         if source in seen or kinds[node["class_type"]].RETURN_TYPES[slot] not in PASSES_ON:
             continue
         seen.add(source)
-        waiting.extend(value for value in node["inputs"].values() if isinstance(value, list) and prompt.has_node(value[0]))
+        waiting.extend(value for value in node["inputs"].values() if is_link(value) and prompt.has_node(value[0]))
     return None
