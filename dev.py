@@ -104,7 +104,7 @@ def command_run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{PACK}-") as scratch:
         base = Path(scratch)
         animate.lay_out(host, base, image, args.svd)
-        prompt = animate.prepared_prompt(args.svd and args.svd.name, {name: getattr(args, name) for name in animate.OPTIONS})
+        prompt = animate.prepared_prompt(bool(args.svd), {name: getattr(args, name) for name in animate.OPTIONS})
         say(f"Starting ComfyUI; its log: {base / 'server.log'}")
         with Server(host.folder, host.python, base) as server:
             made = animate.run_prompt(server, prompt)

@@ -15,7 +15,7 @@ from tools.server import Server, ServerError, failure, link_file
 WORKFLOWS = ROOT / "example_workflows" / "api"
 OF_SVD, OF_MINIATURE = "1 Image to Video", "6 Try it without a download"
 LOADER, CONDITIONING, SAMPLER = "TemporalUNetCheckpointLoader", "TemporalUNetSVDConditioning", "TemporalUNetSVDSampler"
-PHOTO = "photo.png"
+PHOTO, CHECKPOINT = "photo.png", "svd.safetensors"  # as the host sees them: it lists no file by content
 VIDEO_SUFFIXES = (".mp4", ".webm", ".webp")
 
 
@@ -58,7 +58,9 @@ OPTIONS = {
     "frames": Option("how many frames: SVD was trained on 14, SVD-XT on 25", 1, 4096, ((CONDITIONING, "video_frames"),)),
     "steps": Option("denoising steps: more take longer and look cleaner", 1, 10000, ((SAMPLER, "steps"),)),
     "fps": Option("frames per second", 1, 1024, ((CONDITIONING, "fps"),)),
-    "motion_bucket_id": Option("how much moves: 40 is calm, 127 natural, 200 lively", 1, 1023, ((CONDITIONING, "motion_bucket_id"),)),
+    "motion_bucket_id": Option(
+        "how much moves: 40 is calm, 127 natural, 200 lively", 1, 1023, ((CONDITIONING, "motion_bucket_id"),)
+    ),
     "max_cfg": Option("guidance of the last frame: higher keeps closer to the photo", 0, 100, ((SAMPLER, "max_cfg"),), kind=float),
     "seed": Option("another seed, another motion", 0, 2**64 - 1, ((CONDITIONING, "seed"), (SAMPLER, "seed"))),
 }
@@ -97,15 +99,15 @@ def lay_out(host: Host, base: Path, image: Path, svd: Path | None) -> None:
     if done.returncode:
         raise DevError(done.stdout.strip() or "tools.user_files failed: see its message above.")
     if svd:
-        link_file(svd, base / "models" / "checkpoints" / svd.name)
+        link_file(svd, base / "models" / "checkpoints" / CHECKPOINT)
 
 
-def prepared_prompt(svd: str | None, options: dict[str, float | None]) -> dict:
-    """The prompt for the photo and the checkpoint (None: the miniature) that `lay_out` has put there."""
+def prepared_prompt(svd: bool, options: dict[str, float | None]) -> dict:
+    """The prompt for the photo and the checkpoint (else the miniature) that `lay_out` has put there."""
     prompt = workflow(OF_SVD if svd else OF_MINIATURE)
     node_of(prompt, "LoadImage")["inputs"]["image"] = PHOTO
     if svd:
-        node_of(prompt, LOADER)["inputs"]["ckpt_name"] = svd
+        node_of(prompt, LOADER)["inputs"]["ckpt_name"] = CHECKPOINT
     for option, value in options.items():
         for kind, name in OPTIONS[option].inputs if value is not None else ():
             node_of(prompt, kind)["inputs"][name] = value

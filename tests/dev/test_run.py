@@ -2,6 +2,7 @@
 import json
 import shutil
 import struct
+import subprocess
 
 import pytest
 import torch
@@ -42,9 +43,9 @@ def test_the_help_names_the_default_of_every_option(capsys, monkeypatch):
 
 
 def test_options_reach_every_input_that_they_are_for():
-    prompt = animate.prepared_prompt("mine.safetensors", {"seed": 5, "frames": 3, "steps": None})
+    prompt = animate.prepared_prompt(True, {"seed": 5, "frames": 3, "steps": None})
     inputs = {node["class_type"]: node["inputs"] for node in prompt.values()}
-    assert inputs[animate.LOADER]["ckpt_name"] == "mine.safetensors"
+    assert inputs[animate.LOADER]["ckpt_name"] == animate.CHECKPOINT
     assert inputs[animate.CONDITIONING]["seed"] == inputs[animate.SAMPLER]["seed"] == 5
     assert inputs[animate.CONDITIONING]["video_frames"] == 3
     assert inputs[animate.SAMPLER]["steps"] == 20
@@ -63,6 +64,17 @@ def test_a_photo_that_is_no_image_is_named(tmp_path):
     (tmp_path / "mine.png").write_text("no image")
     fault = write_photo(tmp_path / "mine.png", tmp_path / "photo.png")
     assert "mine.png: it is no image that can be read" in fault and "expected a PNG, JPEG or WebP file" in fault
+
+
+def test_a_checkpoint_is_laid_out_under_a_name_that_the_host_lists_whatever_its_ending(tmp_path, monkeypatch):
+    monkeypatch.setattr(animate.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, ""))
+    svd = tmp_path / "svd.safetensors.download"
+    svd.write_bytes(b"weights")
+    animate.lay_out(dev.Host("host", tmp_path, tmp_path), tmp_path / "base", tmp_path / "photo", svd)
+    [laid_out] = (tmp_path / "base" / "models" / "checkpoints").iterdir()
+    assert laid_out.read_bytes() == b"weights"
+    assert laid_out.name == animate.node_of(animate.prepared_prompt(True, {}), animate.LOADER)["inputs"]["ckpt_name"]
+    assert laid_out.suffix == ".safetensors"
 
 
 def write_lora(path):
