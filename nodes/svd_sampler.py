@@ -83,8 +83,8 @@ class SVDSampler(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, guidance=None, guidance_curve=None):
         """True, or what is wrong. A linked input is None: only the run knows it."""
-        if guidance is not None and guidance not in SHAPES:
-            return f"guidance is {quoted(guidance)}, expected one of {', '.join(SHAPES)}."
+        if guidance is None:
+            return True
         return passes(NODE, lambda: _curve(guidance, CURVE if guidance_curve is None else guidance_curve))
 
     @classmethod
@@ -123,6 +123,9 @@ def _own_options():
 
 
 def _curve(guidance, text):
+    """The points of the curve, none for other shapes. Raises ValueError where `guidance` is no shape or the text no curve."""
+    if guidance not in SHAPES:
+        raise ValueError(f"{NODE}: guidance is {quoted(guidance)}, expected one of {', '.join(SHAPES)}.")
     return parse_curve(text, f"{NODE}: guidance_curve") if guidance == "curve" else []
 
 

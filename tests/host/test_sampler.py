@@ -326,6 +326,7 @@ def test_video_options_decide_over_the_samplers_own_inputs_and_the_log_says_so(o
     ({"guidance_end": float("nan")}, "guidance_end is NaN"),
     ({"window_frames": -1}, "window_frames is -1, expected 0 to 4096"),
     ({"guidance_end": 1.5}, "guidance_end is 1.5, expected 0 to 1"),
+    ({"guidance_start": 2.0}, "guidance_start is 2, expected 0 to 1"),
 ])
 def test_video_options_that_contradict_each_other_are_refused_before_the_run_and_in_it(node, options, inputs, message):
     assert node("TemporalUNetVideoOptions").validate_inputs(**inputs).startswith(message)
@@ -343,6 +344,11 @@ def test_video_options_that_contradict_each_other_are_refused_before_the_run_and
 def test_a_curve_is_checked_before_the_run_where_it_acts(node, inputs, message):
     said = node("TemporalUNetSVDSampler").validate_inputs(**inputs)
     assert said is True if message is None else said.startswith(message)
+
+
+def test_a_shape_of_guidance_that_a_link_gives_is_checked_in_the_run(ours):
+    with pytest.raises(ValueError, match="^SVD Temporal UNet Sampler: guidance is 'spiral', expected one of linear, triangle"):
+        ours("spiral")
 
 
 @pytest.mark.parametrize("linked, inputs", [("window_overlap", {"window_frames": 4}), ("window_frames", {"window_overlap": 6})])

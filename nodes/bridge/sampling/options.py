@@ -33,11 +33,12 @@ class VideoOptions:
 
     def check(self, node: str) -> None:
         """Raises ValueError, which names `node` and input, where a value is out of its range or contradicts another."""
-        self.check_guidance(node)
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
+            finite(node, **{name: value})
             if not least <= value <= most:
                 raise ValueError(f"{node}: {name} is {value:g}, expected {least:g} to {most:g}.")
+        self.check_guidance(node)
         if self.window_frames:
             check_overlap(node, self.window_frames, self.window_overlap)
 
