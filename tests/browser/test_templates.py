@@ -139,6 +139,22 @@ def check_layout(editor, count):
         assert (start["x"], start["y"]) < (end["x"], end["y"]), f"the link from {start['title']} to {end['title']} runs backward"
 
 
+def test_only_the_packs_own_example_files_are_fetched_for_a_workflow(editor, server):
+    assert sorted(path.name for path in (FOLDER.parent / "web" / "examples").iterdir()) == sorted(re.findall(
+        r"'(temporal_unet_\w+\.\w+)'", (FOLDER.parent / "web" / "js" / "example_inputs.js").read_text(encoding="utf-8")))
+    open_template(editor, MINIATURE)
+    before = sorted((server.base / "input").iterdir())
+    workflow = json.loads((FOLDER / f"{MINIATURE}.json").read_text(encoding="utf-8"))
+    [photo] = [node for node in workflow["nodes"] if node["type"] == "LoadImage"]
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url))
+    for name in (f"{server.url}/api/settings", "../js/notes.js"):
+        photo["properties"]["temporal_unet_example"] = name
+        editor.load_template(workflow, "hostile")
+    assert not [url for url in asked if url.endswith(("/settings", "/notes.js", "/upload/image"))]
+    assert sorted((server.base / "input").iterdir()) == before
+
+
 def test_nodes_are_found_by_searching_for_the_pack(editor, our_nodes):
     page = editor.page
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")

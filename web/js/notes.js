@@ -8,7 +8,7 @@ function beforeConfigureGraph({ nodes }) {
     const note = node.properties?.temporal_unet_note
     if (!note) continue
     const { key, files } = note
-    if (versions(`notes.${key}`, { files }).includes(node.widgets_values[0])) node.widgets_values = [t(`notes.${key}`, { files })]
+    if (versions(`notes.${key}`, { files }).includes(node.widgets_values?.[0])) node.widgets_values = [t(`notes.${key}`, { files })]
   }
 }
 
