@@ -320,6 +320,28 @@ def test_its_text_is_no_edit_so_undo_and_redo_go_step_by_step(editor, panel):
 
 
 @pytest.mark.slow
+def test_its_text_is_no_edit_either_of_a_node_that_is_drawn_again_after_leaving_a_subgraph(editor, panel):
+    saved, page = "() => [...app.graph.getNodeById(1).serialize().size]", editor.page
+    editor.look_at(LOADER)
+    panel(LOADER).wait_for("Stable Video Diffusion")
+    editor.drawn()
+    page.evaluate(f"() => {TRACKER}.captureCanvasState()")  # as a click does
+    size, [_, top, _, bottom] = page.evaluate(saved), editor.node_boxes()["1"]
+    page.evaluate("""() => {
+        const {node} = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(3)]))
+        app.canvas.openSubgraph(node.subgraph, node)
+    }""")
+    page.wait_for_function(f"() => !{panel(LOADER).element.replace('app.canvas.graph', 'app.rootGraph')}.checkVisibility()")
+    page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
+    page.wait_for_function(f"() => {panel(LOADER).element}.checkVisibility()")
+    editor.drawn()
+    assert page.evaluate(saved) == size
+    panel(LOADER).choose("untrained_sdxl.safetensors")  # fewer lines
+    panel(LOADER).wait_for("Stable Diffusion XL")
+    page.wait_for_function("(height) => app.graph.getNodeById(1).size[1] < height", arg=bottom - top - 35)  # less its title
+
+
+@pytest.mark.slow
 def test_what_is_wired_to_another_family_is_said_in_red_and_nothing_where_it_fits(editor, files):
     sampler = dict(seed=0, steps=1, cfg=1.0, sampler_name="euler", scheduler="karras", denoise=1.0)
     apply = "TemporalUNetApplyControlNetResiduals"

@@ -30,6 +30,7 @@ export class Growth {
   }
 
   follow() {
+    this.settle()
     const wanted = Math.min(Math.max(this.content.offsetHeight, this.least), this.most)
     if (!this.content.offsetHeight || wanted === this.height) return // 0: not on the page
     const { node } = this
@@ -43,6 +44,15 @@ export class Growth {
     node.setSize([node.size[0], height])
     this.extra = height - saved // after setSize, whose onResize is for the user's
     node.setDirtyCanvas(true, true)
+  }
+
+  /** In Nodes 2.0 a node that is drawn again, as after leaving a subgraph, was given the height that it last had, with ours. */
+  settle() {
+    const drawn = this.root.closest('[data-node-id]')
+    if (!drawn || drawn === this.drawn) return
+    this.drawn = drawn
+    const height = parseFloat(drawn.style.getPropertyValue('--node-height'))
+    drawn.style.setProperty('--node-height', `${height - this.extra}px`)
   }
 
   /**
