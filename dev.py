@@ -94,6 +94,7 @@ def link_models(models: Path, base: Path) -> None:
 
 
 def command_run(args: argparse.Namespace) -> None:
+    animate.make_folder(args.out)
     host = host_for(args)
     image = args.image or (host.folder / "input" / "example.png" if args.svd else demo_models(host) / "first_frame.png")
     if not args.svd:

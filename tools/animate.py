@@ -5,6 +5,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def make_folder(out: Path) -> None:
+    """Make the folder that the video will go to; raises DevError where nothing can be written there, before the work is done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise DevError(f"--out {out}: no file can be written there ({error.strerror}): name another folder.") from None
+
+
 def workflow(name: str) -> dict:
     """An API-mode workflow of this repository."""
     return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
@@ -133,7 +144,6 @@ def best_output(entry: dict, base: Path) -> Path:
 
 
 def copy_under_a_free_name(made: Path, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     names = (f"{made.stem}{n or ''}{made.suffix}" for n in range(10**6))
     free = next(path for path in (folder.absolute() / name for name in names) if not path.exists())
     shutil.copy(made, free)

@@ -32,6 +32,14 @@ def test_what_no_video_can_have_is_refused_with_what_is_expected(capsys, option,
     assert f"argument --{option}: " in said and expected in said
 
 
+def test_a_folder_that_cannot_be_made_for_the_video_is_named_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(dev.DevError, match=r"--out .*inside: no file can be written there \(Not a directory\): name another"):
+        dev.command_run(dev.parse_arguments(["run", "--out", str(tmp_path / "file" / "inside"), "--comfyui", "missing"]))
+    animate.make_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
 def test_the_help_names_the_default_of_every_option(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit):
