@@ -127,6 +127,14 @@ def test_a_name_that_is_not_offered_is_refused(node, loader, name):
 
 
 @pytest.mark.parametrize("loader", FILES)
+@pytest.mark.parametrize("name", [None, 5])
+def test_a_name_that_is_no_text_is_named_by_the_run(node, loader, name):
+    """The host gives `validate_inputs` None for null in a prompt, too."""
+    with pytest.raises(ValueError, match=f"^{name} is not the name of a file in models/{FILES[loader]}"):
+        node(loader).execute(name)
+
+
+@pytest.mark.parametrize("loader", FILES)
 def test_a_linked_name_is_left_to_the_run(node, loader):
     """The host gives `validate_inputs` no values of links."""
     assert asyncio.run(node(loader).validate_inputs()) is True

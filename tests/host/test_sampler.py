@@ -346,6 +346,11 @@ def test_a_curve_is_checked_before_the_run_where_it_acts(node, inputs, message):
     assert said is True if message is None else said.startswith(message)
 
 
+def test_options_of_another_kind_are_refused(ours):
+    with pytest.raises(ValueError, match="^SVD Temporal UNet Sampler: options is no set of options. Connect Video Options"):
+        ours(options={"window_frames": 3})
+
+
 def test_a_shape_of_guidance_that_a_link_gives_is_checked_in_the_run(ours):
     with pytest.raises(ValueError, match="^SVD Temporal UNet Sampler: guidance is 'spiral', expected one of linear, triangle"):
         ours("spiral")

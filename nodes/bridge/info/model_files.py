@@ -51,6 +51,7 @@ def unet_path(name: str) -> str:
 
     Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`.
     """
+    _check_name("diffusion_models", name)
     if name.startswith(CHECKPOINTS):
         path = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
     elif name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS)):
@@ -76,9 +77,16 @@ def _with_bundled(folder: str, bundled: str) -> list[str]:
 
 
 def _bundled_path(folder: str, name: str, bundled: str) -> str:
+    _check_name(folder, name)
     if name == bundled and bundled not in folder_paths.get_filename_list(folder) and (BUNDLED / bundled).is_file():
         return str(BUNDLED / bundled)
     return folder_paths.get_full_path_or_raise(folder, name)
+
+
+def _check_name(folder: str, name) -> None:
+    """Raises ValueError where a prompt, or a node that is linked, gives no text as the name of a file of `folder`."""
+    if not isinstance(name, str):
+        raise ValueError(f"{quoted(name)} is not the name of a file in models/{folder}. Choose one of the node's list.")
 
 
 def residuals_path(node: str, name: str) -> str:

@@ -59,10 +59,12 @@ def decide(connected: VideoOptions | None, own: VideoOptions) -> tuple[VideoOpti
     """The options that act, and the name of the node that they are set in.
 
     Those of a Video Options node, if one is connected, else the sampler's `own` inputs of the same names, which it had before
-    that node. The log says which of these are left out.
+    that node. The log says which of these are left out. Raises ValueError where `connected` is of another kind.
     """
     if connected is None:
         return own, SVD_SAMPLER
+    if not isinstance(connected, VideoOptions):
+        raise ValueError(f"{SVD_SAMPLER}: options is no set of options. Connect {VIDEO_OPTIONS}, or set the sampler's own inputs.")
     default, chosen = asdict(DEFAULTS), asdict(connected)
     left_out = {name: value for name, value in asdict(own).items() if value not in (default[name], chosen[name])}
     if left_out:
