@@ -1,8 +1,6 @@
 """What the templates in example_workflows/ look like in the editor: columns, notes, and the files that they name."""
 from __future__ import annotations
 
-from functools import partial
-
 from support.families import FULL
 from support.stand_ins import lineart_shapes, unet_shapes
 
@@ -63,12 +61,19 @@ URLS = {  # from where the editor offers to download a file that is missing; as 
         f"{WEB}comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11p_sd15_canny_fp16.safetensors",
     "sd_xl_base_1.0.safetensors": f"{WEB}stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
 }
-SHAPES = {  # file -> its tensors, where a node of ours shows what is in it
-    "svd.safetensors": partial(unet_shapes, FULL["svd"]),
-    "v1-5-pruned-emaonly.safetensors": partial(unet_shapes, FULL["sd1"]),
-    "sd_xl_base_1.0.safetensors": partial(unet_shapes, FULL["sdxl"]),
+VAE = "first_stage_model.decoder.conv_in.weight"
+SHAPES = {  # file -> its tensors, where a node of ours shows what is in it; of the parts next to the UNet one for each
+    "svd.safetensors": lambda: _checkpoint("svd", VAE, "conditioner.embedders.0.open_clip.model.visual.proj"),
+    "v1-5-pruned-emaonly.safetensors":
+        lambda: _checkpoint("sd1", VAE, "cond_stage_model.transformer.text_model.final_layer_norm.weight"),
+    "sd_xl_base_1.0.safetensors":
+        lambda: _checkpoint("sdxl", VAE, "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight"),
     "svd_lineart.safetensors": lineart_shapes,
 }
+
+
+def _checkpoint(family: str, *others: str) -> dict[str, tuple[int, ...]]:
+    return unet_shapes(FULL[family]) | {name: (1,) for name in others}
 
 
 def model_files(prompt: dict) -> list[str]:
