@@ -95,11 +95,9 @@ def test_an_empty_or_odd_batch_is_one_error(condition, image, found):
         condition(image)
 
 
-def test_a_size_below_the_latents_pixel_is_refused(node, vae, condition):
+def test_a_size_below_the_latents_pixel_is_refused(condition):
     with pytest.raises(ValueError, match="^SVD Image to Video: found a size of 64x7 pixels, expected at least 8x8"):
         condition(photo(1, 64, 64, 3), 64, 7)
-    with pytest.raises(ValueError, match="^Continue Video: found a size of .* expected at least 8x8"):
-        run_node(node(CONTINUE), photo(2, 7, 64, 3), vae, 3, 127, 6)
 
 
 def test_of_a_video_or_several_images_the_first_is_used_and_logged(condition, caplog):
