@@ -21,7 +21,10 @@ def write_photo(image: Path, photo: Path) -> str | None:
     """None, or why it could not be read."""
     try:
         with Image.open(image) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):  # gray in 16 bits, which Pillow and the host cut off at 255
+                upright = upright.convert("I").point(lambda value: value * (1 / 256))
+            upright = upright.convert("RGB")
     except Exception as error:  # noqa: BLE001 (each format of Pillow has errors of its own)
         return f"--image {image}: it is no image that can be read ({error}); expected a PNG, JPEG or WebP file."
     photo.parent.mkdir(parents=True, exist_ok=True)

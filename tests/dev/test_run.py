@@ -4,6 +4,7 @@ import shutil
 import struct
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -66,6 +67,14 @@ def test_a_photo_is_written_upright_whatever_its_ending(tmp_path):
     assert write_photo(tmp_path / "mine.dat", tmp_path / "input" / "photo.png") is None
     with Image.open(tmp_path / "input" / "photo.png") as photo:
         assert photo.format == "PNG" and photo.size == (20, 30)
+
+
+def test_a_gray_photo_of_16_bits_keeps_its_shades(tmp_path):
+    shades = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(shades.astype(np.uint16)).save(tmp_path / "gray.png")
+    assert write_photo(tmp_path / "gray.png", tmp_path / "photo.png") is None
+    with Image.open(tmp_path / "photo.png") as photo:
+        assert photo.mode == "RGB" and np.abs(np.asarray(photo)[..., 0] - shades / 257).max() <= 1
 
 
 def test_a_photo_that_is_no_image_is_named(tmp_path):
