@@ -12,7 +12,7 @@ class HiddenInputs {
     this.node = node
     this.taken = TAKEN_OVER.map((name) => ({ name, widget: this.find(name), usual: this.find(name).value }))
     this.update()
-    for (const { widget } of this.taken) this.after(widget, 'callback', () => this.update({ hide: false })) // not while it is edited
+    for (const { widget } of this.taken) this.after(widget, 'callback', () => this.update({ hide: false })) // it is being edited
     this.after(this.find('guidance'), 'callback', () => this.update())
     for (const change of ['onAdded', 'onConfigure', 'onConnectionsChange']) this.after(node, change, () => this.update())
   }
