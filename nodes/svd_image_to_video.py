@@ -1,11 +1,9 @@
 """SVD Image to Video: an image to the conditioning and the empty latent that Stable Video Diffusion starts from."""
 
-import logging
-
 from comfy_api.latest import io
 
 from .bridge.inputs.image_to_video import NOT_CONNECTED, ClipSettings, check_pixels, prepare
-from .bridge.inputs.images import frames_in
+from .bridge.inputs.images import first_frame
 from .bridge.inputs.ranges import in_schema, passes
 from .bridge.node_names import SVD_IMAGE_TO_VIDEO as NODE
 
@@ -90,12 +88,7 @@ class SVDConditioning(io.ComfyNode):
         cls, init_image, vae, width, height, video_frames, motion_bucket_id, fps,
         augmentation_level=0.0, seed=0, resize="crop", clip_vision=NOT_CONNECTED,
     ) -> io.NodeOutput:
-        images = frames_in(NODE, "init_image", init_image)
-        check_pixels(NODE, "init_image", images[:1])
-        if len(images) > 1:
-            logging.warning(
-                "%s: init_image holds %d images; the first is used. For a clip of each, put Rebatch Images with batch_size 1 "
-                "before it.", NODE, len(images),
-            )
+        image = first_frame(NODE, "init_image", init_image)
+        check_pixels(NODE, "init_image", image)
         clip = ClipSettings(width, height, video_frames, motion_bucket_id, fps, augmentation_level, seed, resize)
-        return io.NodeOutput(*prepare(NODE, images[:1], vae, clip_vision, clip), float(fps))
+        return io.NodeOutput(*prepare(NODE, image, vae, clip_vision, clip), float(fps))

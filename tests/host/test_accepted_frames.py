@@ -5,9 +5,12 @@ import logging
 import wave
 from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 import torch
 
+from support.memory_status import PeakAnon, status
 from support.oracle import run_node
 from tools.untrained import VAE_SEED, vae_weights
 
@@ -176,6 +179,26 @@ def test_a_video_that_cannot_be_read_is_named_by_node_and_input(node, vae, tmp_p
     with pytest.raises(ValueError, match=message) as error:
         run_node(node(name), *inputs[name])
     assert "Errno" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate, delay", [(25, 0), (1, 0), (25, 3)])
+def test_of_a_video_file_the_first_frame_is_taken_without_the_rest_in_memory(condition, tmp_path, rate, delay):
+    from comfy_api.latest import InputImpl
+
+    with av.open(tmp_path / "clip.mkv", "w") as file:
+        stream = file.add_stream("ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 480, 480, "bgr0"
+        for index in range(3 if delay else 75):  # 75 are 198 MiB as an IMAGE
+            frame = av.VideoFrame.from_ndarray(np.full((480, 480, 3), 200 - index, np.uint8), "rgb24")
+            frame.pts = index + delay * rate
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    expected = encoded(condition(torch.full((1, 480, 480, 3), 200 / 255)))
+    before, watch = status("RssAnon"), PeakAnon()
+    watch.start()
+    made = encoded(condition(InputImpl.VideoFromFile(str(tmp_path / "clip.mkv"))))
+    assert watch.stop() - before < 100  # MiB
+    assert torch.allclose(made, expected, atol=0.02)
 
 
 @pytest.mark.parametrize("height, width", [(7, 7), (4, 64)])

@@ -1,10 +1,14 @@
 """Frames and masks, from what nodes get to the shapes that are computed with."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import torch
-from comfy_api.latest import Input
+from comfy_api.latest import Input, InputImpl
+
+START = 0.25  # seconds of a video's file that are decoded for its first frame
 
 
 def frames_in(node: str, name: str, value: torch.Tensor | Input.Video) -> torch.Tensor:
@@ -12,7 +16,7 @@ def frames_in(node: str, name: str, value: torch.Tensor | Input.Video) -> torch.
 
     Raises ValueError, which names node and input, where it holds none, or where the file of a video cannot be read.
     """
-    images = _decoded(node, name, value) if isinstance(value, Input.Video) else value
+    images = _decoded(node, name, value.get_components) if isinstance(value, Input.Video) else value
     if images.ndim != 4 or 0 in images.shape or images.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"{node}: {name} has shape {list(images.shape)}, expected [images, height, width, 3] with at least one image. "
@@ -23,9 +27,28 @@ def frames_in(node: str, name: str, value: torch.Tensor | Input.Video) -> torch.
     return images[..., :3]
 
 
-def _decoded(node, name, video):
+def first_frame(node: str, name: str, value: torch.Tensor | Input.Video) -> torch.Tensor:
+    """The first of `frames_in` as [1, h, w, 3]; a line in the log where there are more.
+
+    Of a file only the start is decoded, since all frames of a film may not fit into memory; the whole of it where there is no
+    frame so soon.
+    """
+    if isinstance(value, InputImpl.VideoFromFile):
+        start = _decoded(node, name, lambda: value.as_trimmed(0, START, strict_duration=False).get_components())
+        logging.info("%s: %s is a video; its first frame is used.", node, name)
+        return frames_in(node, name, start if len(start) else value)[:1]
+    images = frames_in(node, name, value)
+    if len(images) > 1:
+        logging.warning(
+            "%s: %s holds %d images; the first is used. For a clip of each, put Rebatch Images with batch_size 1 before it.",
+            node, name, len(images),
+        )
+    return images[:1]
+
+
+def _decoded(node: str, name: str, get_components: Callable) -> torch.Tensor:
     try:
-        return video.get_components().images
+        return get_components().images
     except av.FFmpegError as error:
         reason = f"{Path(error.filename).name}: {error.strerror}" if error.filename else error.strerror
     except ValueError as error:  # no video in it, only sound
