@@ -20,6 +20,11 @@ HEIGHTS = """() => Object.fromEntries(app.graph._nodes.map((node) => {
     return [node.type, drawn ? drawn.offsetHeight : node.size[1]]
 }))"""
 LEAST = "() => app.graph._nodes.forEach((node) => node.setSize([node.size[0], LiteGraph.vueNodesMode ? 0 : node.computeSize()[1]]))"
+# Pixels that a new sampler has beyond its inputs before the page has drawn it: by that the host arranges nodes of a prompt.
+SPARE = """() => {
+    const node = LiteGraph.createNode('TemporalUNetSVDSampler')
+    return node.size[1] - node.computeSize()[1]
+}"""
 LOADERS = ("TemporalUNetCheckpointLoader", "TemporalUNetLoader", "TemporalUNetControlNetLoader")
 
 
@@ -38,3 +43,4 @@ def test_a_new_node_is_as_high_as_what_it_shows_and_a_loader_as_wide_as_file_nam
     assert {type: height - least[type] for type, height in heights.items() if height - least[type] > 5} == {}
     widths = editor.page.evaluate("() => Object.fromEntries(app.graph._nodes.map((node) => [node.type, node.size[0]]))")
     assert min(widths[type] for type in LOADERS) >= 340
+    assert 0 <= editor.page.evaluate(SPARE) < 5

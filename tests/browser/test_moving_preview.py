@@ -89,6 +89,8 @@ class Preview:
 
     def __init__(self, editor, **kwargs):
         self.editor, self.page = editor, editor.page
+        self.page.evaluate("() => app.graph.clear()")  # else Nodes 2.0 does not measure a node as high as the last of its id
+        editor.drawn()
         editor.load_api(clip(**kwargs), "preview")
         editor.look_at(SAMPLER)
         for script in (LISTEN, PARTS, WATCH):

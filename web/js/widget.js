@@ -35,8 +35,7 @@ export function setShown(node, widget, shown, height) {
   if (!changed) return
   if (shown) return growNode(node)
   const [width, before] = node.size
-  const least = LiteGraph.vueNodesMode ? 0 : node.computeSize()[1] // the page keeps to its own
-  node.setSize([width, Math.max(least, before - height)])
+  node.setSize([width, Math.max(node.computeSize()[1], before - height)])
   node.setDirtyCanvas(true, true)
 }
 
