@@ -124,6 +124,7 @@ def test_a_file_that_changes_is_looked_at_again(node, write):
 def test_a_name_that_is_not_offered_is_refused(node, loader, name):
     message = asyncio.run(node(loader).validate_inputs(name))
     assert message.startswith("Value not in list: ") and "not in [" in message and len(message) < 1000
+    assert f"put the file into models/{FILES[loader]} " in message
 
 
 @pytest.mark.parametrize("loader", FILES)

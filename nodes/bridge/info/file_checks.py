@@ -1,6 +1,7 @@
 """What the loaders' `validate_inputs` say of a chosen file before a run, so that the editor marks the node."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ....unet import FileStamp, UNetFileError, open_checkpoint
@@ -21,37 +22,56 @@ MOST_LISTED = 20  # names in a message, as in the host's
 SOUND: dict[tuple[Callable, str], FileStamp] = {}  # what was looked at by which function and found good: not again while unchanged
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The input of a loader: names that it offers, names that it takes, a name to a path, and what looks at the file there."""
+
+    folders: str
+    offered: Callable[[], list[str]]
+    valid: Callable[[], list[str]]
+    path: Callable[[str], str]
+    look: Callable[[str], object]
+
+
+CHECKPOINT = Choice("models/checkpoints", checkpoint_names, checkpoint_names, checkpoint_path, open_checkpoint)
+UNET = Choice("models/diffusion_models or models/checkpoints", unet_names, valid_unet_names, unet_path, open_checkpoint)
+CONTROLNET = Choice("models/controlnet", controlnet_names, controlnet_names, controlnet_path, look_at_controlnet)
+
+
 async def check_checkpoint(name) -> bool | str:
     """True, or the text of the error that a run of Load Checkpoint would end with; None, which stands for a link, passes."""
-    return await _check(name, checkpoint_names, checkpoint_names, lambda name: _look(open_checkpoint, checkpoint_path(name)))
+    return await _check(name, CHECKPOINT)
 
 
 async def check_unet(name) -> bool | str:
     """`check_checkpoint` for Load UNet."""
-    return await _check(name, unet_names, valid_unet_names, lambda name: _look(open_checkpoint, unet_path(name)))
+    return await _check(name, UNET)
 
 
 async def check_controlnet(name) -> bool | str:
     """`check_checkpoint` for Load ControlNet."""
-    return await _check(name, controlnet_names, controlnet_names, lambda name: _look(look_at_controlnet, controlnet_path(name)))
+    return await _check(name, CONTROLNET)
 
 
-async def _check(name, offered: Callable, valid: Callable, look: Callable) -> bool | str:
+async def _check(name, choice: Choice) -> bool | str:
     if name is None:
         return True
     try:
-        return await QUESTIONS.ask(f"{valid.__name__} {name}", lambda: _answer(name, offered, valid, look))
+        return await QUESTIONS.ask(f"{choice.valid.__name__} {name}", lambda: _answer(name, choice))
     except NoAnswer:
         return True  # the run waits for the disk
 
 
-def _answer(name, offered, valid, look) -> bool | str:
-    if name not in valid():
-        names = offered()
+def _answer(name, choice: Choice) -> bool | str:
+    if name not in choice.valid():
+        names = choice.offered()
         listed = names if len(names) <= MOST_LISTED else f"(list of length {len(names)})"
-        return f"Value not in list: {quoted(name)} not in {listed}. Choose one of them, or put the file there and press R."
+        return (
+            f"Value not in list: {quoted(name)} not in {listed}. Choose one of them, or put the file into {choice.folders} and "
+            f"press R."
+        )
     try:
-        look(name)
+        _look(choice.look, choice.path(name))
     except (UNetFileError, OSError) as error:
         return fault(name, error)
     return True
