@@ -206,6 +206,14 @@ def test_our_error_for_a_file_comes_before_anything_of_the_hosts(load, checkpoin
         load("bad.safetensors")
 
 
+def test_a_part_that_is_not_whole_is_named_with_the_file(load, checkpoints):
+    beside = {"first_stage_model.decoder.conv_in.weight": torch.zeros(3)}
+    write_unet(checkpoints / "broken.safetensors", TINY["sd1"], beside=beside)
+    said = r"^Load Checkpoint \(Temporal UNet\): broken.safetensors: the VAE in it cannot be loaded \(tuple index.*Load UNet\.$"
+    with pytest.raises(ValueError, match=said):
+        load("broken.safetensors")
+
+
 def test_a_lora_is_named_as_one(load, checkpoints):
     save_file({"lora_unet_a.lora_up.weight": torch.zeros(4, 4)}, checkpoints / "bad.safetensors")
     with pytest.raises(ValueError, match="a LoRA, not a UNet"):

@@ -11,11 +11,14 @@ import folder_paths
 import torch
 
 from ....unet import Checkpoint, open_checkpoint
+from ....unet.weights.errors import shorten
 from ....unet.weights.files import has_safetensors_ending
-from ..node_names import LOAD_CHECKPOINT, SVD_IMAGE_TO_VIDEO
+from ..node_names import LOAD_CHECKPOINT, LOAD_UNET, SVD_IMAGE_TO_VIDEO
+from .memory_budget import is_out_of_memory
 from .unet_loader import host_config
 
 CLIP, VAE, CLIP_VISION = "clip", "vae", "clip_vision"  # the parts, as the loader's outputs are called
+UNFIT = (LookupError, TypeError, AttributeError, RuntimeError)  # how the host's loaders end where tensors lack or do not fit
 LACKING = {  # part -> what a file lacks without it, and what to connect
     CLIP: ("text encoder (CLIP)", "Connect Load CLIP here instead."),
     VAE: ("VAE", "Connect Load VAE here instead."),
@@ -52,11 +55,24 @@ def parts_in(checkpoint: Checkpoint) -> list[str]:
 def load_parts(checkpoint: Checkpoint) -> Parts:
     """CLIP, VAE and CLIP_VISION of an open file through the host's loader of checkpoints, which does not read the UNet then.
 
-    With a UNet of a size that the host does not know, such as the miniature's, the VAE alone.
+    With a UNet of a size that the host does not know, such as the miniature's, the VAE alone. Raises ValueError, which names the
+    file, where a part is not whole.
     """
     found = parts_in(checkpoint)
     if not found:
         return Parts()
+    try:
+        return _load(checkpoint, found)
+    except UNFIT as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{LOAD_CHECKPOINT}: {checkpoint.path.name}: the {' or the '.join(LACKING[part][0] for part in found)} in it cannot be "
+            f"loaded ({shorten(' '.join(str(error).split()), 200)}). Get the file again, or load its UNet alone with {LOAD_UNET}."
+        ) from error
+
+
+def _load(checkpoint: Checkpoint, found: list[str]) -> Parts:
     if not host_knows(checkpoint):
         return Parts(vae=_load_vae(checkpoint))
     options = {
