@@ -35,6 +35,11 @@ test('bytes are written in GiB or MiB', () => {
   assert.equal(words(2 ** 30 - 1, 'en'), '1,024.0 MiB')
 })
 
+test('a list is joined in the language of the text', () => {
+  const words = (language) => wordsOf({ en: { what: '{names}' }, fr: { what: '{names}' } }, language, 'what', { names: ['a', 'b'] })
+  assert.deepEqual(['en', 'fr', 'ru'].map(words), ['a and b', 'a et b', 'a and b'])
+})
+
 test('a text that a language lacks, or a language that is not there, is English; a key that is nowhere what is given', () => {
   assert.equal(wordsOf(CATALOGS, 'fr', 'panel.only', { count: 1234.5 }), 'only here: 1,234.5')
   for (const language of ['zh-TW', 'other', undefined]) {

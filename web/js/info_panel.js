@@ -6,7 +6,7 @@ import { clipFor, known, linesOf, noFile, notListed, valueOf } from './core/info
 import { controlWarnings, modelWarnings } from './core/pairing.js'
 import { textOf } from './core/text.js'
 import { Growth } from './growth.js'
-import { language, t } from './texts.js'
+import { t } from './texts.js'
 import { addWidget, allNodes, element, growNode, instancesOf } from './widget.js'
 
 // node -> its combo of files, the folders in models that they are in, by the beginning of the name, the route that answers
@@ -69,9 +69,7 @@ function origins(node) {
 /** A line {key, values, text, unknown} in the language of the editor. */
 function worded({ key, values, text, unknown }) {
   if (!key) return text
-  if (!unknown) return t(key, values, text)
-  const names = unknown.map((name) => t(`panel.clip.${name}`))
-  return t(key, { what: new Intl.ListFormat(language()).format(names) })
+  return t(key, unknown ? { what: unknown.map((name) => t(`panel.clip.${name}`)) } : values, text)
 }
 
 class InfoPanel {

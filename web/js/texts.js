@@ -20,13 +20,13 @@ async function load() {
 }
 
 /** The language of the editor, such as `en` or `zh`. */
-export function language() {
+function language() {
   return app.extensionManager.setting.get('Comfy.Locale')
 }
 
 /**
  * The text of a dotted key, such as `panel.linkedName`, in the language of the editor, else in English, else `otherwise`. Its
- * `{name}`s are replaced by `values`: numbers as the language writes them, anything else as it is.
+ * `{name}`s are replaced by `values`: numbers and lists as the language writes them, strings as they are.
  */
 export function t(key, values = {}, otherwise = key) {
   return wordsOf(catalogs, language(), key, values, otherwise)

@@ -6,8 +6,9 @@ export function lookUp(catalog, key) {
   return typeof found === 'string' ? found : undefined
 }
 
-/** A value as the language writes it: a number, or {bytes} in GiB or MiB. Strings stay as they are. */
+/** A value as the language writes it: a number, a list, or {bytes} in GiB or MiB. Strings stay as they are. */
 function written(value, language) {
+  if (Array.isArray(value)) return new Intl.ListFormat(language).format(value)
   if (typeof value === 'number') return value.toLocaleString(language)
   if (typeof value === 'string') return value
   const [unit, name] = value.bytes >= 2 ** 30 ? [2 ** 30, 'GiB'] : [2 ** 20, 'MiB']
