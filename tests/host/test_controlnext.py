@@ -238,8 +238,10 @@ def test_nothing_is_left_behind(pair, nets, ours):
     plain, controlled = run(pair.ours, conds), ours(conds, nets(2), images)
     control = controlled[0][0][1]["control"]
     first = run(pair.ours, controlled)
-    with pytest.raises(ValueError, match="4 control images"):
-        run(pair.ours, ours(conds, nets(2), hints(4)))
+    failing = pair.ours.clone()
+    failing.set_model_unet_function_wrapper(lambda *_: 1 / 0)  # called once the control has left its patch
+    with pytest.raises(ZeroDivisionError):
+        run(failing, controlled)
     assert torch.equal(run(pair.ours, controlled), first) and torch.equal(run(pair.ours, conds), plain)
     assert "input_block_patch_after_skip" not in pair.ours.model_options["transformer_options"].get("patches", {})
     assert control.inner.cond_hint is None and nets(2).cond_hint_original is None
