@@ -1,5 +1,7 @@
 """Load Checkpoint: a full checkpoint of any member of the family to MODEL, CLIP, VAE and CLIP_VISION."""
 
+import logging
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -55,5 +57,12 @@ class LoadCheckpoint(io.ComfyNode):
         checkpoint = open_checkpoint(checkpoint_path(ckpt_name))
         parts = load_parts(checkpoint)  # first: with --disable-mmap the host reads the whole file for it
         model = load_checkpoint(checkpoint, WEIGHT_DTYPES[weight_dtype])
-        outputs = [ExecutionBlocker(lacking(checkpoint, name)) if part is None else part for name, part in vars(parts).items()]
+        outputs = [_blocked(checkpoint, name) if part is None else part for name, part in vars(parts).items()]
         return io.NodeOutput(model, *outputs, describe(checkpoint, model, parts_in(checkpoint)))
+
+
+def _blocked(checkpoint, name):
+    """In place of a part that the file lacks: where it is used the host reports the sentence, but over a websocket alone."""
+    sentence = lacking(checkpoint, name)
+    logging.info("%s Nodes that use the output %s do not run.", sentence, name)
+    return ExecutionBlocker(sentence)

@@ -159,14 +159,16 @@ def test_our_answer_whether_the_host_knows_a_unet_is_the_hosts(pack, name):
         assert parts.host_knows(checkpoint) == (theirs is not None)
 
 
-def test_the_bundled_miniature_is_offered_and_loads_with_its_vae(load, node, checkpoints):
+def test_the_bundled_miniature_is_offered_and_loads_with_its_vae(load, caplog, node, checkpoints):
     folder_paths.filename_list_cache.clear()
     options = node("TemporalUNetCheckpointLoader").define_schema().inputs[0].options
     assert options[-1] == MINIATURE and not list(checkpoints.iterdir())
-    made = load(MINIATURE)
+    with caplog.at_level("INFO"):
+        made = load(MINIATURE)
     assert made["info"].startswith("Stable Video Diffusion\n")
     assert made["vae"].decode(latent()).shape == (2, 64, 64, 3)
     assert isinstance(made["clip_vision"], ExecutionBlocker) and "Load CLIP Vision" in made["clip_vision"].message
+    assert made["clip_vision"].message in caplog.text  # whoever runs it over HTTP alone sees the log, not the editor's message
 
 
 def test_a_file_of_the_users_own_stands_before_the_bundled_one(load, node, checkpoints):
