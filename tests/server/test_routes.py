@@ -152,12 +152,15 @@ def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
         assert time.monotonic() - begun < 10  # 0.2 s; the machine may be busy
         assert lines[:2] == ["Stable Video Diffusion", "1,524.6 M parameters, float16, computed in float32"]
         assert lines[3] == "2.8 GiB in memory"
-        short, long, wide, windowed = (
+        short, long, wide, windowed, smaller = (
             ask(server, UNET, name=path.name, weight_dtype="fp16", **clip)["clip"]
-            for clip in ({}, {"frames": 25}, {"width": 2048, "height": 1152}, {"frames": 1000})
+            for clip in (
+                {}, {"frames": 25}, {"width": 2048, "height": 1152}, {"frames": 1000}, {"frames": 1000, "window_frames": 14},
+            )
         )
         assert 2908 * 2**20 < short["bytes"] < long["bytes"] < wide["bytes"]
         assert windowed == {**long, "frames": 1000} and long["window"] == 25
+        assert smaller == {**short, "frames": 1000}
         assert short == {"bytes": short["bytes"], "frames": 14, "width": 1024, "height": 576, "window": 14}
     finally:
         path.unlink()

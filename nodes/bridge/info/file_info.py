@@ -34,7 +34,17 @@ from .describe import file_line, hosts_kind, memory_line, own_kind, parameters_l
 from .lines import Line
 
 
-def unet_file_info(path: str, model_options: dict, width: int, height: int, frames: int) -> dict:
+@dataclass(frozen=True)
+class Clip:
+    """A clip to be sampled: its size in pixels, its frames, and those of a window (0: as many as the model was trained on)."""
+
+    width: int
+    height: int
+    frames: int
+    window_frames: int
+
+
+def unet_file_info(path: str, model_options: dict, clip: Clip) -> dict:
     """What is known of the MODEL that `model_options` make of a file, as data for the browser:
 
         lines: what `describe` says of the loaded MODEL
@@ -45,17 +55,17 @@ def unet_file_info(path: str, model_options: dict, width: int, height: int, fram
 
     Raises UNetFileError, as loading does, where the file is no whole UNet of the family.
     """
-    return _about(open_checkpoint(path), model_options, width, height, frames)
+    return _about(open_checkpoint(path), model_options, clip)
 
 
-def checkpoint_file_info(path: str, model_options: dict, width: int, height: int, frames: int) -> dict:
+def checkpoint_file_info(path: str, model_options: dict, clip: Clip) -> dict:
     """`unet_file_info` of a full checkpoint, with lines about the other parts in it."""
     checkpoint = open_checkpoint(path)
-    info = _about(checkpoint, model_options, width, height, frames)
+    info = _about(checkpoint, model_options, clip)
     return {**info, "lines": info["lines"] + [line.data() for line in parts_lines(checkpoint, parts_in(checkpoint))]}
 
 
-def _about(checkpoint: Checkpoint, model_options: dict, width: int, height: int, frames: int) -> dict:
+def _about(checkpoint: Checkpoint, model_options: dict, clip: Clip) -> dict:
     config = choose_config(checkpoint, model_options)
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
@@ -66,9 +76,10 @@ def _about(checkpoint: Checkpoint, model_options: dict, width: int, height: int,
         "device_bytes": int(management.get_total_memory(management.get_torch_device())),
     }
     if checkpoint.config.temporal:
-        window = window_length(trained_length(checkpoint.metadata), frames)
-        memory = weights + needed(checkpoint.config, window, height // 8, width // 8, management.dtype_size(compute))
-        info["clip"] = {"bytes": int(memory), "frames": frames, "width": width, "height": height, "window": window}
+        window = window_length(clip.window_frames or trained_length(checkpoint.metadata), clip.frames)
+        memory = weights + needed(checkpoint.config, window, clip.height // 8, clip.width // 8, management.dtype_size(compute))
+        about = {"bytes": int(memory), "frames": clip.frames, "width": clip.width, "height": clip.height, "window": window}
+        info["clip"] = about
     return info
 
 

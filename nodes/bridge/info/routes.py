@@ -1,7 +1,7 @@
 """GET routes by which the browser asks about a model file before a run, under the name that the node shows.
 
-    /temporal_unet/checkpoint_info?name=…&weight_dtype=…&width=…&height=…&frames=…    (name alone is required)
-    /temporal_unet/unet_info?…                                                         (the same)
+    /temporal_unet/checkpoint_info?name=…&weight_dtype=…&width=…&height=…&frames=…&window_frames=…    (name alone is required)
+    /temporal_unet/unet_info?…                                                                         (the same)
     /temporal_unet/controlnet_info?name=…
 
 They answer {"lines": [{key, values, text}, …], …} with what `unet_file_info` and `controlnet_file_info` say besides, `key` being
@@ -13,7 +13,7 @@ from aiohttp import web
 
 from ....unet import UNetFileError
 from .file_checks import fault
-from .file_info import checkpoint_file_info, controlnet_file_info, unet_file_info
+from .file_info import Clip, checkpoint_file_info, controlnet_file_info, unet_file_info
 from .file_questions import QUESTIONS, NoAnswer
 from .model_files import (
     WEIGHT_DTYPES,
@@ -26,7 +26,9 @@ from .model_files import (
     valid_unet_names,
 )
 
-CLIP = {"width": (1024, 16384), "height": (576, 16384), "frames": (14, 4096)}  # parameter -> (default, highest)
+CLIP = {  # parameter -> (default, least, most), in the order of Clip
+    "width": (1024, 1, 16384), "height": (576, 1, 16384), "frames": (14, 1, 4096), "window_frames": (0, 0, 4096),
+}
 
 
 def add_routes(routes: web.RouteTableDef) -> None:
@@ -52,8 +54,8 @@ async def _model_info(request, list_names, info):
     numbers = [_number(request.query, name) for name in CLIP]
     clip = [number for number in numbers if number is not None]
     if options is None or clip != numbers:
-        return web.json_response({"error": "weight_dtype, width, height or frames is out of range"}, status=400)
-    return await _answer(request, list_names, lambda name: info(name, options, *clip))
+        return web.json_response({"error": "weight_dtype, width, height, frames or window_frames is out of range"}, status=400)
+    return await _answer(request, list_names, lambda name: info(name, options, Clip(*clip)))
 
 
 async def _answer(request, list_names, info):
@@ -79,6 +81,6 @@ def _look(name, list_names, info):
 
 def _number(query, name: str) -> int | None:
     """The parameter, its default where it is not given, None where it is not a whole number in its range."""
-    default, highest = CLIP[name]
+    default, least, most = CLIP[name]
     text = query.get(name, str(default))
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= highest else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) <= most else None
