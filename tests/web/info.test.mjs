@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { USUAL_CLIP, clipFor, clipOf, known, linesOf, noFile, notListed, valueOf } from '../../web/js/core/info.js'
+import { USUAL_CLIP, clipFor, clipOf, known, linesOf, noFile, notListed, valueOf, windowFor } from '../../web/js/core/info.js'
 
 const clipWidgets = (width, height, frames) => [
   { name: 'width', value: width }, { name: 'height', value: height }, { name: 'video_frames', value: frames },
@@ -125,4 +125,14 @@ test('a name that the server does not know is shown as it is, with the folder th
 
 test('a value of an empty list, which a workflow saves as null, is none, and not one that another node gives', () => {
   assert.equal(valueOf({ widgets: [{ name: 'unet_name', value: null }] }, 'unet_name'), undefined)
+})
+
+test('the window is that of the node linked to the nearest sampler, else of the sampler itself', () => {
+  const frames = (value) => [{ name: 'window_frames', value }]
+  const links = [['loader', 'lora'], ['lora', 'sampler'], ['options', 'sampler'], ['other', 'sampler2'], ['alone', 'preview']]
+  const widgets = { sampler: frames(9), options: frames(14), sampler2: frames(9) }
+  const { nodes, targets, origins } = graph(links, widgets)
+  assert.equal(windowFor(nodes.loader, targets, origins), 14)
+  assert.equal(windowFor(nodes.other, targets, origins), 9)
+  assert.equal(windowFor(nodes.alone, targets, origins), 0)
 })

@@ -2,7 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { clipFor, known, linesOf, noFile, notListed, valueOf } from './core/info.js'
+import { clipFor, known, linesOf, noFile, notListed, valueOf, windowFor } from './core/info.js'
 import { controlWarnings, modelWarnings } from './core/pairing.js'
 import { textOf } from './core/text.js'
 import { Growth } from './growth.js'
@@ -150,7 +150,9 @@ class InfoPanel {
     if (dtype === null) return { line: { key: 'panel.linkedInput', values: { input: dtypeWidget } } }
     if (!name) return { line: noFile(folders) }
     const clip = this.kind.clip ? clipFor(this.node, targets, origins, instancesOf) : {}
-    const query = new URLSearchParams({ name: textOf(name), ...(dtype && { weight_dtype: dtype }), ...known(clip) })
+    const window = this.kind.clip && windowFor(this.node, targets, origins, instancesOf)
+    const about = { ...(dtype && { weight_dtype: dtype }), ...known(clip), ...(window && { window_frames: window }) }
+    const query = new URLSearchParams({ name: textOf(name), ...about })
     return { url: `${route}?${query}`, clip, name: textOf(name) }
   }
 

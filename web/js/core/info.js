@@ -54,6 +54,17 @@ export function clipFor(loader, targets, origins, instances) {
   return USUAL_CLIP
 }
 
+/**
+ * The frames of a window that the nearest sampler is told, by the node linked to it or by itself; 0 (the model's own) where it is
+ * told none, or where a link gives it.
+ */
+export function windowFor(loader, targets, origins, instances) {
+  const told = (node) => valueOf(node, 'window_frames', instances)
+  const sampler = reach(loader, targets).find((node) => told(node) !== undefined)
+  if (!sampler) return 0
+  return told(origins(sampler).find((node) => told(node) !== undefined) ?? sampler) ?? 0
+}
+
 /** What of the clip is known, for the question. */
 export function known(clip) {
   return Object.fromEntries(Object.entries(clip).filter(([, value]) => value !== null))
