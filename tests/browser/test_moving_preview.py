@@ -89,8 +89,6 @@ class Preview:
 
     def __init__(self, editor, **kwargs):
         self.editor, self.page = editor, editor.page
-        self.page.evaluate("() => app.graph.clear()")  # else Nodes 2.0 does not measure a node as high as the last of its id
-        editor.drawn()
         editor.load_api(clip(**kwargs), "preview")
         editor.look_at(SAMPLER)
         for script in (LISTEN, PARTS, WATCH):
@@ -288,6 +286,8 @@ def test_after_the_run_a_double_click_or_escape_closes_it(played):
 
 
 def test_the_room_that_it_takes_is_neither_saved_nor_a_step_of_undo(editor):
+    editor.page.evaluate("() => app.graph.clear()")  # else Nodes 2.0 does not measure a node as high as the last of its id
+    editor.drawn()
     preview = Preview(editor, decode=False)
     editor.page.wait_for_function("""() => {  // Nodes 2.0 measures a node some time after it was made
         const node = app.graph.getNodeById(5), drawn = document.querySelector('[data-node-id="5"]')
