@@ -60,7 +60,7 @@ def test_a_model_is_described_as_by_its_info_output(server, route, name, dtype, 
 
 @pytest.mark.parametrize("name, expected", [
     ("untrained_svd_checkpoint.safetensors", ["with VAE", "with image encoder"]),
-    ("miniature_svd.safetensors", ["with VAE", "no image encoder in the file: connect Load CLIP Vision"]),
+    ("miniature_svd.safetensors", ["with VAE", "no image encoder in the file"]),
     ("untrained_sd15.safetensors", ["no text encoder in the file: connect Load CLIP", "no VAE in the file: connect Load VAE"]),
 ])
 def test_the_parts_of_a_checkpoint_are_listed(server, name, expected):

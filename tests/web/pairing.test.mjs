@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { controlWarnings, modelWarnings } from '../../web/js/core/pairing.js'
+import { controlWarnings, modelWarnings, warnedOfLacking } from '../../web/js/core/pairing.js'
 
 const SD1 = { family: 'sd1', family_title: 'Stable Diffusion 1' }
 const SVD = { family: 'svd', family_title: 'Stable Video Diffusion', clip: {} }
@@ -149,4 +149,13 @@ test('a ControlNet on a model that it is not for is reported', () => {
 test('so is one whose residuals are computed with such a model', () => {
   const nodes = build({ a: ['Loader'], net: ['ControlLoader'], end: ['Compute'] }, 'a.model end.model', 'net.control end.control')
   assert.equal(controlWarnings(nodes.net, { families: ['sd1'] }, () => SVD, nowhere).length, 1)
+})
+
+test('a part that the file lacks is a warning where a link goes from its output', () => {
+  const lines = ['info.hasVae', 'info.lacksClip', 'info.lacksClipVision'].map((key) => ({ key, values: {} }))
+  const outputs = (clip, clipVision) => [{ name: 'clip', links: clip }, { name: 'clip_vision', links: clipVision }]
+  assert.deepEqual(warnedOfLacking(lines, outputs(null, [])), lines)
+  const [, clip, vision] = warnedOfLacking(lines, outputs([1], [2]))
+  assert.deepEqual([clip.key, clip.warn], ['info.lacksClip', true])
+  assert.deepEqual([vision.key, vision.warn], ['panel.lacksLinkedClipVision', true])
 })

@@ -3,7 +3,7 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { clipFor, known, linesOf, noFile, notListed, valueOf, windowFor } from './core/info.js'
-import { controlWarnings, modelWarnings } from './core/pairing.js'
+import { controlWarnings, modelWarnings, warnedOfLacking } from './core/pairing.js'
 import { textOf } from './core/text.js'
 import { Growth } from './growth.js'
 import { t } from './texts.js'
@@ -170,7 +170,8 @@ class InfoPanel {
     const line = this.line ?? this.answer.line
     if (line) return [line]
     if (this.answer.error) return [{ text: this.answer.error, warn: true }]
-    return [...this.kind.warnings(this.node, this.answer, instancesOf), ...linesOf(this.answer, this.clip)]
+    const about = warnedOfLacking(linesOf(this.answer, this.clip), this.node.outputs)
+    return [...this.kind.warnings(this.node, this.answer, instancesOf), ...about]
   }
 
   show() {

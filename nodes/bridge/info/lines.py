@@ -16,7 +16,7 @@ TEMPLATES = {  # key -> English; locales/en/main.json has them as temporalUnet.i
     "hasClipVision": "with image encoder",
     "lacksClip": "no text encoder in the file: connect Load CLIP",
     "lacksVae": "no VAE in the file: connect Load VAE",
-    "lacksClipVision": "no image encoder in the file: connect Load CLIP Vision",
+    "lacksClipVision": "no image encoder in the file",
     "svdControlNet": "SVD ControlNet",
     "svdControlNetSpatial": "SVD ControlNet, spatial only",
     "seesAllFrames": "residuals for every frame, all frames seen together",

@@ -5,6 +5,18 @@ import { comesFrom, goesTo, inputOf } from './wires.js'
 const SAMPLER = 'TemporalUNetSVDSampler'
 const VIDEO_CONDITIONING = ['TemporalUNetSVDConditioning', 'TemporalUNetContinueVideo', 'SVD_img2vid_Conditioning']
 
+const LACKS = { 'info.lacksClip': 'clip', 'info.lacksVae': 'vae', 'info.lacksClipVision': 'clip_vision' } // line -> output
+
+/** The lines about a file, those about a part that it lacks as warnings where a link goes from that part's output. */
+export function warnedOfLacking(lines, outputs) {
+  return lines.map((line) => {
+    const links = outputs?.find(({ name }) => name === LACKS[line.key])?.links
+    if (!links?.length) return line
+    const key = line.key === 'info.lacksClipVision' ? 'panel.lacksLinkedClipVision' : line.key // the others say what to connect
+    return { ...line, key, warn: true }
+  })
+}
+
 /** A warning {key, values, warn} in a list where an image model goes to where a video model is wanted; `answer`: about its file. */
 export function modelWarnings(loader, answer, instances) {
   if (!answer.family || answer.clip) return [] // not known, or a video model
