@@ -320,6 +320,12 @@ def test_video_options_decide_over_the_samplers_own_inputs_and_the_log_says_so(o
     assert caplog.text.count(f"the connected Video Options decides; {left_out}") == 1
 
 
+def test_a_loop_that_one_window_holds_is_said_to_do_nothing(ours, options, caplog):
+    result = ours(frames=4, steps=1, options=options(closed_loop=True, window_frames=6, window_overlap=2))
+    assert torch.equal(result, ours(frames=4, steps=1))
+    assert "Video Options: closed_loop does nothing to 4 frames, since one window holds them all (6)." in caplog.text
+
+
 @pytest.mark.parametrize("inputs, message", [
     ({"window_frames": 4, "window_overlap": 4}, "window_overlap 4 leaves nothing of windows of 4 frames"),
     ({"guidance_start": 0.8, "guidance_end": 0.2}, "guidance_start 0.8 lies after guidance_end 0.2"),

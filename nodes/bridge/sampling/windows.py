@@ -1,5 +1,7 @@
 """Clips longer than a model was trained on: windows that hand the first image on to one another and are fused smoothly."""
 
+import logging
+
 import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
@@ -115,6 +117,11 @@ def windowed(model, frames: int, options: VideoOptions, node: str):
         return model
     length, overlap = options.window_frames or automatic_length(model, frames), options.window_overlap
     if length >= frames:
+        if options.closed_loop:
+            logging.warning(
+                "%s: closed_loop does nothing to %d frames, since one window holds them all (%d). Make the clip longer, about twice "
+                "that, or window_frames smaller.", node, frames, length,
+            )
         return model
     if options.window_frames == 0:
         overlap = min(overlap, length // 2)
