@@ -44,7 +44,9 @@ HEIGHTS = {  # least, of nodes that show an image or a text
     "LoadImage": 340, "LoadVideo": 340, "CLIPTextEncode": 150, "SaveImage": 360, "SaveVideo": 360, "MarkdownNote": 210,
     "TemporalUNetLoadControlNetResiduals": 90, "TemporalUNetSaveControlNetResiduals": 90,
 }
-ROOM = {"TemporalUNetCheckpointLoader": 385, "TemporalUNetControlNetLoader": 270}  # for what their panels say of a file
+ROOM = {  # for what panels say of a file, and for the preview of a square clip
+    "TemporalUNetCheckpointLoader": 385, "TemporalUNetControlNetLoader": 270, "TemporalUNetSVDSampler": 660,
+}
 FOLDERS = {  # input that names a model file -> its folder in models/
     "ckpt_name": "checkpoints", "control_net_name": "controlnet", "model_name": "frame_interpolation",
 }
