@@ -106,6 +106,7 @@ def command_run(args: argparse.Namespace) -> None:
         base = Path(scratch)
         animate.lay_out(host, base, image, args.svd)
         prompt = animate.prepared_prompt(bool(args.svd), {name: getattr(args, name) for name in animate.OPTIONS})
+        say(f"The video starts from {image}")
         say(f"Starting ComfyUI; its log: {base / 'server.log'}")
         with Server(host.folder, host.python, base) as server:
             made = animate.run_prompt(server, prompt)
