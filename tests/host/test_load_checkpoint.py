@@ -195,7 +195,7 @@ def test_a_unet_alone_says_for_each_other_part_what_to_connect(load, checkpoints
     made = load("unet.safetensors")
     expected = {
         "clip": "text encoder (CLIP) that can be used. Connect Load CLIP here", "vae": "VAE that can be used. Connect Load VAE",
-        "clip_vision": "image encoder (CLIP Vision) that can be used. Connect Load CLIP Vision",
+        "clip_vision": "image encoder (CLIP Vision) that can be used. Delete the link from the output clip_vision",
     }
     for part, words in expected.items():
         assert made[part].message.startswith(f"Load Checkpoint (Temporal UNet): unet.safetensors holds no {words}")

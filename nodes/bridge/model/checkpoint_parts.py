@@ -23,7 +23,8 @@ LACKING = {  # part -> what a file lacks without it, and what to connect
     CLIP: ("text encoder (CLIP)", "Connect Load CLIP here instead."),
     VAE: ("VAE", "Connect Load VAE here instead."),
     CLIP_VISION: (
-        "image encoder (CLIP Vision)", "Delete the link from the output clip_vision where the input is optional, as that of SVD Image to Video (inside of the "
+        "image encoder (CLIP Vision)",
+        "Delete the link from the output clip_vision where the input is optional, as that of SVD Image to Video (inside of the "
         "blueprint, too), or connect Load CLIP Vision there.",
     ),
 }
