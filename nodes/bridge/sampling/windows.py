@@ -119,8 +119,8 @@ def windowed(model, frames: int, options: VideoOptions, node: str):
     if length >= frames:
         if options.closed_loop:
             logging.warning(
-                "%s: closed_loop does nothing to %d frames, since one window holds them all (%d). Make the clip longer, about twice "
-                "that, or window_frames smaller.", node, frames, length,
+                "%s: closed_loop does nothing to %d frames, since one window holds them all (%d). Make the clip longer, about "
+                "twice that, or window_frames smaller.", node, frames, length,
             )
         return model
     if options.window_frames == 0:
