@@ -13,6 +13,7 @@ import torch
 
 from support.children import run_module
 from support.memory_status import status
+from tools.environments import locked
 
 PREFIX = "model.diffusion_model."
 
@@ -58,7 +59,8 @@ def full_size(tmp_path_factory):
 
 def run(loader, path, dtype, folder):
     out = folder / f"{loader}-{path.stem}-{dtype}.json"
-    run_module("support.load_worker", loader, path, dtype, out)
+    with locked():  # the rooms of two hosts run side by side, and such a model takes 7 GB
+        run_module("support.load_worker", loader, path, dtype, out)
     return json.loads(out.read_text())
 
 
