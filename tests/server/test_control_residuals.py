@@ -70,7 +70,7 @@ def pipe(server):
 
 @pytest.mark.parametrize("name", ["/dev/zero", "/etc/passwd", "../server.log", "pipe.safetensors", "", "a\0.safetensors"])
 def test_what_is_no_file_of_the_input_folder_is_refused_before_the_run(server, pipe, name):
-    with pytest.raises(dev.ServerError, match="residuals_name - Load ControlNet Residuals: '"):
+    with pytest.raises(dev.ServerError, match="residuals_name - '"):
         server.queue(loaded(name))
 
 
