@@ -53,7 +53,7 @@ def opened(editor, prompt, node_type):
 
 def test_a_huge_curve_is_opened_drawn_and_edited_as_text_and_so_is_what_comes_after_it_and_after_a_reload(fresh):
     huge = opened(fresh, workflow(strengths=HUGE), APPLY)
-    assert huge.text == HUGE and huge.readout == f"{MANY} points: edit the text"
+    assert huge.text == HUGE and huge.readout == f"{MANY:,} points: edit the text"
     assert 100 < len(huge.line()) < 5000
     type_text(huge, "0:1, 1:0.5")
     assert huge.handles.count() == 2

@@ -58,7 +58,7 @@ def files(server):
     save_file({f"lora_unet_mid_proj_in.lora_{end}.weight": torch.zeros(4, 4) for end in ("up", "down")}, unets / HOSTILE)
     shutil.copy(unets / HOSTILE, controlnets / HOSTILE)
     shutil.copy(unets / MINIATURE, unets / LONG[0])
-    (unets / OLD_NAME).parent.mkdir()
+    (unets / OLD_NAME).parent.mkdir(exist_ok=True)
     shutil.copy(unets / MINIATURE, unets / OLD_NAME)
     shutil.copy(controlnets / "miniature_svd_controlnet_path.safetensors", controlnets / LONG[1])
     whole = (controlnets / "miniature_svd_controlnet_path.safetensors").read_bytes()

@@ -6,8 +6,8 @@ from support.prompts import FRAMES, SIZE, changed, node, only, svd
 LOADER = "TemporalUNetCheckpointLoader"
 LACKS_ENCODER = (
     "Load Checkpoint (Temporal UNet): miniature_svd.safetensors holds no image encoder (CLIP Vision) that can be used. Delete "
-    "the link from the output clip_vision where the input is optional, as that of SVD Image to Video (inside of the blueprint, too), "
-    "or connect Load CLIP Vision there."
+    "the link from the output clip_vision where the input is optional, as that of SVD Image to Video (inside of the blueprint, "
+    "too), or connect Load CLIP Vision there."
 )
 
 
