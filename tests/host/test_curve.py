@@ -1,4 +1,4 @@
-"""Curves as text, tested with the same cases as the editor's own reader: tests/web/curve.test.mjs reads the same file."""
+"""Curves as text, tested with the same cases as the editor's own reader: tests/web/curve_text.test.mjs reads the same file."""
 
 import json
 from pathlib import Path

@@ -206,7 +206,7 @@ def test_a_disk_that_does_not_answer_stops_nothing_else(server, stuck_file):
             asker.sendall(get)
         time.sleep(0.5)
         begun = time.monotonic()
-        assert b"<html" in server.get("/") and server.get("/extensions/temporal-unet/js/preview.js")
+        assert b"<html" in server.get("/") and server.get("/extensions/temporal-unet/js/moving_preview.js")
         assert server.get("/view?filename=photo.png&type=input")
         assert ask(server, UNET, name="untrained_svd.safetensors")["lines"]
         server.run(svd(frames=2, steps=1))

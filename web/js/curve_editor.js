@@ -1,7 +1,7 @@
 // Draws the curve of a text input below the node's widgets, and edits it there. The text stays what is saved and sent.
 
 import { app } from '../../../scripts/app.js'
-import { applyPreset, faultText, formatCurve, preset, PRESETS, readCurve } from './core/curve.js'
+import { applyPreset, faultText, formatCurve, preset, PRESETS, readCurve } from './core/curve_text.js'
 import { CurvePlot, MOST_POINTS } from './curve_plot.js'
 import { t } from './texts.js'
 import { addWidget, growNode, instancesOf, setShown } from './widget.js'

@@ -1,6 +1,6 @@
 // The plot of a curve in SVG: axes, the line, and points that are dragged, added and deleted by mouse and keyboard.
 
-import { addPoint, axisOf, movePoint, removePoint, roundTo, thin, valueAt } from './core/curve.js'
+import { addPoint, axisOf, movePoint, removePoint, roundTo, thin, valueAt } from './core/curve_text.js'
 import { t } from './texts.js'
 
 const MARGIN = { left: 34, right: 12, top: 9, bottom: 19 } // for the labels, in pixels

@@ -1,7 +1,7 @@
 // Hides the inputs of SVD Temporal UNet Sampler that few videos need: those of Video Options, and a curve that does not guide.
 
 import { app } from '../../../scripts/app.js'
-import { TAKEN_OVER, actsByItself, curveActs, isFromBefore } from './core/hidden_inputs.js'
+import { TAKEN_OVER, actsByItself, curveActs, isFromBefore } from './core/taken_over.js'
 import { setShown } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'

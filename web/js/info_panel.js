@@ -3,7 +3,7 @@
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { clipFor, known, linesOf, noFile, notListed, valueOf, windowFor } from './core/info.js'
-import { controlWarnings, modelWarnings, warnedOfLacking } from './core/pairing.js'
+import { controlWarnings, modelWarnings, warnedOfLacking } from './core/family_warnings.js'
 import { textOf } from './core/text.js'
 import { Growth } from './growth.js'
 import { t } from './texts.js'

@@ -1,7 +1,7 @@
 // Opens workflows that older versions of the pack have saved: the host assigns the values of widgets by their position.
 
 import { app } from '../../../scripts/app.js'
-import { hasChanged, withoutGone } from './core/old_workflows.js'
+import { hasChanged, withoutGone } from './core/gone_values.js'
 
 function beforeRegisterNodeDef(nodeType, { name }) {
   if (!hasChanged(name)) return

@@ -2,8 +2,8 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { readEvent } from './core/preview.js'
-import { Preview } from './preview.js'
+import { readEvent } from './core/preview_frames.js'
+import { Preview } from './moving_preview.js'
 import { allNodes } from './widget.js'
 
 const NODE = 'TemporalUNetSVDSampler'

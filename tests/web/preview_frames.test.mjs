@@ -7,7 +7,7 @@ import test from 'node:test'
 import { wordsOf } from '../../web/js/core/catalog.js'
 import {
   caption, cellOf, cornerOf, frameAt, frameUnder, hasImage, imageHeight, readEvent, spansOf, timeOf,
-} from '../../web/js/core/preview.js'
+} from '../../web/js/core/preview_frames.js'
 
 const english = JSON.parse(readFileSync(new URL('../../locales/en/main.json', import.meta.url))).temporalUnet
 const t = (key, values) => wordsOf({ en: english }, 'en', key, values, key)

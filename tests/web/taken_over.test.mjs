@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { actsByItself, curveActs, isFromBefore } from '../../web/js/core/hidden_inputs.js'
+import { actsByItself, curveActs, isFromBefore } from '../../web/js/core/taken_over.js'
 
 test('an input that Video Options has taken over is shown where it acts: with another value than usual, or a link', () => {
   assert.deepEqual([actsByItself(0, 0, false), actsByItself(14, 0, false), actsByItself(0, 0, true)], [false, true, true])

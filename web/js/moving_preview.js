@@ -1,7 +1,7 @@
 // The moving preview of SVD Temporal UNet Sampler: all frames of the clip while they form, from the server's sheets, and after the
 // run the clip, until the next run or until it is closed. What a run reports comes to it from preview_events.js.
 
-import { caption, cellOf, cornerOf, frameAt, frameUnder, imageHeight, spansOf, timeOf } from './core/preview.js'
+import { caption, cellOf, cornerOf, frameAt, frameUnder, imageHeight, spansOf, timeOf } from './core/preview_frames.js'
 import { t } from './texts.js'
 import { MARGIN, addWidget, element, growNode } from './widget.js'
 

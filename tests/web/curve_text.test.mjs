@@ -6,7 +6,7 @@ import { test } from 'node:test'
 import { wordsOf } from '../../web/js/core/catalog.js'
 import {
   addPoint, applyPreset, axisOf, evaluateCurve, faultText, formatCurve, movePoint, preset, PRESETS, readCurve, removePoint, roundTo, thin
-} from '../../web/js/core/curve.js'
+} from '../../web/js/core/curve_text.js'
 
 const cases = JSON.parse(readFileSync(new URL('../curve_cases.json', import.meta.url), 'utf8'))
 const { temporalUnet: en } = JSON.parse(readFileSync(new URL('../../locales/en/main.json', import.meta.url), 'utf8'))

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 
-import { controlWarnings, modelWarnings, warnedOfLacking } from '../../web/js/core/pairing.js'
+import { controlWarnings, modelWarnings, warnedOfLacking } from '../../web/js/core/family_warnings.js'
 
 const SD1 = { family: 'sd1', family_title: 'Stable Diffusion 1' }
 const SVD = { family: 'svd', family_title: 'Stable Video Diffusion', clip: {} }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { hasChanged, withoutGone } from '../../web/js/core/old_workflows.js'
+import { hasChanged, withoutGone } from '../../web/js/core/gone_values.js'
 
 const SAMPLER = 'TemporalUNetSVDSampler'
 const BEFORE = [0, 'fixed', 20, 1, 2.5, 'linear', 'euler', 'karras', 1, '0:1.0, 1:2.5', 0, 1, 0, 6, true]
