@@ -178,13 +178,7 @@ def install_locked(env: Path, lock: Path) -> None:
 
 def torch_env() -> Path:
     """The Python of the one big environment, which the hosts' small ones are layered over."""
-    lock = LOCKS / "torch.txt"
-
-    def build(env: Path) -> None:
-        say(f"Downloading {', '.join(TORCH)} (about 3 GB, 7 GB unpacked) into {env}")
-        make_venv(Path(sys.executable), env)
-        install_locked(env, lock)
-    return env_python(built(cache() / "envs" / f"torch-{key(interpreter(), lock.read_text(encoding='utf-8'))}", build))
+    return _own_env("torch", f"{', '.join(TORCH)} (about 3 GB, 7 GB unpacked)")
 
 
 def layered_env(name: str, below: Path, lock: Path) -> Path:
@@ -201,13 +195,18 @@ def layered_env(name: str, below: Path, lock: Path) -> Path:
 
 def registry_env() -> Path:
     """The Python of the environment with comfy-cli, the Comfy registry's own tool; it shares nothing with a host's."""
-    lock = LOCKS / "registry.txt"
+    return _own_env("registry", "comfy-cli, which checks and packs for the Comfy registry (about 100 MB),")
+
+
+def _own_env(name: str, what: str) -> Path:
+    """The Python of an environment of its own with all that the lock of this name lists; `what` says for the log what that is."""
+    lock = LOCKS / f"{name}.txt"
 
     def build(env: Path) -> None:
-        say(f"Downloading comfy-cli, which checks and packs for the Comfy registry (about 100 MB), into {env}")
+        say(f"Downloading {what} into {env}")
         make_venv(Path(sys.executable), env)
         install_locked(env, lock)
-    return env_python(built(cache() / "envs" / f"registry-{key(interpreter(), lock.read_text(encoding='utf-8'))}", build))
+    return env_python(built(cache() / "envs" / f"{name}-{key(interpreter(), lock.read_text(encoding='utf-8'))}", build))
 
 
 # Hosts.
