@@ -1,11 +1,11 @@
 """The transformers of the UNet: attention over the pixels of a frame, and over the frames of a pixel."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from . import costs
 from .chunks import by_rows, spans
+from .fused_linear import added, gated, may_bypass
 from .hooks import Call, Hooks, Layer
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
@@ -18,8 +18,7 @@ class GEGLU(nn.Module):
         self.proj = operations.Linear(dim, dim_out * 2, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return gated(self.proj, x)
 
 
 class FeedForward(nn.Module):
@@ -104,7 +103,17 @@ class BasicTransformerBlock(nn.Module):
 
 def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: int | None) -> torch.Tensor:
     """x plus the feed-forward of its norm, as many rows at a time as the budget allows."""
-    return by_rows(lambda rows: rows + feed_forward(norm(rows)), budget, costs.TRANSFORMER * x[0].numel() * x.element_size(), x)
+    row = costs.TRANSFORMER * x[0].numel() * x.element_size()
+    return by_rows(lambda rows: _fed_rows(feed_forward, norm(rows), rows), budget, row, x)
+
+
+def _fed_rows(feed_forward, x, residual):
+    if not (may_bypass(feed_forward, FeedForward) and may_bypass(feed_forward.net, nn.Sequential)):
+        return residual + feed_forward(x)
+    *first, last = feed_forward.net
+    for layer in first:
+        x = layer(x)
+    return added(last, x, residual)
 
 
 class SpatialTransformer(Layer):

@@ -1,0 +1,110 @@
+"""Linear layers by oneDNN under the host: exact where its own layer is plain, and its own layer everywhere else."""
+
+import comfy.ops
+import pytest
+import torch
+
+from support.families import relative_error
+
+ROWS, INTO, OUT = 300, 24, 40
+X = torch.randn(2, ROWS, INTO, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def ran(pack, monkeypatch):
+    """How often oneDNN's plain linear ran; it pays on every machine."""
+    onednn = pack("unet.onednn")
+    calls = []
+    form = onednn.linear
+    monkeypatch.setattr(onednn, "linear", lambda *args: calls.append(1) or form(*args))
+    monkeypatch.setattr(onednn, "pays", lambda form: True)
+    return calls
+
+
+@pytest.fixture
+def pair(pack):
+    """(ours, the host's) linear layer on the same weights, of the operations picked for these dtypes."""
+    def make(stored=torch.float32, compute=None):
+        operations = comfy.ops.pick_operations(stored, compute)
+        layers = [kind.Linear(INTO, OUT, dtype=stored) for kind in
+                  (pack("nodes.bridge.model.host_operations").with_onednn(operations), operations)]
+        generator = torch.Generator().manual_seed(0)
+        state = {"weight": torch.randn(OUT, INTO, generator=generator) / 5, "bias": torch.randn(OUT, generator=generator)}
+        for layer in layers:
+            layer.load_state_dict({name: value.to(stored) for name, value in state.items()})
+            layer.requires_grad_(False)
+        return layers
+
+    return make
+
+
+def same(ours, theirs, x=X, error=1e-6):
+    made, expected = ours(x), theirs(x)
+    assert made.dtype == expected.dtype
+    assert relative_error(made, expected) <= error
+
+
+def test_a_plain_layer_runs_by_onednn(pair, ran):
+    ours, theirs = pair()
+    same(ours, theirs)
+    assert len(ran) == 1
+    assert isinstance(ours, comfy.ops.disable_weight_init.Linear) and isinstance(ours, comfy.ops.CastWeightBiasOp)
+    ours.weight.mul_(2), theirs.weight.mul_(2)  # as the host patches weights in place
+    same(ours, theirs)
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize("name, change", {
+    "weight_function": lambda layer: setattr(layer, "weight_function", [lambda weight: 3 * weight]),
+    "bias_function": lambda layer: setattr(layer, "bias_function", [lambda bias: bias - 1]),
+    "cast_weights": lambda layer: setattr(layer, "comfy_cast_weights", True),
+    "own_forward": lambda layer: setattr(layer, "forward", lambda x: layer.weight.sum() * x),
+    "fp8_weight": lambda layer: (
+        setattr(layer, "weight", torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)),
+        setattr(layer, "comfy_cast_weights", True),
+    ),
+}.items())
+def test_a_changed_layer_is_the_hosts(pair, ran, name, change):
+    ours, theirs = pair()
+    for layer in (ours, theirs):
+        change(layer)
+    same(ours, theirs, error=0)
+    assert not ran
+
+
+@pytest.mark.parametrize("stored, compute, x", [
+    (torch.float8_e4m3fn, torch.float32, torch.float32), (torch.bfloat16, torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16, torch.bfloat16), (torch.bfloat16, None, torch.bfloat16),
+])
+def test_other_dtypes_are_the_hosts(pair, ran, stored, compute, x):
+    same(*pair(stored, compute), X.to(x), error=0)
+    assert not ran
+
+
+def test_hooks_on_a_layer_act(pair, ran):
+    ours, theirs = pair()
+    for layer in (ours, theirs):
+        layer.register_forward_pre_hook(lambda module, args: 2 * args[0])
+        layer.register_forward_hook(lambda module, args, out: out - 1)
+    same(ours, theirs)
+    assert len(ran) == 1
+
+
+def test_gradients_flow_as_through_the_hosts_layer(pair, ran):
+    with torch.inference_mode(False), torch.enable_grad():
+        found = []
+        for layer in pair():
+            x = X.clone().requires_grad_()
+            layer(x).square().sum().backward()
+            found.append(x.grad)
+    assert torch.equal(*found) and not ran
+
+
+def test_an_interrupted_run_ends_in_a_layer(pair, ran):
+    management = comfy.ops.comfy.model_management
+    management.interrupt_current_processing()
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            pair()[0](X)
+    finally:
+        management.interrupt_current_processing(False)

@@ -1,0 +1,66 @@
+"""Linear layers and what follows them, in one kernel where a layer offers that.
+
+A host's layers may cast, patch, quantize or fetch their weights as they are called, and packs hang hooks on them. So a fused form
+is taken only where the layer says that a call of it is nothing but x W^T + b, and where nothing looks at the call.
+"""
+
+from collections.abc import Callable
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from . import onednn
+
+
+class FusedLinear(nn.Linear):
+    """A linear layer that runs by `onednn` where it can; a host derives from it and from its own layer."""
+
+    def is_plain(self) -> bool:
+        """Whether a call computes F.linear of the input, the weight and the bias as they lie in the layer."""
+        return True
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # the name that callers may use
+        if self.is_plain() and onednn.takes(onednn.linear, input, self.weight, self.bias):
+            return onednn.linear(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def may_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether what a call of the module computes may be computed without that call.
+
+    It may where the call runs the `forward` of `kind` and nothing else: no hook, no forward of the module's own. Never while
+    compiling: the compiler fuses on its own.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(module).forward is kind.forward and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    )
+
+
+def fuses(layer: nn.Module, form: Callable, x: torch.Tensor) -> TypeGuard[FusedLinear]:
+    """Whether `form` of `onednn`, given the layer's weight and bias, may stand for a call of it on x."""
+    return (
+        isinstance(layer, FusedLinear) and may_bypass(layer, type(layer)) and layer.is_plain()
+        and onednn.takes(form, x, layer.weight, layer.bias)
+    )
+
+
+def gated(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """value * gelu(gate) with the exact GELU (Shazeer 2020); value and gate are the two halves of what the layer makes of x."""
+    if fuses(layer, onednn.gelu, x) and onednn.pays(onednn.times):
+        (weight, gate_weight), (bias, gate_bias) = layer.weight.chunk(2), layer.bias.chunk(2)
+        return onednn.times(x, weight, bias, onednn.gelu(x, gate_weight, gate_bias))
+    value, gate = layer(x).chunk(2, dim=-1)
+    return value * F.gelu(gate)
+
+
+def added(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """residual + layer(x)."""
+    if fuses(layer, onednn.plus, x):
+        return onednn.plus(x, layer.weight, layer.bias, residual)
+    return residual + layer(x)

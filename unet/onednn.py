@@ -1,0 +1,93 @@
+"""Linear layers by oneDNN, with a GELU, a product or a sum fused into them, where that is faster than PyTorch's own.
+
+On a CPU PyTorch's fp32 linear calls MKL, which on AMD leaves part of the processor unused; oneDNN, which the convolutions
+run by, does not. The operator is PyTorch's own but private, so each form of it is probed once, for its result and its time.
+"""
+
+import functools
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+ROWS = 256  # below, a call costs more than it saves
+SLOWER = 1.1  # times PyTorch's time that a form may take: where both are as fast, noise must not change what is chosen
+EQUAL = 1e-5  # largest relative error of a probe, several times what another order of summation makes
+PROBE = (512, 320, 640)  # rows, channels in, channels out: about a millisecond
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + b, of x [..., k] and W [n, k], as all forms below."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The exact (erf) GELU of x W^T + b."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+
+
+def times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    """(x W^T + b) * other."""
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "mul")
+
+
+def plus(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    """x W^T + b + other."""
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
+
+
+# What PyTorch's own kernels make of the same, for the probe.
+PLAIN: dict[Callable, Callable] = {
+    linear: F.linear,
+    gelu: lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)),
+    times: lambda x, weight, bias, other: F.linear(x, weight, bias) * other,
+    plus: lambda x, weight, bias, other: F.linear(x, weight, bias) + other,
+}
+
+
+def takes(form: Callable, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether `form` (a function of this module) may and should compute this linear layer of x."""
+    if torch.compiler.is_compiling():  # the compiler fuses on its own, and cannot look into a probe
+        return False
+    return (
+        x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() >= ROWS * x.shape[-1]
+        and all(type(z) in (torch.Tensor, torch.nn.Parameter) for z in (x, weight, bias) if z is not None)
+        and weight.device.type == "cpu" and (bias is None or bias.dtype == weight.dtype and bias.device.type == "cpu")
+        and not _needs_grad(x, weight, bias) and not torch.is_autocast_enabled("cpu") and pays(form)
+    )
+
+
+def _needs_grad(*tensors):
+    return torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
+
+
+@functools.cache
+def pays(form: Callable) -> bool:
+    """Whether this machine has `form`, right and not slower than PyTorch's kernels: tried once a process, some milliseconds."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    rows, n_in, n_out = PROBE
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(rows, n_in), (n_out, n_in), (n_out,)] + [(rows, n_out)] * (form in (times, plus))
+    args = [torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) for shape in shapes]
+    with torch.no_grad():
+        try:
+            made = form(*args)
+        except (RuntimeError, TypeError):  # another version's operator: not there for this, or with other arguments
+            return False
+        plain = PLAIN[form](*args)
+        if made.shape != plain.shape or not (made - plain).norm() <= EQUAL * plain.norm():
+            return False
+        rounds = [(_seconds(form, args), _seconds(PLAIN[form], args)) for _ in range(5)]
+    fastest, fastest_plain = map(min, zip(*rounds, strict=True))
+    return fastest <= SLOWER * fastest_plain
+
+
+def _seconds(function, args):
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
