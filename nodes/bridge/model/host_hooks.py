@@ -1,10 +1,10 @@
 """ComfyUI's patches, as the network's hooks: what other nodes and packs may interpose while our UNet runs."""
 
-import comfy.ldm.modules.attention as host_attention
 import torch
 
 from ....unet import Hooks
 from ....unet.transformer import SpatialTransformer
+from .host_attention import attention_for
 from .norm_affine import cast_affine
 
 
@@ -59,9 +59,8 @@ class AttentionHooks(Hooks):
         return self._attend("attn2", attn, x, context)
 
     def attention(self, q, k, v, heads):
-        return host_attention.optimized_attention(
-            q, k, v, heads, attn_precision=self.attn_precision, transformer_options=self.options
-        )
+        attend = attention_for(q, k, v, self.attn_precision)
+        return attend(q, k, v, heads, attn_precision=self.attn_precision, transformer_options=self.options)
 
     def affine(self, norm, dtype, device):
         return cast_affine(norm, dtype, device)
