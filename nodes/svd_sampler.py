@@ -10,6 +10,7 @@ from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.ranges import finite, passes
 from .bridge.node_names import SVD_SAMPLER as NODE
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
+from .bridge.sampling.noise_levels import given, scheduled, schedulers
 from .bridge.sampling.options import VideoOptions, decide
 from .bridge.sampling.preview import FPS, fps_of
 from .bridge.sampling.training_range import warn_far_from_training
@@ -59,8 +60,9 @@ class SVDSampler(io.ComfyNode):
                     tooltip="The integration method. euler is what SVD was published with.",
                 ),
                 io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="karras",
-                    tooltip="How noise falls from step to step. karras is what SVD was published with.",
+                    "scheduler", options=schedulers(), default="karras",
+                    tooltip="How noise falls from step to step. karras is what SVD was published with; align_your_steps, found for "
+                    "SVD later, comes nearer to the finished video with fewer steps.",
                 ),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -75,6 +77,10 @@ class SVDSampler(io.ComfyNode):
                 VideoOptionsSocket.Input(
                     "options", optional=True,
                     tooltip="From Video Options: windows of long clips, loops, and the steps in which guidance acts.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas", optional=True,
+                    tooltip="Noise levels from a scheduler node. While connected, steps, scheduler and denoise do not count.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="samples")],
@@ -91,7 +97,7 @@ class SVDSampler(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image, seed, steps, min_cfg, max_cfg, guidance, sampler_name, scheduler,
         denoise=1.0, guidance_curve=CURVE, guidance_start=0.0, guidance_end=1.0, window_frames=0, window_overlap=6,
-        closed_loop=False, keep_colors=True, options=None,
+        closed_loop=False, keep_colors=True, options=None, sigmas=None,
         window_noise=None,  # an input until 0.1.1, which the host still passes on where an old prompt links it
     ) -> io.NodeOutput:
         finite(NODE, min_cfg=min_cfg, max_cfg=max_cfg, denoise=denoise)
@@ -104,9 +110,11 @@ class SVDSampler(io.ComfyNode):
         scales = frame_scales(guidance, min_cfg, max_cfg, _curve(guidance, guidance_curve), frames)
         guider = FrameGuider(model, scales, options.guidance_start, options.guidance_end)
         guider.set_conds(positive, negative)
-        samples = sample(
-            guider, latent_image, seed=seed, steps=steps, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise
-        )
+        if sigmas is None:
+            levels = scheduled(model, steps, sampler_name, scheduler, denoise)
+        else:
+            levels = given(sigmas, model, latent_image["samples"])
+        samples = sample(guider, latent_image, levels, seed=seed, sampler_name=sampler_name)
         if not torch.isfinite(samples).all():
             raise ValueError(
                 f"{NODE}: the result holds NaN or infinite values, which would decode to black frames. Load the UNet "

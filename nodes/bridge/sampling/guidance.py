@@ -125,21 +125,20 @@ def _with_scales(function, scales):
     return guide
 
 
-def sample(guider: FrameGuider, latent: dict, *, seed: int, steps: int, sampler_name: str, scheduler: str, denoise: float):
-    """The denoised latent [frames, 4, h, w] on the host's intermediate device, with its progress, preview and cancel."""
+def sample(guider: FrameGuider, latent: dict, levels: torch.Tensor, *, seed: int, sampler_name: str):
+    """The denoised latent [frames, 4, h, w] on the host's intermediate device, with its progress, preview and cancel.
+
+    `levels`: noise levels [steps + 1], from the highest; without a step the latent comes back as it is.
+    """
     model = guider.model_patcher
     samples = latent["samples"]
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
         handler.own_levels = sampler_name in OWN_LEVELS
-    schedule = comfy.samplers.KSampler(
-        model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
-        model_options=model.model_options,
-    )
-    callback, finish = prepare_callbacks(model, steps, guider.original_conds["positive"][0])
+    callback, finish = prepare_callbacks(model, max(0, len(levels) - 1), guider.original_conds["positive"][0])
     out = guider.sample(
-        noise, samples, comfy.samplers.sampler_object(sampler_name), schedule.sigmas,
+        noise, samples, comfy.samplers.sampler_object(sampler_name), levels,
         denoise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )
