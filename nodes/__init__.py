@@ -9,6 +9,7 @@ from .bridge.info.routes import add_routes
 from .compute_controlnet_residuals import ComputeControlNetResiduals
 from .continue_video import ContinueVideo
 from .decode_video import DecodeVideo
+from .feature_cache import FeatureCache
 from .join_video import JoinVideo
 from .load_checkpoint import LoadCheckpoint
 from .load_controlnet import LoadControlNet
@@ -31,8 +32,9 @@ class TemporalUNetExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            LoadCheckpoint, LoadUNet, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo, ContinueVideo, JoinVideo,
-            LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals, LoadControlNetResiduals,
+            LoadCheckpoint, LoadUNet, FeatureCache, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo, ContinueVideo,
+            JoinVideo, LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals,
+            LoadControlNetResiduals,
         ]
 
 

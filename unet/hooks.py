@@ -1,5 +1,6 @@
 """What the layers of one forward call are given, and what a host may interpose in it: by default nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,9 @@ class Hooks:
 
     # Does anything look into this block's attention? Then it does not run in chunks: a patch may count on the whole batch.
     patched = False
+
+    # Blocks at each end of the network, from the first input and the last output block, that `inner` does not enclose.
+    outer = 0
 
     def enter_block(self, kind: str, index: int) -> None:
         """The network starts the block at `index` of a `kind` ("input", "middle", "output")."""
@@ -54,6 +58,10 @@ class Hooks:
     def middle_block(self, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """The result of the middle block."""
         return h
+
+    def inner(self, h: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What leaves the blocks between the `outer` ones: compute(h) for h that enters them, or what may take its place."""
+        return compute(h)
 
     def output_block(self, h: torch.Tensor, skip: torch.Tensor):
         """The two inputs of an output block before they are joined; a skip of None leaves it out."""

@@ -1,6 +1,7 @@
 """The UNet of Stable Diffusion 1, 2, XL and Stable Video Diffusion."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -67,34 +68,72 @@ class UNetModel(Encoder):
             image_only=image_only, hooks=hooks, budget=budget,
         )
 
-        h = x
-        skips = []
-        for index, block in enumerate(self.input_blocks):
+        path = _Path(x, [], residuals)
+        inner, outer = len(self.output_blocks) - hooks.outer, hooks.outer  # blocks, of each direction
+        self._down(path, call, range(outer))
+        of_inner, of_outer = residuals.split(inner)
+
+        def compute(h):
+            path.h, path.residuals = h, of_inner
+            del h
+            self._down(path, call, range(outer, len(self.input_blocks)))
+            self._middle(path, call)
+            self._up(path, call, range(inner))
+            return path.h
+
+        path.h = hooks.inner(path.h, compute)
+        path.residuals = of_outer
+        self._up(path, call, range(inner, len(self.output_blocks)))
+        return self.out(path.h.to(x.dtype))
+
+    def _down(self, path: "_Path", call: Call, blocks: range):
+        """The input blocks of these indices."""
+        h, hooks = path.take(), call.hooks
+        for index in blocks:
             hooks.enter_block("input", index)
-            for layer in block.children():
+            for layer in self.input_blocks[index].children():
                 h = hooks.layer(layer, h, call)
-            h = hooks.input_block(residuals.add("input", h))
-            skips.append(h)
+            h = hooks.input_block(path.residuals.add("input", h))
+            path.skips.append(h)
             h = hooks.after_skip(h)
+        path.h = h
 
+    def _middle(self, path: "_Path", call: Call):
+        h, hooks = path.take(), call.hooks
         hooks.enter_block("middle", 0)
-        middle = () if self.middle_block is None else self.middle_block.children()
-        for layer in middle:
+        for layer in () if self.middle_block is None else self.middle_block.children():
             h = hooks.layer(layer, h, call)
-        h = hooks.middle_block(residuals.add("middle", h), call.emb)
+        path.h = hooks.middle_block(path.residuals.add("middle", h), call.emb)
 
-        for index, block in enumerate(self.output_blocks):
+    def _up(self, path: "_Path", call: Call, blocks: range):
+        """The output blocks of these indices."""
+        h, hooks, skips = path.take(), call.hooks, path.skips
+        for index in blocks:
             hooks.enter_block("output", index)
-            h, skip = hooks.output_block(h, residuals.add("output", skips.pop()))
+            h, skip = hooks.output_block(h, path.residuals.add("output", skips.pop()))
             h = h if skip is None else torch.cat([h, skip], dim=1)
             del skip
             call.next_skip = skips[-1].shape if skips else None
-            for layer in block.children():
+            for layer in self.output_blocks[index].children():
                 h = hooks.layer(layer, h, call)
-
-        return self.out(h.to(x.dtype))
+        path.h = h
 
     def _residuals(self, controls, strength):
         if isinstance(controls, Residuals):
             return controls
         return Residuals.from_controls(controls, strength, self.config.num_skips)
+
+
+@dataclass
+class _Path:
+    """What is on its way through the blocks."""
+
+    h: torch.Tensor | None  # [b*t, c, h, w]
+    skips: list[torch.Tensor]
+    residuals: Residuals
+
+    def take(self) -> torch.Tensor:
+        """h, to which nothing here refers any more: it is freed as soon as the blocks have made the next one."""
+        h, self.h = self.h, None
+        assert h is not None
+        return h

@@ -36,6 +36,12 @@ class Residuals:
         scaled = [residual * strength for residual in controls]
         return cls(output=scaled[:-1], middle=scaled[-1:])
 
+    def split(self, inner: int) -> tuple["Residuals", "Residuals"]:
+        """Those that wait for the middle, for further input blocks and for the next `inner` output blocks; those of the rest."""
+        output = self.waiting["output"]
+        first = max(0, len(output) - inner)
+        return Residuals(self.waiting["input"], self.waiting["middle"], output[first:]), Residuals(output=output[:first])
+
     def add(self, place: str, h: torch.Tensor) -> torch.Tensor:
         """h [b*t, c, h, w] plus the next residual of `place`, which is repeated over the batch where it has fewer rows.
 

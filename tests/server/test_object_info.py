@@ -4,7 +4,7 @@ import pytest
 
 SEED = {"default": 0, "min": 0, "max": 2**64 - 1}
 SHARE_START, SHARE_END = {"default": 0.0, "min": 0.0, "max": 1.0}, {"default": 1.0, "min": 0.0, "max": 1.0}
-CATEGORIES = {f"Temporal UNet/{room}" for room in ("Loaders", "Video", "ControlNet")}
+CATEGORIES = {f"Temporal UNet/{room}" for room in ("Loaders", "Model", "Video", "ControlNet")}
 CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, outputs)
     "TemporalUNetCheckpointLoader": (
         "Load Checkpoint (Temporal UNet)",
@@ -23,6 +23,17 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
                 "default", "fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"]}),
         },
         [("MODEL", "model"), ("STRING", "info")],
+    ),
+    "TemporalUNetFeatureCache": (
+        "UNet Feature Cache",
+        {
+            "model": ("MODEL", {}),
+            "threshold": ("FLOAT", {"default": 0.3, "min": 0.0, "max": 1.0}),
+            "depth": ("INT", {"default": 2, "min": 1, "max": 11}),
+            "start_percent": ("FLOAT", SHARE_START),
+            "end_percent": ("FLOAT", SHARE_END),
+        },
+        [("MODEL", "model")],
     ),
     "TemporalUNetSVDConditioning": (
         "SVD Image to Video",

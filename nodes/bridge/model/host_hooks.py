@@ -4,6 +4,7 @@ import torch
 
 from ....unet import Hooks
 from ....unet.transformer import SpatialTransformer
+from .feature_run import CachedCall
 from .host_attention import attention_for
 from .norm_affine import cast_affine
 
@@ -102,13 +103,16 @@ class HostHooks(AttentionHooks):
 
     The marks ("block", "transformer_index", "original_shape") and the arguments of each patch are the host's own
     (`comfy/ldm/modules/diffusionmodules/openaimodel.py`). `asked` holds what patches may ask for besides the activations:
-    x, timesteps, context, y, image_only_indicator.
+    x, timesteps, context, y, image_only_indicator. `cached`: the call's inner blocks may be left out.
     """
 
-    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, asked: dict):
+    def __init__(self, options: dict, model_channels: int, attn_precision: torch.dtype | None, asked: dict,
+                 cached: CachedCall | None = None):
         super().__init__(options, attn_precision)
         self.model_channels = model_channels
         self.asked = asked
+        self.cached = cached
+        self.outer = 0 if cached is None else cached.depth
         options["original_shape"] = list(asked["x"].shape)
         options["transformer_index"] = 0
 
@@ -149,6 +153,12 @@ class HostHooks(AttentionHooks):
                 "timesteps": self.asked["timesteps"], "transformer_options": self.options,
             })["h"]
         return h
+
+    def inner(self, h, compute):
+        if self.cached is None:
+            return compute(h)
+        h = self.cached.inner(h, compute, self.options)
+        return h.clone() if self.patches.get("output_block_patch") else h  # FreeU writes h in place
 
     def output_block(self, h, skip):
         patches = self.patches.get("output_block_patch", ())

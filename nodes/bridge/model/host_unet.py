@@ -5,11 +5,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from .... import unet
 from ....unet import Residuals
+from .feature_run import KEY, PLACES, FeatureRun
 from .host_hooks import HostHooks, patched_at_large
 from .host_layers import HostLayers, HostTransformer
 from .memory_budget import ChunkedRun, runs_one_by_one
-
-PLACES = ("input", "middle", "output")
 
 
 class UNetModel(unet.UNetModel):
@@ -61,27 +60,37 @@ class UNetModel(unet.UNetModel):
             "x": x, "timesteps": timesteps, "context": context, "y": y, "time_context": time_context,
             "image_only": None if image_only_indicator is None else image_only_indicator.flatten(),
         }
-        if not self.config.temporal:
-            return self._call(rows, control, transformer_options, frames, None)
+        if (features := _features(transformer_options)) is not None:  # each branch of guidance decides for itself
+            calls = _one_by_one(len(transformer_options["uuids"]), rows, control, transformer_options)
+            return torch.cat([self._cached(features, *call, frames) for call in calls])
         videos = x.shape[0] // frames
-        if videos == 1 or not runs_one_by_one(self.config, x, frames):
+        if not self.config.temporal or videos == 1 or not runs_one_by_one(self.config, x, frames):
             return self._in_chunks(rows, control, transformer_options, frames)
-        calls = (_video(index, videos, rows, control, transformer_options) for index in range(videos))
+        calls = _one_by_one(videos, rows, control, transformer_options)
         return torch.cat([self._in_chunks(*call, frames) for call in calls])
 
-    def _in_chunks(self, rows, control, options, frames):
+    def _cached(self, features, rows, control, options, frames):
+        """One branch, whose inner blocks may be left out."""
+        cached = features.call(options, control, rows["x"].device)
+        out = self._in_chunks(rows, control, options, frames, cached)
+        cached.done()
+        return out
+
+    def _in_chunks(self, rows, control, options, frames, cached=None):
+        if not self.config.temporal:
+            return self._call(rows, control, options, frames, None, cached)
         return self.chunked_run.attempt_video(
-            rows["x"], lambda budget: self._call(rows, control, options, frames, budget), patched_at_large(options)
+            rows["x"], lambda budget: self._call(rows, control, options, frames, budget, cached), patched_at_large(options)
         )
 
-    def _call(self, rows, control, options, frames, budget):
+    def _call(self, rows, control, options, frames, budget, cached):
         asked = {name: rows[name] for name in ("x", "timesteps", "context", "y")}
         image_only = rows["image_only"]
         asked["image_only_indicator"] = None if image_only is None else image_only.reshape(-1, frames)  # the host's shape
         return super().forward(
             **rows, num_frames=frames, budget=budget,
             controls=Residuals(*(control.get(place, ()) for place in PLACES)) if control else (),
-            hooks=HostHooks(options, self.config.model_channels, self.attn_precision, asked),
+            hooks=HostHooks(options, self.config.model_channels, self.attn_precision, asked, cached),
         )
 
     def _num_frames(self, x, transformer_options, num_video_frames):
@@ -91,6 +100,18 @@ class UNetModel(unet.UNetModel):
         if "cond_or_uncond" in transformer_options:
             return x.shape[0] // len(transformer_options["cond_or_uncond"])
         return num_video_frames
+
+
+def _features(options: dict) -> FeatureRun | None:
+    """The kept features of a run that serve a call with these options, if there are any."""
+    if torch.compiler.is_compiling():  # a compiled network cannot decide by the values of its activations
+        return None
+    run = options.get(KEY)
+    return run if run is not None and run.acts(options) else None
+
+
+def _one_by_one(videos: int, rows: dict, control: dict | None, options: dict):
+    return (_video(index, videos, rows, control, options) for index in range(videos))
 
 
 def _video(index: int, videos: int, rows: dict, control: dict | None, options: dict):

@@ -1,0 +1,117 @@
+"""Inner features that are kept in the course of one sampling run: which branch, window and call each belongs to."""
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+from ....unet.inner_features import InnerFeature
+
+KEY = "temporal_unet.feature_cache"  # of the FeatureRun in `transformer_options`, and of the wrapper that puts it there
+PLACES = ("input", "middle", "output")
+LEVELS_KEPT = 2  # noise levels after which a feature goes that was not asked for: windows that move do not come back soon
+
+
+@dataclass
+class FeatureRun:
+    """The kept features of one sampling run, from its first step to its last."""
+
+    threshold: float  # relative change of what enters the inner blocks, above which they are computed
+    depth: int  # blocks at each end of the network that are always computed
+    start: float  # the cache acts where end < sigma <= start
+    end: float
+    hooks: list = field(default_factory=list)  # the host's hooks on the run's conds: a change of strength changes weights
+    transformer_index: int = 0  # the host's place mark behind the inner blocks
+    devices: dict[torch.device, "OnDevice"] = field(default_factory=dict)
+
+    def total(self, name: str) -> int:
+        """Of all devices: `calls`, `full` or `most_bytes` of `OnDevice`."""
+        return sum(getattr(on_device, name) for on_device in self.devices.values())
+
+    def acts(self, options: dict) -> bool:
+        """Whether the cache serves a call with these `transformer_options`."""
+        return "uuids" in options and self.end < _sigma(options) <= self.start
+
+    def call(self, options: dict, control: dict | None, device: torch.device) -> "CachedCall":
+        """One call of the network on one branch."""
+        window = options.get("context_window")
+        branch = options["uuids"][0], None if window is None else tuple(window.index_list)
+        on_device = self.devices.setdefault(device, OnDevice())
+        made_for = _controlled(control), _patched(options), self._strengths()
+        return CachedCall(self, on_device, on_device.feature(branch, _sigma(options)), _sigma(options), made_for)
+
+    def _strengths(self):
+        return tuple(hook.strength for hook in self.hooks)
+
+
+class OnDevice:
+    """The features on one device, which one thread works on."""
+
+    def __init__(self):
+        self.sigma: float | None = None
+        self.level = 0  # noise levels so far
+        self.asked: dict[Hashable, int] = {}  # branch -> how often at this level
+        self.kept: dict[Hashable, tuple[int, InnerFeature]] = {}  # (branch, how often before) -> (level, feature)
+        self.calls = 0  # of the network on one branch, within start and end
+        self.full = 0  # of these, in how many the inner blocks ran
+        self.most_bytes = 0  # that were kept at a time
+
+    def feature(self, branch: Hashable, sigma: float) -> InnerFeature:
+        """That of the branch. Samplers and guidance nodes that ask twice at one noise level do so for two different latents."""
+        if sigma != self.sigma:
+            self.sigma, self.level, self.asked = sigma, self.level + 1, {}
+            self.kept = {key: kept for key, kept in self.kept.items() if self.level - kept[0] <= LEVELS_KEPT}
+        before = self.asked.get(branch, 0)
+        self.asked[branch] = before + 1
+        _, feature = self.kept.get((branch, before), (0, InnerFeature()))
+        self.kept[branch, before] = self.level, feature
+        return feature
+
+    def count(self, full: bool) -> None:
+        """A call has ended well."""
+        self.calls += 1
+        self.full += full
+        self.most_bytes = max(self.most_bytes, sum(feature.bytes for _, feature in self.kept.values()))
+
+
+class CachedCall:
+    """The inner blocks in one call on one branch, which may be repeated where memory runs out, until `done`."""
+
+    def __init__(self, run: FeatureRun, on_device: OnDevice, feature: InnerFeature, sigma: float, made_for: Hashable):
+        self.run, self.on_device, self.feature, self.sigma, self.made_for = run, on_device, feature, sigma, made_for
+        self.depth = run.depth
+        self.full = False
+
+    def inner(self, h: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor], options: dict) -> torch.Tensor:
+        """As `Hooks.inner`; the place mark "transformer_index" in `options` becomes that behind the inner blocks."""
+
+        def run_inner(h):
+            self.full = True
+            out = compute(h)
+            self.run.transformer_index = options["transformer_index"]
+            return out
+
+        out = self.feature.at(math.log(self.sigma), h, self.run.threshold, run_inner, self.made_for)
+        options["transformer_index"] = self.run.transformer_index
+        return out
+
+    def done(self) -> None:
+        """The call has ended well."""
+        self.on_device.count(self.full)
+
+
+def _sigma(options):
+    return float(options["sigmas"][0])
+
+
+def _controlled(control):
+    """Which residuals there are: a feature that was made with others does not fit."""
+    return tuple(tuple(residual is not None for residual in (control or {}).get(place, ())) for place in PLACES)
+
+
+def _patched(options):
+    """Where patches are."""
+    counts = sorted((name, len(patches)) for name, patches in options.get("patches", {}).items())
+    replaced = options.get("patches_replace", {})
+    return tuple(counts), frozenset((name, place) for name, places in replaced.items() for place in places)
