@@ -79,12 +79,12 @@ class UNetModel(Encoder):
             self._down(path, call, range(outer, len(self.input_blocks)))
             self._middle(path, call)
             self._up(path, call, range(inner))
-            return path.h
+            return path.take()
 
-        path.h = hooks.inner(path.h, compute)
+        path.h = hooks.inner(path.take(), compute)
         path.residuals = of_outer
         self._up(path, call, range(inner, len(self.output_blocks)))
-        return self.out(path.h.to(x.dtype))
+        return self.out(path.take().to(x.dtype))
 
     def _down(self, path: "_Path", call: Call, blocks: range):
         """The input blocks of these indices."""
