@@ -1,14 +1,14 @@
 """A process that loads one UNet with our loader or the host's and measures it.
 
-    python -m support.load_worker ours|host PATH DTYPE OUT
+    python -m support.load_worker ours|host ROUNDS PATH DTYPE OUT
 """
 
 import gc
 import importlib
 import json
 import os
+import resource
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -18,10 +18,12 @@ from support.host_in_process import boot
 from support.memory_status import PeakAnon, status
 
 
-def worker(loader: str, path: str, dtype: str, out: str):
+def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
     """Loads the UNet in `path`, reads every weight once, samples three steps; writes what it saw to `out`.
 
-    Memory is that of the first load; time the best of four, for filling fresh pages takes from one to four seconds.
+    Memory is that of this first load. Then both loaders load it in turns, `rounds` times: the best time of each. It is the time
+    that the process itself computed, without the system's, which is mostly that of filling fresh pages: from one to four seconds,
+    or none where the allocator still has pages.
     """
     pack = boot(os.environ["TEMPORAL_UNET_HOST"], extra_nodes=False)
     import comfy.model_management
@@ -31,32 +33,32 @@ def worker(loader: str, path: str, dtype: str, out: str):
 
     options = {} if dtype == "default" else {"dtype": getattr(torch, dtype)}
     ours = importlib.import_module(f"{pack}.nodes.bridge.model.unet_loader")
-    load = comfy.sd.load_diffusion_model if loader == "host" else ours.load_model
+    loaders = {"ours": ours.load_model, "host": comfy.sd.load_diffusion_model}
+
+    def loaded(name):
+        model = loaders[name](path, model_options=options)
+        for parameter in model.model.diffusion_model.parameters():
+            parameter.flatten()[::256].sum()
+        return model
+
+    def user_seconds(name):
+        comfy.model_management.unload_all_models()
+        gc.collect()
+        begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        loaded(name)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
+
     gc.collect()
     before, with_code, watch = status("RssAnon"), status("VmHWM"), PeakAnon()
     watch.start()
-
-    def timed():
-        start, work = time.perf_counter(), time.process_time()
-        model = load(path, model_options=options)
-        loaded = time.perf_counter() - start
-        for parameter in model.model.diffusion_model.parameters():
-            parameter.flatten()[::256].sum()
-        return model, (loaded, time.perf_counter() - start, time.process_time() - work)
-
     with torch.inference_mode():
-        model, first = timed()
+        model = loaded(loader)
         report = {"peak anon": watch.stop() - before, "peak": status("VmHWM") - with_code, "dtype": str(model.model.get_dtype())}
         name = "svd" if "svd" in Path(path).name else "sd1"
         report["latent"] = sample(model, *prompts(FULL[name]), frames=3 if name == "svd" else 1, steps=3, cfg=1.0).tolist()
-        times = [first]
-        for _ in range(3):
-            del model
-            comfy.model_management.unload_all_models()
-            gc.collect()
-            model, again = timed()
-            times.append(again)
-        report |= dict(zip(("load", "load and read", "CPU seconds"), map(min, zip(*times, strict=True)), strict=True))
+        del model
+        times = [{name: user_seconds(name) for name in loaders} for _ in range(int(rounds))]
+    report["user seconds"] = {name: [round(each[name], 2) for each in times] for name in loaders}
     Path(out).write_text(json.dumps(report))
 
 
