@@ -70,14 +70,17 @@ class NodeRoom(Room):
         return Counter(passed=int(found["pass"]), failed=max(int(found["fail"]), int(status != 0)), skipped=int(found["skipped"]))
 
 
-def side_by_side(lanes: list[list[Room]], threads: int) -> Counter:
-    """Run the rooms of each lane one after the other, and the lanes at the same time; the sum of their counts."""
+def side_by_side(lanes: list[list[Room]], rest: list[Room], threads: int) -> Counter:
+    """Run the rooms of each lane one after the other, and the lanes at the same time; the sum of their counts.
+
+    A lane that has come to its end takes the next of the `rest`, so that all end at about the same time.
+    """
     total, running = Counter(), {}
     try:
-        while any(lanes) or running:
+        while any(lanes) or rest or running:
             for index, lane in enumerate(lanes):
-                if lane and index not in running:
-                    room = lane.pop(0)
+                if index not in running and (left := lane or rest):
+                    room = left.pop(0)
                     running[index] = room, room.start(threads)
             time.sleep(0.2)
             for index, (room, process) in list(running.items()):

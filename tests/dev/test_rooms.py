@@ -1,11 +1,12 @@
 """How dev.py runs the tests of a folder and counts them."""
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tools.environments import Host
-from tools.rooms import Room
+from tools.rooms import Room, side_by_side
 
 HERE = Host("/home/somebody/ComfyUI", Path("/home/somebody/ComfyUI"), Path(sys.executable))
 
@@ -21,3 +22,19 @@ def test_a_room_without_a_test_fails_where_nobody_chose_so(tmp_path, chosen, fai
     """Status 5 of pytest: it found no test. The marks of a quick round are no choice of the user's."""
     room = Room("unet", HERE, ["-m", "not slow"], tmp_path, chosen=chosen)
     assert room.counts(status=5)["failed"] == failed
+
+
+class Passing(Room):
+    """One passed test, of which a file is left."""
+
+    def command(self):
+        return [sys.executable, "-c", f"open({str(self.log) + '.ran'!r}, 'x')"]  # a second run of it would fail
+
+    def counts(self, status):
+        return Counter(passed=status == 0, failed=status != 0)
+
+
+def test_each_room_runs_once_also_those_that_belong_to_no_lane(tmp_path):
+    a, b, c, d = (Passing(name, HERE, [], tmp_path) for name in "abcd")
+    assert side_by_side([[a, b], []], [c, d], threads=1) == Counter(passed=4)
+    assert all(Path(f"{room.log}.ran").exists() for room in (a, b, c, d))

@@ -1,4 +1,7 @@
-"""The trained miniature in the host: what it promises on a few of the worlds that it never saw (`dev.py bench quality`: all)."""
+"""The trained miniature in the host: what it promises on a few of the worlds that it never saw (`dev.py bench quality`: all).
+
+How good it is does not depend on the host's version, for on each its video is that of the host's own network.
+"""
 
 import hashlib
 from functools import partial
@@ -59,12 +62,14 @@ def test_the_hosts_own_network_makes_the_same_video(studio, made):
     assert np.abs(studio.host_make(studio.host_model(), of, seed=0) - made[0][1]).max() <= 1e-3
 
 
+@pytest.mark.one_host
 @pytest.mark.slow
 def test_the_motion_bucket_sets_the_speed(studio):
     motion = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=10)
     assert motion["rank_correlation"] >= 0.9
 
 
+@pytest.mark.one_host
 @pytest.mark.slow
 def test_the_controlnet_leads_the_sprite(studio):
     following, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0), steps=10)
@@ -74,6 +79,7 @@ def test_the_controlnet_leads_the_sprite(studio):
     assert free > half > full
 
 
+@pytest.mark.one_host
 @pytest.mark.slow
 def test_the_controlnet_leads_through_windows(studio):
     """100 frames in windows of 8: each window is shown its own section of the path."""
@@ -86,6 +92,7 @@ def test_the_controlnet_leads_through_windows(studio):
     assert np.linalg.norm(centres - first_hints_again, axis=1).mean() > 10, "the path would not show that mistake"
 
 
+@pytest.mark.one_host
 @pytest.mark.slow
 def test_joints_of_windows_are_not_seen(studio):
     """24 frames in windows of 8; the first two windows' worth is as good as a clip of one."""
@@ -97,6 +104,7 @@ def test_joints_of_windows_are_not_seen(studio):
     assert seen[1:16].mean() >= alone[1:].mean() - 1
 
 
+@pytest.mark.one_host
 @pytest.mark.slow
 def test_a_closed_loop_leads_back_to_its_start(studio):
     of = quality.held_out(1)[0]
@@ -104,6 +112,7 @@ def test_a_closed_loop_leads_back_to_its_start(studio):
     assert jumps[-1] <= 1.2 * np.median(jumps)
 
 
+@pytest.mark.one_host
 @pytest.mark.slow
 def test_chained_clips_keep_their_colors(studio, monkeypatch):
     monkeypatch.setattr(long_clips, "SEGMENTS", 3)

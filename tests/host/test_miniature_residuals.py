@@ -7,7 +7,7 @@ import torch
 from tools.bench import quality
 from tools.miniature import world
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_host]
 
 FRAMES, STEPS = world.FRAMES, 6
 

@@ -1,5 +1,7 @@
 """Our network against the host's own on the same weights, for every member of the family."""
 
+from functools import lru_cache
+
 import comfy.ldm.modules.attention as host_attention
 import pytest
 import torch
@@ -11,12 +13,14 @@ from unet import FAMILIES, Hooks, UNetModel
 ROWS = {family.name: family for family in FAMILIES}
 
 
-def build(name, seed=0):
-    config = TINY[name]
-    weights = random_weights(config, seed)
-    ours = UNetModel(config)
-    ours.load_state_dict(weights)
-    return ours.requires_grad_(False).eval(), host_unet(weights, ROWS[name])
+@lru_cache(maxsize=1)  # the tests of a family come one after the other, and making the two takes longer than running them
+def build(name):
+    """Our network and the host's on the same random weights, which the tests that follow share."""
+    weights = random_weights(TINY[name])
+    host = host_unet(weights, ROWS[name])  # which copies them
+    ours = UNetModel(TINY[name], device="meta")
+    ours.load_state_dict(weights, assign=True)
+    return ours.requires_grad_(False).eval(), host
 
 
 def call_host(unet, call, frames, **options):
@@ -52,9 +56,13 @@ def test_control_residuals_equal_the_host(name):
     frames = 3 if TINY[name].temporal else 1
     call = inputs(TINY[name], frames=frames, batch=2)
     skips = []
-    for block in ours.input_blocks:
+    handles = [
         block[-1].register_forward_hook(lambda module, args, out: skips.append(torch.randn_like(out)))
+        for block in ours.input_blocks
+    ]
     ours(**call, num_frames=frames)
+    for handle in handles:
+        handle.remove()
     controls = [*skips, torch.randn_like(skips[-1])]
     before = [control.clone() for control in controls]
 
@@ -69,13 +77,16 @@ def test_without_a_middle_block_its_residual_leaves_the_skip_alone():
     """h is the last skip there. The host adds in place, so its residual reaches the skip as well; ours does not."""
     ours, host = build("koala_700m")
     call = inputs(TINY["koala_700m"])
-    last = []
-    ours.input_blocks[-1][-1].register_forward_hook(lambda module, args, out: last.append(out))
-    expected_skip = []
-    ours.output_blocks[0][0].register_forward_pre_hook(lambda module, args: expected_skip.append(args[0]))
+    last, expected_skip = [], []
+    handles = [
+        ours.input_blocks[-1][-1].register_forward_hook(lambda module, args, out: last.append(out)),
+        ours.output_blocks[0][0].register_forward_pre_hook(lambda module, args: expected_skip.append(args[0])),
+    ]
     ours(**call)
     residual = torch.randn_like(last[0])
     ours(**call, controls=_zeros(ours, call, residual))
+    for handle in handles:
+        handle.remove()
     channels = last[0].shape[1]
     joined = expected_skip[-1]
     assert torch.equal(joined[:, :channels], last[0] + residual)
@@ -123,7 +134,7 @@ class HostAttention(Hooks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.one_host)])
 @pytest.mark.parametrize("name", ["svd", "sd1", "sd2", "sdxl"])
 def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
     """Mean error of both networks in `dtype` against the same network in fp64; 3 % is the tolerance for another rounding order."""
