@@ -88,7 +88,7 @@ def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dty
     assert error <= 1e-4
     # Both copy or convert every tensor once. A second copy of all would take another 0.3 s, or a second of the larger file.
     times = ours["user seconds"]
-    assert min(times["ours"]) <= 1.25 * min(times["host"]) + 0.15
+    assert min(times["ours"]) <= 1.25 * min(times["host"]) + (0.15 if dtype == "float16" else 0.5)
     assert ours["peak anon"] <= host["peak anon"] + 64
     # Not next to the host's: the mapped file counts here as far as the system keeps it, which is less where memory is short.
     assert ours["peak"] <= ours["peak anon"] + path.stat().st_size / 2**20 + 64
