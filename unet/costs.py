@@ -10,6 +10,10 @@ TIME_WHOLE = 4  # copies of its input, in the residual block over time
 TIME_STRIP = 6  # copies of a strip of pixels in that block, some of which are in fp32
 
 
-def res_block(into: int, out: int) -> int:
-    """Of a residual block whose input and output take `into` and `out`, in the same unit as these."""
-    return 2 * into + 3 * out
+def res_block(into: int, out: int, joins: bool) -> int:
+    """Of a residual block whose input and output take `into` and `out`, in the same unit as these.
+
+    `joins`: it makes its input of two, chunk by chunk. It needs two outputs less than this then: such blocks have the highest
+    peaks, and smaller chunks keep them under those of the transformers.
+    """
+    return 2 * into + 3 * out if joins else max(into + out, 3 * out)

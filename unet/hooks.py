@@ -43,6 +43,10 @@ class Hooks:
         """The timestep embedding [b*t, 4*model_channels] before the label embedding is added."""
         return emb
 
+    def watches(self, layer: torch.nn.Module) -> bool:
+        """Does anything look at what this layer of a block is given? Then that is joined before, not in the layer's chunks."""
+        return bool(layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer))
+
     def layer(self, layer: torch.nn.Module, x: torch.Tensor, call: "Call") -> torch.Tensor:
         """Runs one layer of a block on x [b*t, c, h, w]."""
         return layer(x, call) if isinstance(layer, Layer) else layer(x)
@@ -103,6 +107,7 @@ class Call:
     image_only: torch.Tensor | None = None  # [b*t], set where a row is a still image
     hooks: Hooks = field(default_factory=Hooks)
     budget: int | None = None  # working memory of one layer in bytes, as in `chunks.by_rows`
+    skip: torch.Tensor | None = None  # [b*t, c', h, w] for the residual block that runs next to join to its input, and take away
     next_skip: torch.Size | None = None  # [b*t, c, h, w] that the next output block concatenates; Upsample resizes to its h and w
 
     @property

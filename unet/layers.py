@@ -80,13 +80,13 @@ class ResBlock(Layer):
         self.out_channels = out_channels
         self.in_layers = nn.Sequential(
             operations.GroupNorm(GROUPS, channels, eps=1e-5, **factory),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             operations.Conv2d(channels, out_channels, 3, padding=1, **factory),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_channels, out_channels, **factory))
         self.out_layers = nn.Sequential(
             operations.GroupNorm(GROUPS, out_channels, eps=1e-5, **factory),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Identity(),  # dropout in training; keeps the convolution at index 3, as on disk
             operations.Conv2d(out_channels, out_channels, 3, padding=1, **factory),
         )
@@ -95,15 +95,23 @@ class ResBlock(Layer):
         )
 
     def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
-        """x [n, channels, h, w] to [n, out_channels, h, w]; with a budget some images at a time."""
+        """x [n, channels, h, w] to [n, out_channels, h, w]; with a budget some images at a time.
 
-        def formula(x, emb):
+        Where the call holds a skip, x lacks its channels: the skip is taken away and joined to as many images as run at a time.
+        """
+        skip, call.skip = call.skip, None
+        joins = skip is not None
+        rows, into = ((x, call.emb, skip), x.shape[1] + skip.shape[1]) if joins else ((x, call.emb), x.shape[1])
+
+        def formula(x, emb, skip=None):
+            x = torch.cat([x, skip], dim=1) if joins else x
             h = self.in_layers(x)
             h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
-            return self.skip_connection(x) + self.out_layers(h)
+            h = self.out_layers(h)
+            return self.skip_connection(x) + h
 
-        row = costs.res_block(x.shape[1], self.out_channels) * x.shape[2] * x.shape[3] * x.element_size()
-        return by_rows(formula, call.budget, row, x, call.emb)
+        row = costs.res_block(into, self.out_channels, joins) * x.shape[2] * x.shape[3] * x.element_size()
+        return by_rows(formula, call.budget, row, *rows)
 
 
 class TemporalResBlock(nn.Module):

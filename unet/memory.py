@@ -21,8 +21,8 @@ def activation_bytes(
     for depth, block in zip(config.depth_out, config.output_layout(), strict=True):
         skips.pop()
         joined, out = call.bytes(block.in_channels, block.level), call.bytes(block.channels, block.level)
-        joining = 2 * joined  # both inputs and the whole
-        peaks.append(sum(skips) + max(joining, call.block(block, joined, depth)))
+        joining = 2 * joined if budget is None else 0  # both inputs and the whole; with a budget in the block's chunks
+        peaks.append(sum(skips) + max(joining, call.block(block, joined, depth, joins=budget is not None)))
         if block.resampling == "up":
             upsampled = call.bytes(block.channels, block.level - 1)
             peaks.append(sum(skips) + out + upsampled + call.working(costs.UPSAMPLE * upsampled))
@@ -56,10 +56,10 @@ class _Call:
     def bytes(self, channels: int, level: int) -> int:
         return channels * self.channel_bytes[level]
 
-    def block(self, block: BlockLayout, into: int, depth: int) -> int:
-        """A residual block whose input takes `into` bytes, and its transformer of this depth."""
+    def block(self, block: BlockLayout, into: int, depth: int, joins: bool = False) -> int:
+        """A residual block whose input takes `into` bytes, which it may join in chunks, and its transformer of this depth."""
         out = self.bytes(block.channels, block.level)
-        res = into + out + self.working(costs.res_block(into, out))
+        res = into + out + self.working(costs.res_block(into, out, joins))
         if not depth:
             return res
         # attention over time sees the context of the first frame, again at every pixel

@@ -9,7 +9,7 @@ from torch import nn
 from .config import UNetConfig
 from .encoder import Builder, Encoder, Layers, expand
 from .hooks import Call, Hooks
-from .layers import GROUPS
+from .layers import GROUPS, ResBlock
 from .residuals import Residuals
 
 
@@ -110,11 +110,12 @@ class UNetModel(Encoder):
         h, hooks, skips = path.take(), call.hooks, path.skips
         for index in blocks:
             hooks.enter_block("output", index)
+            layers = list(self.output_blocks[index].children())
             h, skip = hooks.output_block(h, path.residuals.add("output", skips.pop()))
-            h = h if skip is None else torch.cat([h, skip], dim=1)
+            h = h if skip is None else _join(h, skip, layers[0], call)
             del skip
             call.next_skip = skips[-1].shape if skips else None
-            for layer in self.output_blocks[index].children():
+            for layer in layers:
                 h = hooks.layer(layer, h, call)
         path.h = h
 
@@ -137,3 +138,15 @@ class _Path:
         h, self.h = self.h, None
         assert h is not None
         return h
+
+
+def _join(h: torch.Tensor, skip: torch.Tensor, layer: nn.Module, call: Call) -> torch.Tensor:
+    """What the first layer of an output block is given: h with the skip's channels after its own.
+
+    With a budget a residual block that nothing watches is given h alone, and joins `call.skip` to as many images as it runs at a
+    time: the whole takes as much memory as h and skip together.
+    """
+    if call.budget is None or not isinstance(layer, ResBlock) or call.hooks.watches(layer):
+        return torch.cat([h, skip], dim=1)
+    call.skip = skip
+    return h

@@ -259,6 +259,23 @@ def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen)
 
 
 @pytest.mark.slow
+def test_patches_of_output_blocks_act_in_the_smallest_chunks_as_in_whole(svd, run, pack, single_rows):
+    """One takes the place of residual blocks and is given h with its skip, as the host gives it; one changes both before."""
+    widths = []
+
+    def instead(layer, x, emb, context, options, size, time_context, frames, image_only):
+        widths.append((layer.channels, x.shape[1]))
+        return layer(x, emb, frames, image_only)
+
+    model = svd.ours.clone()
+    model.set_model_output_block_patch(lambda h, skip, options: (h * 1.5, skip * 0.5))
+    expected = run(model)
+    model.set_model_forward_timestep_embed_patch((pack("nodes.bridge.model.host_layers").VideoResBlock, instead))
+    assert relative_error(run(model), expected) <= 1e-5
+    assert widths and all(channels == given for channels, given in widths)
+
+
+@pytest.mark.slow
 def test_a_replaced_attention_is_given_the_whole_batch_in_its_block_alone(svd, run, node, single_rows, seen):
     run(run_node(node("PerturbedAttentionGuidance"), svd.ours, 3.0)[0])
     assert set(seen["input"]) == {1}

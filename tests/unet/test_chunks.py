@@ -7,6 +7,7 @@ from support.families import TINY, inputs, random_weights, relative_error
 from support.full_svd import svd_peak
 from unet import Hooks, UNetModel
 from unet.chunks import by_rows, spans
+from unet.residuals import residual_shapes
 
 
 def model(name, dtype=torch.float32):
@@ -56,6 +57,46 @@ def test_patched_transformers_see_the_whole_batch():
     assert Patched.seen[0] == 3 and Patched.seen[1] == 64  # frames in space, pixels over time
 
 
+class JoinedBefore(Hooks):
+    def watches(self, layer):
+        return True
+
+
+@pytest.mark.parametrize("name", ["svd", "sd1"])
+def test_skips_that_are_joined_in_chunks_equal_those_that_are_joined_before(name):
+    """With residuals on some of the skips, whose rows serve both images or videos, and a skip that a patch leaves out."""
+    class WithoutOne(Hooks):
+        def output_block(self, h, skip):
+            return (torch.cat([h, skip], dim=1), None) if h.shape[-1] == 3 else (h, skip * 1.5)
+
+    class WithoutOneJoinedBefore(WithoutOne, JoinedBefore):
+        pass
+
+    net = model(name)
+    frames = 3 if TINY[name].temporal else 1
+    call = {**inputs(TINY[name], frames=frames, batch=2, size=(9, 6)), "num_frames": frames, "budget": 1}
+    shapes = residual_shapes(TINY[name], 9, 6)
+    controls = [torch.randn(frames, *shape) if index % 2 else torch.zeros(frames, *shape) for index, shape in enumerate(shapes)]
+    for apart, before in ((Hooks, JoinedBefore), (WithoutOne, WithoutOneJoinedBefore)):
+        assert torch.equal(net(**call, controls=controls, hooks=apart()), net(**call, controls=controls, hooks=before()))
+
+
+def test_whatever_looks_at_an_output_block_sees_h_with_its_skip():
+    net = model("svd")
+    seen = []
+
+    def look(layer):
+        seen.append((layer[0].shape, layer[1].skip))
+
+    first, second, third = (block[0] for block in list(net.output_blocks)[:3])
+    first.register_forward_pre_hook(lambda module, args: look(args))
+    second.register_forward_hook(lambda module, args, out: look(args))
+    third.forward = lambda *args, forward=third.forward: look(args) or forward(*args)
+    net(**inputs(TINY["svd"], frames=3), budget=1)
+    widths = [block.in_channels for block in TINY["svd"].output_layout()]
+    assert [(shape[:2], skip) for shape, skip in seen] == [((3, width), None) for width in widths[:3]]
+
+
 def test_spans_cover_everything_in_equal_chunks():
     assert [(s.start, s.stop) for s in spans(7, 10, 35)] == [(0, 3), (3, 6), (6, 7)]
     assert [(s.start, s.stop) for s in spans(7, 10, 5)] == [(i, i + 1) for i in range(7)]
@@ -74,12 +115,12 @@ MIB, GIB = 2**20, 2**30
 def test_a_whole_call_at_1024x576():
     whole, default, smaller, tightest = (svd_peak(25, budget) for budget in (None, 512 * MIB, 128 * MIB, 32 * MIB))
     assert whole >= 3 * GIB  # or the rest says nothing
-    assert 1.3 * GIB >= default > smaller >= tightest
-    assert tightest <= 1.1 * GIB
+    assert 1.25 * GIB >= default > smaller >= tightest
+    assert tightest <= 0.87 * GIB
 
 
 @pytest.mark.slow
 def test_fewer_frames_need_less():
     default, tightest = svd_peak(14, 512 * MIB), svd_peak(14, 32 * MIB)
     assert 0.9 * GIB >= default > tightest
-    assert tightest <= 0.62 * GIB
+    assert tightest <= 0.5 * GIB

@@ -124,6 +124,10 @@ class HostHooks(AttentionHooks):
             emb = patch(emb, self.model_channels, self.options)
         return emb
 
+    def watches(self, layer):
+        patches = self.patches.get("forward_timestep_embed_patch", ())
+        return any(isinstance(layer, kind) for kind, _ in patches) or super().watches(layer)
+
     def layer(self, layer, x, call):
         for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
             if isinstance(layer, kind):
