@@ -6,7 +6,7 @@ import comfy.model_management as management
 import pytest
 import torch
 
-from support.families import relative_error
+from support.families import FULL, relative_error
 from support.oracle import Pair, prompts, run_node, sample
 
 FRAMES = 4
@@ -210,13 +210,39 @@ def test_little_free_memory_chooses_smaller_chunks(pack, monkeypatch):
     memory = pack("nodes.bridge.model.memory_budget")
     for free, level in ((300, 0), (299, 1), (200, 1), (100, 2), (0, 2)):
         monkeypatch.setattr(memory.management, "get_free_memory", lambda device, free=free: free)
-        assert memory.fitting_budget([300, 200, 100], "cpu") == level
+        assert memory.fitting_budget([300, 200, 100], torch.device("cpu")) == level
 
 
 def test_little_free_memory_chooses_no_smaller_chunks_than_help(pack, monkeypatch):
     memory = pack("nodes.bridge.model.memory_budget")
     monkeypatch.setattr(memory.management, "get_free_memory", lambda device: 0)
-    assert memory.fitting_budget([300, 200, 200], "cpu") == 1
+    assert memory.fitting_budget([300, 200, 200], torch.device("cpu")) == 1
+
+
+def test_a_card_with_twice_the_memory_that_is_needed_runs_without_chunks_and_falls_back(pack, monkeypatch, caplog):
+    """Chosen by what is free at the call; the host is told of the need in chunks, or small cards would unload weights."""
+    memory, cuda, tried = pack("nodes.bridge.model.memory_budget"), torch.device("cuda"), []
+
+    def need(budget):
+        return memory.needed(FULL["svd"], 25, 72, 128, 2, budget)
+
+    def budget_of(free, device, largest=None):
+        def call(budget):
+            tried.append(budget)
+            if largest is not None and (budget is None or budget > largest):
+                raise OUT_OF_MEMORY
+            return budget
+
+        monkeypatch.setattr(memory.management, "get_free_memory", lambda _: free)
+        del tried[:]
+        return memory.ChunkedRun(FULL["svd"]).attempt("clip", need, device, call)
+
+    whole = need(None)
+    assert budget_of(2 * whole, cuda) is None and budget_of(2 * whole - 1, cuda) == memory.BUDGETS[0]
+    assert budget_of(2 * whole, torch.device("cpu")) == memory.BUDGETS[0]
+    assert budget_of(2 * whole, cuda, largest=memory.BUDGETS[1]) == memory.BUDGETS[1] and tried == [None, *memory.BUDGETS[:2]]
+    assert len(warnings(caplog)) == 2
+    assert memory.ChunkedRun(FULL["svd"]).need(1, 25, 72, 128, 2) == need(memory.BUDGETS[0])
 
 
 # patches, which may count on the whole batch

@@ -10,6 +10,7 @@ import torch
 from ....unet import UNetConfig, activation_bytes
 
 BUDGETS = (512 * 2**20, 128 * 2**20, 32 * 2**20)  # bytes that a layer may work in, tried in this order
+ROOM = 2  # without chunks so many times what is estimated must be free: they save memory that others may soon need
 ONE_BY_ONE = 256 * 2**20  # bytes: above this need the videos of a batch run one after the other
 ATTENTION = 1.2  # times what is counted: attention kernels and the allocator need more
 PATCHED, PATCHED_MORE = 12, 2  # copies of the largest activations where attention runs whole: at least, and on top of the rest
@@ -20,8 +21,8 @@ HOST_KNOWS_BOTH = hasattr(management, "is_oom")  # 0.16.3 has no such function
 
 
 def needed(
-    config: UNetConfig, frames: int, height: int, width: int, item: int, budget: int = BUDGETS[0], count=activation_bytes,
-    patched: bool = False,
+    config: UNetConfig, frames: int, height: int, width: int, item: int, budget: int | None = BUDGETS[0],
+    count=activation_bytes, patched: bool = False,
 ) -> int:
     """Bytes that one call on one video of `frames` frames, a latent of height x width, takes besides the weights.
 
@@ -33,6 +34,14 @@ def needed(
         largest = config.model_channels * frames * height * width * item
         need = max(need + PATCHED_MORE * largest, PATCHED * largest)
     return int(ATTENTION * need)
+
+
+def budgets(device: torch.device) -> tuple[int | None, ...]:
+    """What a layer on this device may work in, tried in this order; None: all that it takes, on large cards.
+
+    Chunks of 512 MiB cost a card copies and launches: 5 and 56 % more than none, counted for 14 frames of 1024x576.
+    """
+    return (None, *BUDGETS) if device.type == "cuda" else BUDGETS
 
 
 def runs_one_by_one(config: UNetConfig, x: torch.Tensor, frames: int, count=activation_bytes) -> bool:
@@ -69,31 +78,36 @@ class Retry:
         self.begin()
 
     def begin(self) -> None:
-        self.reached: dict[Hashable, int] = {}  # for keys that ran out of memory: index in BUDGETS of what is left
+        self.reached: dict[Hashable, int] = {}  # for keys that ran out of memory: index in `budgets` of what is left
 
-    def attempt(self, key: Hashable, needs: list[int], device: torch.device, call: Callable):
-        """call(budget) with one of BUDGETS, which need as many bytes as `needs` says; each size warns once a run.
+    def attempt(self, key: Hashable, need: Callable[[int | None], int], device: torch.device, call: Callable):
+        """call(budget) with one of the device's budgets, of which each needs `need(budget)` bytes; each size warns once a run.
 
         Raises the error where no smaller chunks would need less.
         """
+        choices = budgets(device)
+        needs = [need(budget) for budget in choices]
+
         def smaller(level):
             level = _smaller(needs, level)
             if level is not None:
-                self._note(key, level)
+                self._note(key, level, choices[level])
             return level
 
         level = max(fitting_budget(needs, device), self.reached.get(key, 0))
-        return until_it_fits(lambda level: call(BUDGETS[level]), level, smaller)
+        return until_it_fits(lambda level: call(choices[level]), level, smaller)
 
-    def _note(self, key, level):
+    def _note(self, key, level, budget):
         if level > max(self.reached.values(), default=0):
-            logging.warning("Temporal UNet: out of memory; going on with layers in chunks of %d MiB.", BUDGETS[level] // 2**20)
+            logging.warning("Temporal UNet: out of memory; going on with layers in chunks of %d MiB.", budget // 2**20)
         self.reached[key] = level
 
     def attempt_rows(self, key: Hashable, rows: int, bytes_each: int, device: torch.device, call: Callable):
         """`attempt` for a call that works on `rows` rows of `bytes_each`, as many at a time as the budget allows."""
-        needs = [min(rows * bytes_each, max(budget, bytes_each)) for budget in BUDGETS]
-        return self.attempt(key, needs, device, call)
+        def need(budget):
+            return rows * bytes_each if budget is None else min(rows * bytes_each, max(budget, bytes_each))
+
+        return self.attempt(key, need, device, call)
 
 
 class ChunkedRun(Retry):
@@ -114,14 +128,17 @@ class ChunkedRun(Retry):
         """`attempt` for an input of x's shape [b*t, c, h, w]; `patched` as in `needed`."""
         frames, _, height, width = x.shape
         item = x.element_size()
-        needs = [needed(self.config, frames, height, width, item, budget, self.count, patched) for budget in BUDGETS]
-        return self.attempt(x.shape, needs, x.device, call)
+        return self.attempt(
+            x.shape, lambda budget: needed(self.config, frames, height, width, item, budget, self.count, patched), x.device, call
+        )
 
 
 def fitting_budget(needs: list[int], device: torch.device) -> int:
-    """Index of the first of `needs` (by budget, the largest first) that is free on the device, else of the least."""
+    """Index of the first of `needs` (one for each of the device's budgets) that is free on it, else of the least."""
     free = management.get_free_memory(device)
-    return next((level for level, need in enumerate(needs) if need <= free), needs.index(min(needs)))
+    rooms = [ROOM if budget is None else 1 for budget in budgets(device)]
+    fitting = (level for level, (need, room) in enumerate(zip(needs, rooms, strict=True)) if room * need <= free)
+    return next(fitting, needs.index(min(needs)))
 
 
 def _smaller(needs, level):
