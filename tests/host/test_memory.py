@@ -210,13 +210,13 @@ def test_little_free_memory_chooses_smaller_chunks(pack, monkeypatch):
     memory = pack("nodes.bridge.model.memory_budget")
     for free, level in ((300, 0), (299, 1), (200, 1), (100, 2), (0, 2)):
         monkeypatch.setattr(memory.management, "get_free_memory", lambda device, free=free: free)
-        assert memory.fitting_budget([300, 200, 100], torch.device("cpu")) == level
+        assert memory.fitting_budget([300, 200, 100], torch.device("mps")) == level
 
 
 def test_little_free_memory_chooses_no_smaller_chunks_than_help(pack, monkeypatch):
     memory = pack("nodes.bridge.model.memory_budget")
     monkeypatch.setattr(memory.management, "get_free_memory", lambda device: 0)
-    assert memory.fitting_budget([300, 200, 200], torch.device("cpu")) == 1
+    assert memory.fitting_budget([300, 200, 200], torch.device("mps")) == 1
 
 
 def test_a_card_with_twice_the_memory_that_is_needed_runs_without_chunks_and_falls_back(pack, monkeypatch, caplog):
@@ -239,10 +239,17 @@ def test_a_card_with_twice_the_memory_that_is_needed_runs_without_chunks_and_fal
 
     whole = need(None)
     assert budget_of(2 * whole, cuda) is None and budget_of(2 * whole - 1, cuda) == memory.BUDGETS[0]
-    assert budget_of(2 * whole, torch.device("cpu")) == memory.BUDGETS[0]
+    assert budget_of(2 * whole, torch.device("mps")) == memory.BUDGETS[0]
     assert budget_of(2 * whole, cuda, largest=memory.BUDGETS[1]) == memory.BUDGETS[1] and tried == [None, *memory.BUDGETS[:2]]
     assert len(warnings(caplog)) == 2
     assert memory.ChunkedRun(FULL["svd"]).need(1, 25, 72, 128, 2) == need(memory.BUDGETS[0])
+
+
+def test_a_cpu_with_plenty_of_memory_runs_in_the_smallest_chunks(pack):
+    """They are the fastest there."""
+    memory = pack("nodes.bridge.model.memory_budget")
+    made = memory.ChunkedRun(FULL["svd"]).attempt("clip", lambda budget: 1, torch.device("cpu"), lambda budget: budget)
+    assert made == 32 * MIB == memory.BUDGETS[-1]
 
 
 # patches, which may count on the whole batch

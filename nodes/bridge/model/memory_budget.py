@@ -10,6 +10,7 @@ import torch
 from ....unet import UNetConfig, activation_bytes
 
 BUDGETS = (512 * 2**20, 128 * 2**20, 32 * 2**20)  # bytes that a layer may work in, tried in this order
+CPU_BUDGET = 32 * 2**20  # the most on a CPU: the allocator maps larger blocks again each time, and their pages fault
 ROOM = 2  # without chunks so many times what is estimated must be free: they save memory that others may soon need
 ONE_BY_ONE = 256 * 2**20  # bytes: above this need the videos of a batch run one after the other
 ATTENTION = 1.2  # times what is counted: attention kernels and the allocator need more
@@ -41,6 +42,8 @@ def budgets(device: torch.device) -> tuple[int | None, ...]:
 
     Chunks of 512 MiB cost a card copies and launches: 5 and 56 % more than none, counted for 14 frames of 1024x576.
     """
+    if device.type == "cpu":
+        return tuple(budget for budget in BUDGETS if budget <= CPU_BUDGET)
     return (None, *BUDGETS) if device.type == "cuda" else BUDGETS
 
 
