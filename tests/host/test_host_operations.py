@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from support.families import relative_error
+from support.oracle import SMALL, Pair, prompts, sample
 
 ROWS, INTO, OUT = 300, 24, 40
 X = torch.randn(2, ROWS, INTO, generator=torch.Generator().manual_seed(1))
@@ -108,3 +109,18 @@ def test_an_interrupted_run_ends_in_a_layer(pair, ran):
             pair()[0](X)
     finally:
         management.interrupt_current_processing(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "lora"])
+def test_a_sampled_video_is_the_hosts(pack, ran, tmp_path, patched):
+    """The clip is large enough for oneDNN; the patch of weights is what a LoRA becomes."""
+    made = []
+    for model in Pair(pack, tmp_path, "svd"):
+        model = model.clone()
+        if patched:
+            key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.ff.net.2.weight"
+            model.add_patches({key: ("diff", (torch.ones(model.model.state_dict()[key].shape),))}, 0.1)
+        made.append(sample(model, *prompts(SMALL["svd"]), size=(16, 16), steps=1, cfg=1.0))
+    assert relative_error(*made) <= 3e-5  # the host's two attentions differ by 1.1e-5 here
+    assert len(ran) > 20
