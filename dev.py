@@ -43,7 +43,8 @@ from tools.server import Server, ServerError, link_file
 ROOT = Path(__file__).resolve().parent
 TOOLS = ROOT / "tools"
 BENCHES = {  # name -> module of tools/
-    "quality": "bench.quality", "long": "bench.long_clips", "chunks": "bench.chunk_costs", "control": "bench.control_time",
+    "quality": "bench.quality", "steps": "bench.fewer_steps", "long": "bench.long_clips", "chunks": "bench.chunk_costs",
+    "control": "bench.control_time",
 }
 MAKERS = {
     "locales": "assets.make_locales", "templates": "assets.make_templates", "blueprint": "assets.make_blueprint",

@@ -297,3 +297,13 @@ def test_what_is_queued_is_checked(node):
     assert check(threshold=0.2, start_percent=0.1, end_percent=0.9) is True and check() is True
     assert check(threshold=2.0).startswith("threshold is 2")
     assert check(start_percent=0.9, end_percent=0.1).startswith("start_percent 0.9 lies after")
+
+
+def test_a_compiled_network_takes_no_kept_features(pack):
+    """It cannot decide by the values of its activations; a run in which nothing was kept says so."""
+    network, features = pack("nodes.bridge.model.host_unet"), pack("nodes.bridge.model.feature_run")
+    run = features.FeatureRun(0.3, 2, 1e9, 0.0)
+    options = {features.KEY: run, "uuids": ["a"], "sigmas": torch.tensor([1.0])}
+    assert network._features(options) is run
+    assert torch.compile(network._features, backend="eager", fullgraph=True)(options) is None
+    assert "the network is compiled" in pack("nodes.bridge.sampling.feature_caching").summary(run)
