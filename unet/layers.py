@@ -100,17 +100,17 @@ class ResBlock(Layer):
         Where the call holds a skip, x lacks its channels: the skip is taken away and joined to as many images as run at a time.
         """
         skip, call.skip = call.skip, None
-        joins = skip is not None
-        rows, into = ((x, call.emb, skip), x.shape[1] + skip.shape[1]) if joins else ((x, call.emb), x.shape[1])
+        rows = (x, call.emb) if skip is None else (x, call.emb, skip)
+        into = x.shape[1] if skip is None else x.shape[1] + skip.shape[1]
 
         def formula(x, emb, skip=None):
-            x = torch.cat([x, skip], dim=1) if joins else x
+            x = x if skip is None else torch.cat([x, skip], dim=1)
             h = self.in_layers(x)
             h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
             h = self.out_layers(h)
             return self.skip_connection(x) + h
 
-        row = costs.res_block(into, self.out_channels, joins) * x.shape[2] * x.shape[3] * x.element_size()
+        row = costs.res_block(into, self.out_channels, skip is not None) * x.shape[2] * x.shape[3] * x.element_size()
         return by_rows(formula, call.budget, row, *rows)
 
 
