@@ -26,6 +26,8 @@ class Hooks:
 
     # Does anything look into this block's attention? Then it does not run in chunks: a patch may count on the whole batch.
     patched = False
+    # Does anything look at attn2 of this transformer block? Else attention to one key is added as the constant that it is.
+    attn2_watched = False
 
     # Blocks at each end of the network, from the first input and the last output block, that `inner` does not enclose.
     outer = 0

@@ -89,16 +89,36 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim, **layer)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, call: Call) -> torch.Tensor:
-        """x [n, tokens, dim], context [n, keys, context_dim] to x's shape; feed-forwards keep to the call's budget.
+        """x [n, tokens, dim], context [m, keys, context_dim] to x's shape; feed-forwards keep to the call's budget.
 
-        The context is not always the call's: attention over time has one row a pixel.
+        Each row of the context serves n/m rows of x: over time, the pixels of a video.
         """
         if self.ff_in is not None:
             x = _fed(self.norm_in, self.ff_in, x, call.budget)
-        x = x + call.hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else context)
+        x = x + call.hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else _repeated(context, x))
         x = call.hooks.between(x)
-        x = x + call.hooks.attn2(self.attn2, self.norm2(x), context)
+        if context.shape[1] == 1 and not (call.hooks.attn2_watched or _altered(self.norm2, self.attn2)):
+            x = _plus(x, self.attn2.to_out(self.attn2.to_v(context)))  # the softmax of one key is 1, whatever x asks
+        else:
+            x = x + call.hooks.attn2(self.attn2, self.norm2(x), _repeated(context, x))
         return _fed(self.norm3, self.ff, x, call.budget)
+
+
+def _altered(norm: nn.Module, attn: nn.Module) -> bool:
+    """Whether calling this norm and attention may run other code than ours: another module, another forward, forward hooks."""
+    return type(attn) is not CrossAttention or any(
+        "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks for layer in (norm, *attn.modules())
+    )
+
+
+def _repeated(context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """[m, keys, c] with a row for each of x's n: n/m times in a row, a view where that is once."""
+    return context[:, None].expand(-1, x.shape[0] // context.shape[0], -1, -1).flatten(0, 1)
+
+
+def _plus(x: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+    """x [n, tokens, c] plus a constant [m, 1, c], each row of which is added to n/m rows of x."""
+    return (x.unflatten(0, (constant.shape[0], -1)) + constant[:, None]).flatten(0, 1)
 
 
 def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: int | None) -> torch.Tensor:
@@ -223,7 +243,7 @@ class SpatialVideoTransformer(SpatialTransformer):
             count = own.shape[1]
             video = own.unflatten(0, (-1, call.num_frames)) + positions  # [b, t, pixels, c]
             video = video.transpose(1, 2).flatten(0, 1)  # [b*pixels, t, c]
-            video = block(video, context.repeat_interleave(count, dim=0), call)
+            video = block(video, context, call)
             video = video.unflatten(0, (-1, count)).transpose(1, 2).flatten(0, 1)  # [b*t, pixels, c]
             mixed = self.time_mixer(own, video, call.image_only)
             if len(chunks) == 1:

@@ -60,6 +60,24 @@ def patch_attn_in(name):
     return apply
 
 
+def patch_more_keys(patcher, log):
+    """As IP-Adapters do that give their image to attention as further keys."""
+    def patch(n, context, value, extra):
+        log.note("more keys", extra, n, context, value)
+        further = torch.cat([context, context.flip(-1), -context], dim=1)
+        return n, further, further * 0.7
+
+    patcher.set_model_attn2_patch(patch)
+
+
+def patch_attention_override(patcher, log):
+    def override(function, q, k, v, heads, **kwargs):
+        log.note("override", kwargs["transformer_options"], q, k, v)
+        return function(q, k, v, heads, **kwargs) * 1.2
+
+    patcher.model_options["transformer_options"]["optimized_attention_override"] = override
+
+
 def patch_attn_out(name):
     def apply(patcher, log):
         def patch(n, extra):
@@ -148,6 +166,8 @@ def patch_middle_after(patcher, log):
 KINDS = {
     "attn1_patch": patch_attn_in("attn1"),
     "attn2_patch": patch_attn_in("attn2"),
+    "attn2_patch with more keys": patch_more_keys,
+    "optimized_attention_override": patch_attention_override,
     "attn1_output_patch": patch_attn_out("attn1"),
     "attn2_output_patch": patch_attn_out("attn2"),
     "attn1_replace of a place": patch_replace("attn1", "input", 4, 0),

@@ -215,6 +215,8 @@ def test_the_default_hooks_change_nothing():
 class Recorder(Hooks):
     """Records the places that the network reports."""
 
+    attn2_watched = True
+
     def __init__(self):
         self.seen = []
 

@@ -41,6 +41,11 @@ class AttentionHooks(Hooks):
     def patched(self):
         return _patched_everywhere(self.options) or self.options.get("block") in _replaced_blocks(self.options)
 
+    @property
+    def attn2_watched(self):
+        patches = self.patches.get("attn2_patch") or self.patches.get("attn2_output_patch")
+        return bool(patches or self._replacement("attn2") or "optimized_attention_override" in self.options)
+
     def enter_transformer(self, shape):
         self.options["activations_shape"] = list(shape)
 
