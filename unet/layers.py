@@ -14,6 +14,7 @@ from torch import nn
 
 from . import costs
 from .chunks import by_rows, spans
+from .doubling import doubled, doubles, doubling_weight
 from .group_norm import moments, residual_in_strips
 from .hooks import Call, Layer
 
@@ -41,6 +42,9 @@ class Upsample(Layer):
     def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
         size = (x.shape[-2] * 2, x.shape[-1] * 2) if call.next_skip is None else call.next_skip[2:]
         row = costs.UPSAMPLE * x.shape[1] * size[0] * size[1] * x.element_size()
+        if doubles(self.conv, x, size):
+            weight = doubling_weight(self.conv)
+            return by_rows(lambda rows: doubled(rows, weight, self.conv.bias), call.budget, row, x)
         return by_rows(lambda rows: self.conv(F.interpolate(rows, size=size, mode="nearest")), call.budget, row, x)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN under the host: exact where its own layer is plain, and its own layer everywhere else."""
+"""Plain layers in a quicker way under the host: equal where its own layer is plain, and its own layer everywhere else."""
 
 import comfy.ops
 import pytest
@@ -28,7 +28,7 @@ def pair(pack):
     def make(stored=torch.float32, compute=None):
         operations = comfy.ops.pick_operations(stored, compute)
         layers = [kind.Linear(INTO, OUT, dtype=stored) for kind in
-                  (pack("nodes.bridge.model.host_operations").with_onednn(operations), operations)]
+                  (pack("nodes.bridge.model.host_operations").with_quick_layers(operations), operations)]
         generator = torch.Generator().manual_seed(0)
         state = {"weight": torch.randn(OUT, INTO, generator=generator) / 5, "bias": torch.randn(OUT, generator=generator)}
         for layer in layers:
@@ -124,3 +124,28 @@ def test_a_sampled_video_is_the_hosts(pack, ran, tmp_path, patched):
         made.append(sample(model, *prompts(SMALL["svd"]), size=(16, 16), steps=1, cfg=1.0))
     assert relative_error(*made) <= 3e-5  # the host's two attentions differ by 1.1e-5 here
     assert len(ran) > 20
+
+
+def test_upsampling_doubles_in_the_convolution_until_its_weights_are_cast_or_patched(pack, monkeypatch):
+    operations = pack("nodes.bridge.model.host_operations").with_quick_layers(comfy.ops.disable_weight_init)
+    layers, call = pack("unet.layers"), pack("unet.hooks").Call(None)
+    made, doubled = [], layers.doubled
+    monkeypatch.setattr(layers, "doubled", lambda *args: made.append(1) or doubled(*args))
+    ours = layers.Upsample(8, operations=operations, factory={"dtype": torch.float32, "device": None}).requires_grad_(False)
+    conv = comfy.ops.disable_weight_init.Conv2d(8, 8, 3, padding=1)
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter)
+    conv.load_state_dict(ours.conv.state_dict())
+    x = torch.randn(2, 8, 16, 24, generator=torch.Generator().manual_seed(3))
+
+    def same_as_host():
+        expected = conv(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+        return relative_error(ours(x, call), expected) <= 1e-6
+
+    assert same_as_host() and len(made) == 1
+    for layer in (ours.conv, conv):
+        layer.weight_function = [lambda weight: 3 * weight]
+    assert same_as_host() and len(made) == 1
+    for layer in (ours.conv, conv):
+        layer.weight_function, layer.comfy_cast_weights = [], True
+    assert same_as_host() and len(made) == 1

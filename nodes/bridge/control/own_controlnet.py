@@ -9,7 +9,7 @@ import comfy.ops
 import torch
 
 from ....unet import ControlNetFile, ControlNeXtFile
-from ..model.host_operations import with_onednn
+from ..model.host_operations import with_quick_layers
 from .own_control import OwnControl
 
 
@@ -30,7 +30,7 @@ class OwnControlNet(OwnControl, comfy.controlnet.ControlNet):
     def load(cls, network: type[torch.nn.Module], opened: ControlNetFile | ControlNeXtFile) -> "OwnControlNet":
         """The network of this class in the open file."""
         dtype, compute = control_dtypes(opened)
-        operations = with_onednn(comfy.ops.pick_operations(dtype, compute))
+        operations = with_quick_layers(comfy.ops.pick_operations(dtype, compute))
         net = network(opened.config, operations=operations, dtype=dtype, device="meta")
         net.load_state_dict(opened.state_dict(dtype), assign=True)
         net.requires_grad_(False).eval()

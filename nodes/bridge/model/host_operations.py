@@ -1,7 +1,8 @@
-"""The host's layer classes for our networks: its own, except that plain linear layers may run by oneDNN."""
+"""The host's layer classes for our networks: its own, except that plain layers may be computed in a quicker way."""
 
 import comfy.ops
 
+from ....unet.doubling import DoublingConv2d
 from ....unet.fused_linear import FusedLinear
 
 
@@ -10,13 +11,21 @@ class Operations(comfy.ops.disable_weight_init):
 
     class Linear(FusedLinear, comfy.ops.disable_weight_init.Linear):
         def is_plain(self):
-            return not (self.comfy_cast_weights or self.weight_function or self.bias_function)
+            return _is_plain(self)
 
         def forward(self, *args, **kwargs):
             comfy.ops.run_every_op()  # ends an interrupted run
             return super().forward(*args, **kwargs)
 
+    class Conv2d(DoublingConv2d, comfy.ops.disable_weight_init.Conv2d):
+        def is_plain(self):
+            return _is_plain(self)
 
-def with_onednn(operations):
+
+def _is_plain(layer):
+    return not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
+
+
+def with_quick_layers(operations):
     """What `comfy.ops.pick_operations` gave, or for plain layers `Operations`. All other kinds cast or quantize: they stay."""
     return Operations if operations is comfy.ops.disable_weight_init else operations

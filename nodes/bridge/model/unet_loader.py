@@ -12,7 +12,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
-from .host_operations import with_onednn
+from .host_operations import with_quick_layers
 from .host_unet import UNetModel
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
@@ -168,7 +168,7 @@ def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetMod
     )
     model = UNetModel(
         config, attn_precision=model_config.unet_config.get("attn_precision"),
-        operations=with_onednn(operations), dtype=dtype, device="meta",
+        operations=with_quick_layers(operations), dtype=dtype, device="meta",
     )
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(False).eval()
