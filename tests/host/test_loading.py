@@ -12,33 +12,10 @@ import pytest
 import torch
 
 from support.children import run_module
+from support.families import PREFIX
+from support.full_size import write_full_size
 from support.memory_status import status
 from tools.environments import locked
-
-PREFIX = "model.diffusion_model."
-
-
-def write_full_size(path: Path, name: str):
-    """A file in the real size and layout, fp16, from one pool of random numbers (a real draw of 1.5e9 takes minutes)."""
-    from safetensors.torch import save_file
-
-    from support.families import FULL
-    from unet import UNetModel
-
-    pool = torch.randn(2**20 + 3, generator=torch.Generator().manual_seed(0)).half()
-    weights, offset = {}, 0
-    for key, tensor in UNetModel(FULL[name], device="meta").state_dict().items():
-        count = tensor.numel()
-        value = pool.roll(offset).repeat(count // len(pool) + 1)[:count].reshape(tensor.shape)
-        offset += 7919
-        if tensor.ndim > 1:
-            value = value * tensor[0].numel() ** -0.5
-        elif key.endswith("weight"):
-            value = 1 + 0.1 * value
-        else:
-            value = value * 0.1
-        weights[PREFIX + key] = value.half()
-    save_file(weights, path)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +258,7 @@ def test_what_sd2_predicts_is_detected_from_the_file_whatever_the_weight_dtype(p
     """By the spread of one tensor, as the host has it: over 0.09 it is v. In fp8 0.0899 would become 0.09375."""
     from safetensors.torch import save_file
 
-    from support.families import PREFIX, random_weights
+    from support.families import random_weights
     from support.oracle import ROWS, SMALL, host_model
 
     weights = random_weights(SMALL["sd2"], dtype=torch.float16)

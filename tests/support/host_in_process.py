@@ -10,12 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def boot(host: str, extra_nodes: bool = True) -> str:
-    """Starts the modules of the ComfyUI in `host` and the pack; returns the name under which the host imported the pack."""
+def boot(host: str, extra_nodes: bool = True, device: str = "cpu") -> str:
+    """Starts the modules of the ComfyUI in `host` and the pack; returns the name under which the host imported the pack.
+
+    `device`: "cpu", or "cuda" for the graphics card that the host finds.
+    """
     sys.path.insert(0, str(host))
     base = tempfile.mkdtemp(prefix="temporal-unet-")
     atexit.register(shutil.rmtree, base, ignore_errors=True)
-    argv, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", base]
+    argv, sys.argv = sys.argv, ["main.py", *(["--cpu"] if device == "cpu" else []), "--base-directory", base]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -54,7 +54,7 @@ def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
     with torch.inference_mode():
         model = loaded(loader)
         report = {"peak anon": watch.stop() - before, "peak": status("VmHWM") - with_code, "dtype": str(model.model.get_dtype())}
-        name = "svd" if "svd" in Path(path).name else "sd1"
+        name = Path(path).stem
         report["latent"] = sample(model, *prompts(FULL[name]), frames=3 if name == "svd" else 1, steps=3, cfg=1.0).tolist()
         del model
         times = [{name: user_seconds(name) for name in loaders} for _ in range(int(rounds))]
