@@ -10,7 +10,7 @@ from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.ranges import finite, passes
 from .bridge.node_names import SVD_SAMPLER as NODE
 from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
-from .bridge.sampling.noise_levels import given, scheduled, schedulers
+from .bridge.sampling.noise_levels import ALIGN_YOUR_STEPS, given, scheduled, schedulers
 from .bridge.sampling.options import VideoOptions, decide
 from .bridge.sampling.preview import FPS, fps_of
 from .bridge.sampling.training_range import warn_far_from_training
@@ -40,7 +40,7 @@ class SVDSampler(io.ComfyNode):
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="Seed of the noise: another seed, another motion.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps. 20 to 30 is usual."),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Denoising steps. 14 to 25 is usual."),
                 io.Float.Input(
                     "min_cfg", default=1.0, min=0.0, max=100.0, step=0.1,
                     tooltip="Guidance scale of the first frame (and of the last with triangle); not used with constant and curve.",
@@ -60,7 +60,7 @@ class SVDSampler(io.ComfyNode):
                     tooltip="The integration method. euler is what SVD was published with.",
                 ),
                 io.Combo.Input(
-                    "scheduler", options=schedulers(), default="karras",
+                    "scheduler", options=schedulers(), default=ALIGN_YOUR_STEPS,
                     tooltip="How noise falls from step to step. karras is what SVD was published with; align_your_steps, found for "
                     "SVD later, comes nearer to the finished video with fewer steps.",
                 ),

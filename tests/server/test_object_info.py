@@ -65,7 +65,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "max_cfg": ("FLOAT", {"default": 2.5}),
             "guidance": ("COMBO", {"default": "linear", "options": ["linear", "triangle", "constant", "curve"]}),
             "sampler_name": ("COMBO", {"default": "euler"}),
-            "scheduler": ("COMBO", {"default": "karras"}),
+            "scheduler": ("COMBO", {"default": "align_your_steps"}),
             "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0}),
             "guidance_curve": ("STRING", {}),
             "guidance_start": ("FLOAT", SHARE_START),
