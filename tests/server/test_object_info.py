@@ -75,6 +75,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "closed_loop": ("BOOLEAN", {"default": False}),
             "keep_colors": ("BOOLEAN", {"default": True}),
             "options": ("VIDEO_OPTIONS", {}),
+            "sigmas": ("SIGMAS", {}),
         },
         [("LATENT", "samples")],
     ),
@@ -177,7 +178,7 @@ OPTIONAL = {
     "vae of TemporalUNetComputeControlNetResiduals",
     *(f"{name} of TemporalUNetSVDSampler" for name in (  # the inputs that Video Options has taken over, and what it gives
         "options", "guidance_curve", "guidance_start", "guidance_end", "window_frames", "window_overlap", "closed_loop",
-        "keep_colors",
+        "keep_colors", "sigmas",
     )),
 }
 
