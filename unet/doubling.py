@@ -26,7 +26,7 @@ class DoublingConv2d(nn.Conv2d):
         return True
 
 
-def doubles(conv: nn.Module, x: torch.Tensor, size: torch.Size) -> TypeGuard[DoublingConv2d]:
+def doubles(conv: nn.Module, x: torch.Tensor, size: tuple[int, ...]) -> TypeGuard[DoublingConv2d]:
     """Whether `doubled` may and should stand for a call of `conv` on x [n, c, h, w] repeated to `size`.
 
     In fp32 on a CPU, where it was measured: half precision would round the sums.
