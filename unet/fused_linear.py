@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from . import onednn
+from .hooks import is_watched
 
 
 class FusedLinear(nn.Linear):
@@ -35,9 +36,7 @@ def may_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
     compiling: the compiler fuses on its own.
     """
     return (
-        not torch.compiler.is_compiling()
-        and type(module).forward is kind.forward and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks)
+        not torch.compiler.is_compiling() and type(module).forward is kind.forward and not is_watched(module)
         and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
     )
 

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from .group_norm import read_affine
 
 
+def is_watched(module: torch.nn.Module) -> bool:
+    """Whether a call of the module runs more than the `forward` of its class: forward hooks, or a forward of its own."""
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+
+
 class Layer(torch.nn.Module):
     """A layer of a block that is called as `layer(x, call)`.
 
@@ -47,7 +52,7 @@ class Hooks:
 
     def watches(self, layer: torch.nn.Module) -> bool:
         """Does anything look at what this layer of a block is given? Then that is joined before, not in the layer's chunks."""
-        return bool(layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer))
+        return is_watched(layer)
 
     def layer(self, layer: torch.nn.Module, x: torch.Tensor, call: "Call") -> torch.Tensor:
         """Runs one layer of a block on x [b*t, c, h, w]."""

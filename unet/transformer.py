@@ -6,7 +6,7 @@ from torch import nn
 from . import costs
 from .chunks import by_rows, spans
 from .fused_linear import added, gated, may_bypass
-from .hooks import Call, Hooks, Layer
+from .hooks import Call, Hooks, Layer, is_watched
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
 
@@ -105,10 +105,8 @@ class BasicTransformerBlock(nn.Module):
 
 
 def _altered(norm: nn.Module, attn: nn.Module) -> bool:
-    """Whether calling this norm and attention may run other code than ours: another module, another forward, forward hooks."""
-    return type(attn) is not CrossAttention or any(
-        "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks for layer in (norm, *attn.modules())
-    )
+    """Whether calling this norm and attention may run other code than ours."""
+    return type(attn) is not CrossAttention or any(map(is_watched, (norm, *attn.modules())))
 
 
 def _repeated(context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
