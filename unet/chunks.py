@@ -8,9 +8,11 @@ import torch
 def spans(count: int, bytes_each: int, budget: int | None) -> Iterator[slice]:
     """Slices that cover `count` items in chunks of equal size (except the last) that need at most `budget` bytes each.
 
-    A chunk has one item at least; without a budget, one chunk holds all items.
+    A chunk has one item at least; without a budget, one chunk holds all items. While compiling for any size this asks only
+    whether all items fit, and fixes the size where they do not.
     """
-    size = count if budget is None else max(1, min(count, budget // bytes_each))
+    whole = budget is None or count * bytes_each <= budget
+    size = count if whole else max(1, int(budget // bytes_each))  # type: ignore[operator]  # with a budget where not whole
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 

@@ -148,8 +148,8 @@ class TemporalResBlock(nn.Module):
         Half of the budget is for the work on a strip, half keeps what fits between the rounds of `residual_in_strips`.
         """
         half = budget // 2
-        places = list(spans(x.shape[-1], costs.TIME_STRIP * x[..., 0].nbytes, half))
-        keep = half // x[..., places[0]].nbytes
+        places = list(spans(x.shape[-1], costs.TIME_STRIP * _bytes(x[..., 0]), half))
+        keep = half // _bytes(x[..., places[0]])
 
         def strips():
             return ((place, x[..., place].contiguous()) for place in places)
@@ -176,7 +176,7 @@ class VideoResBlock(ResBlock):
         With a budget the block in space runs by frames, the block over time by pixels.
         """
         x = super().forward(x, call)
-        if call.budget is not None and costs.TIME_WHOLE * x.nbytes > call.budget:
+        if call.budget is not None and costs.TIME_WHOLE * _bytes(x) > call.budget:
             return self._over_time_in_strips(x, call)
         video = x.unflatten(0, (-1, call.num_frames)).transpose(1, 2)  # [b, c, t, h, w]
         video = self.time_stack(video, call)
@@ -190,3 +190,8 @@ class VideoResBlock(ResBlock):
             own = pixels[..., strip]
             own.copy_(self.time_mixer(own, mixed.transpose(1, 2).flatten(0, 1), call.image_only))
         return x
+
+
+def _bytes(x):
+    """x.nbytes, which has no value while compiling for any size."""
+    return x.numel() * x.element_size()

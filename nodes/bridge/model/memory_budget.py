@@ -86,8 +86,11 @@ class Retry:
     def attempt(self, key: Hashable, need: Callable[[int | None], int], device: torch.device, call: Callable):
         """call(budget) with one of the device's budgets, of which each needs `need(budget)` bytes; each size warns once a run.
 
-        Raises the error where no smaller chunks would need less.
+        Raises the error where no smaller chunks would need less. While compiling, the first of BUDGETS is the only one: a compiled
+        call is traced with one, can ask for no memory and be tried no second time.
         """
+        if torch.compiler.is_compiling():
+            return call(BUDGETS[0])
         choices = budgets(device)
         needs = [need(budget) for budget in choices]
 
