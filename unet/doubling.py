@@ -32,11 +32,17 @@ def doubles(conv: nn.Module, x: torch.Tensor, size: tuple[int, ...]) -> TypeGuar
     In fp32 on a CPU, where it was measured: half precision would round the sums.
     """
     return (
-        isinstance(conv, DoublingConv2d) and may_bypass(conv, type(conv)) and conv.is_plain()
+        isinstance(conv, DoublingConv2d) and may_bypass(conv, type(conv)) and conv.is_plain() and _pads_with_zeros(conv)
         and tuple(size) == (2 * x.shape[2], 2 * x.shape[3]) and x.numel() >= PIXELS * x.shape[1]
         and x.device.type == conv.weight.device.type == "cpu" and x.dtype == conv.weight.dtype == torch.float32
-        and type(conv.weight) is nn.Parameter
+        and type(conv.weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _pads_with_zeros(conv):
+    """Packs that make images tile set another padding, or another `_conv_forward`."""
+    own = "_conv_forward" in vars(conv) or type(conv)._conv_forward is not nn.Conv2d._conv_forward
+    return conv.padding_mode == "zeros" and not own
 
 
 def doubling_weight(conv: DoublingConv2d) -> torch.Tensor:

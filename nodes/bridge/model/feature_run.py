@@ -1,5 +1,6 @@
 """Inner features that are kept in the course of one sampling run: which branch, window and call each belongs to."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -7,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 
 from ....unet.inner_features import InnerFeature
+from ..node_names import FEATURE_CACHE
 
 KEY = "temporal_unet.feature_cache"  # of the FeatureRun in `transformer_options`, and of the wrapper that puts it there
 PLACES = ("input", "middle", "output")
-LEVELS_KEPT = 2  # noise levels after which a feature goes that was not asked for: windows that move do not come back soon
+LEVELS_KEPT = 2  # noise levels after which a feature goes that was not asked for; after one in a window, most of which move
 
 
 @dataclass
@@ -29,14 +31,23 @@ class FeatureRun:
         """Of all devices: `calls`, `full` or `most_bytes` of `OnDevice`."""
         return sum(getattr(on_device, name) for on_device in self.devices.values())
 
-    def acts(self, options: dict) -> bool:
-        """Whether the cache serves a call with these `transformer_options`."""
-        return "uuids" in options and self.end < _sigma(options) <= self.start
+    def acts(self, options: dict, rows: int) -> bool:
+        """Whether the cache serves a call on so many rows with these `transformer_options`: other packs' calls may lack marks."""
+        uuids, sigmas = options.get("uuids"), options.get("sigmas")
+        return bool(uuids) and sigmas is not None and rows % len(uuids) == 0 and self.end < _sigma(options) <= self.start
+
+    def stop(self) -> None:
+        """Memory ran out: keeps nothing more in this run."""
+        logging.warning("%s: out of memory; the rest of the run goes on without it.", FEATURE_CACHE)
+        self.end = self.start
+        for on_device in self.devices.values():
+            on_device.kept.clear()
 
     def call(self, options: dict, control: dict | None, device: torch.device) -> "CachedCall":
         """One call of the network on one branch."""
         window = options.get("context_window")
-        branch = options["uuids"][0], None if window is None else tuple(window.index_list)
+        side = options["cond_or_uncond"][0]  # the host gives the negative a copy of a positive's cond where their areas differ
+        branch = options["uuids"][0], side, None if window is None else tuple(window.index_list)
         on_device = self.devices.setdefault(device, OnDevice())
         made_for = _controlled(control), _patched(options), self._strengths()
         return CachedCall(self, on_device, on_device.feature(branch, _sigma(options)), _sigma(options), made_for)
@@ -61,7 +72,10 @@ class OnDevice:
         """That of the branch. Samplers and guidance nodes that ask twice at one noise level do so for two different latents."""
         if sigma != self.sigma:
             self.sigma, self.level, self.asked = sigma, self.level + 1, {}
-            self.kept = {key: kept for key, kept in self.kept.items() if self.level - kept[0] <= LEVELS_KEPT}
+            self.kept = {
+                (branch, before): kept for (branch, before), kept in self.kept.items()
+                if self.level - kept[0] <= (LEVELS_KEPT if branch[-1] is None else 1)
+            }
         before = self.asked.get(branch, 0)
         self.asked[branch] = before + 1
         _, feature = self.kept.get((branch, before), (0, InnerFeature()))

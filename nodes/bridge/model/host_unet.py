@@ -8,7 +8,7 @@ from ....unet import Residuals
 from .feature_run import KEY, PLACES, FeatureRun
 from .host_hooks import HostHooks, patched_at_large
 from .host_layers import HostLayers, HostTransformer
-from .memory_budget import ChunkedRun, runs_one_by_one
+from .memory_budget import ChunkedRun, is_out_of_memory, runs_one_by_one
 
 
 class UNetModel(unet.UNetModel):
@@ -60,7 +60,7 @@ class UNetModel(unet.UNetModel):
             "x": x, "timesteps": timesteps, "context": context, "y": y, "time_context": time_context,
             "image_only": None if image_only_indicator is None else image_only_indicator.flatten(),
         }
-        if (features := _features(transformer_options)) is not None:  # each branch of guidance decides for itself
+        if (features := _features(transformer_options, x)) is not None:  # each branch of guidance decides for itself
             calls = _one_by_one(len(transformer_options["uuids"]), rows, control, transformer_options)
             return torch.cat([self._cached(features, *call, frames) for call in calls])
         videos = x.shape[0] // frames
@@ -72,9 +72,17 @@ class UNetModel(unet.UNetModel):
     def _cached(self, features, rows, control, options, frames):
         """One branch, whose inner blocks may be left out."""
         cached = features.call(options, control, rows["x"].device)
-        out = self._in_chunks(rows, control, options, frames, cached)
-        cached.done()
-        return out
+        try:
+            out = self._in_chunks(rows, control, options, frames, cached)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            cached.done()
+            return out
+        del cached  # and not in the handler: the error holds on to what the call had made
+        features.stop()
+        return self._in_chunks(rows, control, options, frames)
 
     def _in_chunks(self, rows, control, options, frames, cached=None):
         if not self.config.temporal:
@@ -102,12 +110,12 @@ class UNetModel(unet.UNetModel):
         return num_video_frames
 
 
-def _features(options: dict) -> FeatureRun | None:
+def _features(options: dict, x: torch.Tensor) -> FeatureRun | None:
     """The kept features of a run that serve a call with these options, if there are any."""
     if torch.compiler.is_compiling():  # a compiled network cannot decide by the values of its activations
         return None
     run = options.get(KEY)
-    return run if run is not None and run.acts(options) else None
+    return run if run is not None and run.acts(options, x.shape[0]) else None
 
 
 def _one_by_one(videos: int, rows: dict, control: dict | None, options: dict):

@@ -93,7 +93,8 @@ class CachedSampling:
         if self.node is not None:
             from server import PromptServer  # not above: it cannot be imported everywhere that a script runs
 
-            PromptServer.instance.send_progress_text(text, self.node.node_id, PromptServer.instance.client_id)
+            if PromptServer.instance.client_id is not None:  # the host takes None as "to everyone"
+                PromptServer.instance.send_progress_text(text, self.node.node_id, PromptServer.instance.client_id)
 
 
 def summary(run: FeatureRun) -> str:

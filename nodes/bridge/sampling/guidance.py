@@ -128,7 +128,7 @@ def _with_scales(function, scales):
 def sample(guider: FrameGuider, latent: dict, levels: torch.Tensor, *, seed: int, sampler_name: str):
     """The denoised latent [frames, 4, h, w] on the host's intermediate device, with its progress, preview and cancel.
 
-    `levels`: noise levels [steps + 1], from the highest; without a step the latent comes back as it is.
+    `levels`: noise levels [steps + 1], from the highest. Without any the latent comes back as it is.
     """
     model = guider.model_patcher
     samples = latent["samples"]

@@ -25,7 +25,9 @@ def scheduled(model, steps: int, sampler_name: str, scheduler: str, denoise: flo
     if scheduler == ALIGN_YOUR_STEPS:
         from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler  # when needed: not all hosts start with the extras
 
-        return AlignYourStepsScheduler.execute("SVD", steps, denoise).result[0]
+        levels = AlignYourStepsScheduler.execute("SVD", steps, denoise).result[0]
+        _warn_of_scheduled(levels, model, steps, denoise)
+        return levels
     return comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
@@ -47,16 +49,35 @@ def given(sigmas, model, latent: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"{NODE}: sigmas rises: {_listed(sigmas)}. Expected levels that fall; to turn a clip back into noise use SamplerCustom."
         )
+    if (sigmas[:-1] == 0).any():
+        raise ValueError(f"{NODE}: sigmas reaches 0 before its end: {_listed(sigmas)}. Expected 0 in the last place alone.")
     logging.info(
         "%s: sigmas is connected: its %d steps count; steps, scheduler and denoise do not.", NODE, max(0, len(sigmas) - 1)
     )
-    highest = float(model.get_model_object("model_sampling").sigma_max)
+    if len(sigmas) == 1 and sigmas[0] > 0:
+        logging.warning("%s: sigmas is one level, so there is no step: the latent only gets noise.", NODE)
+    highest = _highest(model)
     if len(sigmas) and float(sigmas[0]) < FAR * highest and not latent.any():
         logging.warning(
             "%s: sigmas starts at %.4g, but the latent is empty and this model's noise starts at %.4g: the levels are probably "
             "another model's, or the second part of a schedule.", NODE, float(sigmas[0]), highest,
         )
     return sigmas
+
+
+def _highest(model):
+    return float(model.get_model_object("model_sampling").sigma_max)
+
+
+def _warn_of_scheduled(levels, model, steps, denoise):
+    """Of Align Your Steps, which knows neither the model nor parts of a step."""
+    if denoise > 0 and len(levels) < 2:
+        logging.warning("%s: denoise %.4g of %d steps is less than half a step: the latent stays as it is.", NODE, denoise, steps)
+    elif denoise == 1 and not FAR < float(levels[0]) / _highest(model) < 1 / FAR:
+        logging.warning(
+            "%s: align_your_steps starts at noise of %.4g, this model at %.4g. Choose another scheduler.",
+            NODE, float(levels[0]), _highest(model),
+        )
 
 
 def _listed(sigmas):
