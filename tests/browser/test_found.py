@@ -45,9 +45,9 @@ def test_each_query_finds_ours_among_the_first_three_that_a_pack_can_come_before
         assert first < 10, f"{query}: ours come after {[entry['title'] for entry in found[:first]]}"
 
 
-def test_the_library_files_our_nodes_in_three_rooms(server):
+def test_the_library_files_our_nodes_in_four_rooms(server):
     rooms = {}
     for node in server.get("/object_info").values():
         if node["python_module"] == f"custom_nodes.{PACK}":
             rooms.setdefault(node["category"], []).append(node["display_name"])
-    assert rooms.keys() == {"Temporal UNet/Loaders", "Temporal UNet/Video", "Temporal UNet/ControlNet"}
+    assert rooms.keys() == {"Temporal UNet/Loaders", "Temporal UNet/Video", "Temporal UNet/ControlNet", "Temporal UNet/Model"}

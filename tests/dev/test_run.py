@@ -57,7 +57,7 @@ def test_options_reach_every_input_that_they_are_for():
     assert inputs[animate.LOADER]["ckpt_name"] == animate.CHECKPOINT
     assert inputs[animate.CONDITIONING]["seed"] == inputs[animate.SAMPLER]["seed"] == 5
     assert inputs[animate.CONDITIONING]["video_frames"] == 3
-    assert inputs[animate.SAMPLER]["steps"] == 20
+    assert inputs[animate.SAMPLER]["steps"] == 14
 
 
 def test_a_photo_is_written_upright_whatever_its_ending(tmp_path):

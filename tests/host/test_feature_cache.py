@@ -227,7 +227,7 @@ def test_hooks_whose_strength_changes_compute_the_step_in_full(pack):
     run = run_of(EVER, 2, 1e9, 0.0, [hook])
     for sigma in (4.0, 3.0, 2.0, 1.0):
         hook.strength = 1.0 if sigma > 2.5 else 0.5
-        call = run.call({"uuids": ["a"], "sigmas": torch.tensor([sigma])}, None, torch.device("cpu"))
+        call = run.call({"uuids": ["a"], "cond_or_uncond": [0], "sigmas": torch.tensor([sigma])}, None, torch.device("cpu"))
         call.inner(torch.ones(1, 1, 2, 2), lambda h, sigma=sigma: count.append(sigma) or h, {"transformer_index": 0})
     assert count == [4.0, 2.0]
 
@@ -240,11 +240,45 @@ def test_windows_that_move_do_not_pile_up(pack):
             self.index_list = index_list
 
     for step in range(20):
-        options = {"uuids": ["a"], "sigmas": torch.tensor([20.0 - step]), "context_window": Window([step, step + 1])}
+        window = Window([step, step + 1])
+        options = {"uuids": ["a"], "cond_or_uncond": [0], "sigmas": torch.tensor([20.0 - step]), "context_window": window}
         call = run.call(options, None, torch.device("cpu"))
         call.inner(torch.ones(1, 1, 2, 2), lambda h: h, {"transformer_index": 0})
         call.done()
     assert run.total("full") == 20 and run.total("most_bytes") <= 3 * 20
+
+
+def test_a_negative_with_the_uuid_of_the_positive_has_features_of_its_own(pack):
+    """The host gives it a copy of the positive's cond where their areas differ."""
+    run = pack("nodes.bridge.model.feature_run").FeatureRun(EVER, 2, 1e9, 0.0)
+
+    def made(side, sigma, value):
+        call = run.call({"uuids": ["a"], "cond_or_uncond": [side], "sigmas": torch.tensor([sigma])}, None, torch.device("cpu"))
+        return call.inner(torch.ones(1, 1, 2, 2), lambda h: value * h, {"transformer_index": 0})[0, 0, 0, 0].item()
+
+    assert [made(1, 4.0, -1.0), made(0, 4.0, 1.0), made(0, 3.0, 5.0), made(1, 2.0, 5.0)] == [-1.0, 1.0, 1.0, -1.0]
+
+
+def test_calls_that_lack_the_hosts_marks_are_not_cached(pack):
+    run, sigmas = pack("nodes.bridge.model.feature_run").FeatureRun(EVER, 2, 1e9, 0.0), torch.tensor([4.0])
+    whole = {"uuids": ["a", "b"], "sigmas": sigmas}
+    assert run.acts(whole, 2)
+    assert not any((run.acts({"sigmas": sigmas}, 2), run.acts({**whole, "sigmas": None}, 2), run.acts(whole, 1)))
+
+
+def test_a_run_goes_on_without_the_cache_where_memory_runs_out(pairs, any_threshold, pack, monkeypatch, caplog):
+    features, model = pack("nodes.bridge.model.feature_run"), any_threshold(pairs("sd1_tiny").ours, EVER)
+    expected, inner, calls = short(pairs("sd1_tiny").ours), features.CachedCall.inner, []
+
+    def runs_out(self, *args):
+        calls.append(self)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory (raised by the test)")
+        return inner(self, *args)
+
+    monkeypatch.setattr(features.CachedCall, "inner", runs_out)
+    assert relative_error(short(model), expected) <= 1e-5
+    assert len(calls) == 2 and "UNet Feature Cache: out of memory; the rest of the run goes on without it" in caplog.text
 
 
 @pytest.mark.slow
@@ -304,6 +338,7 @@ def test_a_compiled_network_takes_no_kept_features(pack):
     network, features = pack("nodes.bridge.model.host_unet"), pack("nodes.bridge.model.feature_run")
     run = features.FeatureRun(0.3, 2, 1e9, 0.0)
     options = {features.KEY: run, "uuids": ["a"], "sigmas": torch.tensor([1.0])}
-    assert network._features(options) is run
-    assert torch.compile(network._features, backend="eager", fullgraph=True)(options) is None
+    x = torch.zeros(1, 4, 8, 8)
+    assert network._features(options, x) is run
+    assert torch.compile(network._features, backend="eager", fullgraph=True)(options, x) is None
     assert "the network is compiled" in pack("nodes.bridge.sampling.feature_caching").summary(run)

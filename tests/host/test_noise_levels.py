@@ -100,6 +100,7 @@ def test_guidance_and_windows_follow_given_levels(ours, node):
     ("karras", "sigmas is a str"),
     (torch.tensor([700.0, float("nan"), 0.0]), "sigmas holds 700, nan, 0"),
     (torch.tensor([700.0, -1.0]), "expected levels from 0 up"),
+    (torch.tensor([5.0, 0.0, 0.0]), "sigmas reaches 0 before its end: 5, 0, 0"),
     (FALLING.flip(0), "sigmas rises: 0, 1, 7.9, 54.5, 700.*SamplerCustom"),
 ])
 def test_what_is_no_row_of_falling_levels_is_refused(ours, wrong, says):
@@ -110,6 +111,15 @@ def test_what_is_no_row_of_falling_levels_is_refused(ours, wrong, says):
 def test_levels_that_are_probably_another_models_are_said(ours, caplog):
     ours(sigmas=torch.tensor([14.6, 1.0, 0.0]))
     assert "sigmas starts at 14.6, but the latent is empty and this model's noise starts at 700" in caplog.text
+
+
+def test_align_your_steps_says_where_it_does_not_fit(ours, svd, node, caplog):
+    ours(scheduler="align_your_steps", steps=14, denoise=0.03)
+    assert "denoise 0.03 of 14 steps is less than half a step: the latent stays as it is" in caplog.text
+    assert "Choose another scheduler" not in caplog.text
+    model = run_node(node("ModelSamplingContinuousEDM"), svd.ours, "v_prediction", 120.0, 0.002)[0]
+    ours(model=model, scheduler="align_your_steps", steps=2)
+    assert "align_your_steps starts at noise of 700, this model at 120. Choose another scheduler" in caplog.text
 
 
 def test_schedulers_that_other_packs_add_are_offered(node, monkeypatch):

@@ -34,7 +34,7 @@ def frames(path):
 
 @pytest.mark.parametrize("language, program, said, turn", [
     ("sh", ["sh", "-c"], '"queue_remaining": 1', None),
-    ("python", [sys.executable, "-c"], "step 20 of 20", Image.Transpose.ROTATE_180),  # another photo, of which nothing is cached
+    ("python", [sys.executable, "-c"], "step 14 of 14", Image.Transpose.ROTATE_180),  # another photo, of which nothing is cached
 ], ids=["curl", "python"])
 def test_readmes_code_makes_the_miniatures_video_from_the_package_alone(bare, host, language, program, said, turn):
     folder = bare.base / "custom_nodes" / dev.PACK

@@ -69,6 +69,16 @@ def test_hooks_another_forward_and_weights_that_are_not_plain_go_the_usual_way(u
     assert seen == [(2, 6, 32, 32)] * 2 and used == [2]
 
 
+def test_other_padding_is_kept(upsample, used, monkeypatch):
+    x = randn(2, 6, 16, 16).float()
+    upsample.conv.padding_mode = "circular"
+    assert relative_error(upsample(x, Call(None)), one_after_the_other(upsample, x, (32, 32))) <= 1e-6
+    upsample.conv.padding_mode = "zeros"
+    upsample.conv._conv_forward = lambda x, weight, bias: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+    assert relative_error(upsample(x, Call(None)), one_after_the_other(upsample, x, (32, 32))) <= 1e-6
+    assert used == []
+
+
 def test_changed_weights_act_at_once(upsample):
     x = randn(2, 6, 16, 16).float()
     upsample(x, Call(None))
