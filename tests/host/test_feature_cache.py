@@ -261,9 +261,11 @@ def test_a_negative_with_the_uuid_of_the_positive_has_features_of_its_own(pack):
 
 def test_calls_that_lack_the_hosts_marks_are_not_cached(pack):
     run, sigmas = pack("nodes.bridge.model.feature_run").FeatureRun(EVER, 2, 1e9, 0.0), torch.tensor([4.0])
-    whole = {"uuids": ["a", "b"], "sigmas": sigmas}
+    whole = {"uuids": ["a", "b"], "cond_or_uncond": [1, 0], "sigmas": sigmas}
     assert run.acts(whole, 2)
-    assert not any((run.acts({"sigmas": sigmas}, 2), run.acts({**whole, "sigmas": None}, 2), run.acts(whole, 1)))
+    assert not run.acts(whole, 1)
+    for mark, value in (("uuids", None), ("cond_or_uncond", [0]), ("sigmas", None)):
+        assert not run.acts({**whole, mark: value}, 2)
 
 
 def test_a_run_goes_on_without_the_cache_where_memory_runs_out(pairs, any_threshold, pack, monkeypatch, caplog):
@@ -337,7 +339,7 @@ def test_a_compiled_network_takes_no_kept_features(pack):
     """It cannot decide by the values of its activations; a run in which nothing was kept says so."""
     network, features = pack("nodes.bridge.model.host_unet"), pack("nodes.bridge.model.feature_run")
     run = features.FeatureRun(0.3, 2, 1e9, 0.0)
-    options = {features.KEY: run, "uuids": ["a"], "sigmas": torch.tensor([1.0])}
+    options = {features.KEY: run, "uuids": ["a"], "cond_or_uncond": [0], "sigmas": torch.tensor([1.0])}
     x = torch.zeros(1, 4, 8, 8)
     assert network._features(options, x) is run
     assert torch.compile(network._features, backend="eager", fullgraph=True)(options, x) is None

@@ -33,15 +33,15 @@ class FeatureRun:
 
     def acts(self, options: dict, rows: int) -> bool:
         """Whether the cache serves a call on so many rows with these `transformer_options`: other packs' calls may lack marks."""
-        uuids, sigmas = options.get("uuids"), options.get("sigmas")
-        return bool(uuids) and sigmas is not None and rows % len(uuids) == 0 and self.end < _sigma(options) <= self.start
+        uuids = options.get("uuids") or ()
+        marked = len(uuids) == len(options.get("cond_or_uncond") or ()) > 0 and options.get("sigmas") is not None
+        return marked and rows % len(uuids) == 0 and self.end < _sigma(options) <= self.start
 
-    def stop(self) -> None:
-        """Memory ran out: keeps nothing more in this run."""
+    def stop(self, device: torch.device) -> None:
+        """Memory ran out on this device: keeps nothing more in this run."""
         logging.warning("%s: out of memory; the rest of the run goes on without it.", FEATURE_CACHE)
         self.end = self.start
-        for on_device in self.devices.values():
-            on_device.kept.clear()
+        self.devices[device].kept.clear()
 
     def call(self, options: dict, control: dict | None, device: torch.device) -> "CachedCall":
         """One call of the network on one branch."""
@@ -62,19 +62,21 @@ class OnDevice:
     def __init__(self):
         self.sigma: float | None = None
         self.level = 0  # noise levels so far
-        self.asked: dict[Hashable, int] = {}  # branch -> how often at this level
-        self.kept: dict[Hashable, tuple[int, InnerFeature]] = {}  # (branch, how often before) -> (level, feature)
+        self.asked: dict[tuple, int] = {}  # branch -> how often at this level
+        self.kept: dict[tuple[tuple, int], tuple[int, InnerFeature]] = {}  # (branch, how often before) -> (level, feature)
         self.calls = 0  # of the network on one branch, within start and end
         self.full = 0  # of these, in how many the inner blocks ran
         self.most_bytes = 0  # that were kept at a time
 
-    def feature(self, branch: Hashable, sigma: float) -> InnerFeature:
-        """That of the branch. Samplers and guidance nodes that ask twice at one noise level do so for two different latents."""
+    def feature(self, branch: tuple, sigma: float) -> InnerFeature:
+        """That of the branch (uuid, side, window).
+
+        Samplers and guidance nodes that ask twice at one noise level do so for two different latents.
+        """
         if sigma != self.sigma:
             self.sigma, self.level, self.asked = sigma, self.level + 1, {}
             self.kept = {
-                (branch, before): kept for (branch, before), kept in self.kept.items()
-                if self.level - kept[0] <= (LEVELS_KEPT if branch[-1] is None else 1)
+                key: kept for key, kept in self.kept.items() if self.level - kept[0] <= (LEVELS_KEPT if key[0][-1] is None else 1)
             }
         before = self.asked.get(branch, 0)
         self.asked[branch] = before + 1

@@ -81,7 +81,7 @@ class UNetModel(unet.UNetModel):
             cached.done()
             return out
         del cached  # and not in the handler: the error holds on to what the call had made
-        features.stop()
+        features.stop(rows["x"].device)
         return self._in_chunks(rows, control, options, frames)
 
     def _in_chunks(self, rows, control, options, frames, cached=None):
