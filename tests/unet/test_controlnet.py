@@ -23,7 +23,8 @@ from unet import (
     open_checkpoint,
     open_controlnet,
 )
-from unet.weights.controlnet_file import original_names, read_controlnet_config
+from unet.weights.controlnet_file import read_controlnet_config
+from unet.weights.diffusers_names import to_ldm
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -170,7 +171,7 @@ def test_the_public_nets_at_full_size_are_known():
     config = ControlNetConfig(replace(FULL["svd"], out_channels=0, depth_out=()), 3, (16, 32, 96, 256))
     own = {name: tuple(t.shape) for name, t in SVDControlNet(config, device="meta").state_dict().items()}
     public = {name if name.startswith("controlnet_") else to_diffusers(name): shape for name, shape in own.items()}
-    names = original_names(public)
+    names = to_ldm(public)
     assert read_controlnet_config({name: public[on_disk] for name, on_disk in names.items()}) == config
     assert set(names) == set(own)
     assert sum(torch.Size(shape).numel() for shape in own.values()) // 10**6 == 682

@@ -16,7 +16,7 @@ import torch
 from tools.miniature import train_svd, vae, world
 from tools.miniature.training import WEIGHTS, Run, arguments, write_weights
 from unet import ControlNetConfig, SVDControlNet, UNetModel, load_unet
-from unet.weights.controlnet_file import original_names
+from unet.weights.diffusers_names import to_ldm
 
 CONFIG = ControlNetConfig(
     encoder=replace(
@@ -125,7 +125,7 @@ def _res(name: str) -> str:
 def write(run: Run, loss: float) -> None:
     """The averaged weights as an fp16 file in the public layout."""
     tensors = {public_name(name): train_svd.store(name, value) for name, value in run.mean.items()}
-    assert set(original_names(tensors)) == set(run.mean)
+    assert set(to_ldm(tensors)) == set(run.mean)
     write_weights(run.args.weights / "miniature_svd_controlnet_path.safetensors", tensors, {
         "title": "Temporal UNet miniature SVD ControlNet, path",
         "description": "Leads the sprite of tools/miniature/world.py along a path: control images are a white disc of 7 "

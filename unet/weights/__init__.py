@@ -1,7 +1,7 @@
 """Reading weights from files; the networks import nothing from here.
 
 `checkpoint.py` opens a file and reads a network out of it, every key accounted for: start there. `detect.py` detects which UNet
-is in it, `controlnet_file.py` and `controlnext_file.py` read the nets that steer one. `files.py` opens safetensors,
-`pickles.py` pickled files after `pickle_check.py` has looked through them, `on_disk.py` is what both need, `errors.py` the one
-error. `residual_file.py` stores a ControlNet's residuals.
+is in it, `diffusers_names.py` maps the names of diffusers' layout, `controlnet_file.py` and `controlnext_file.py` read the nets
+that steer one. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
+`on_disk.py` is what both need, `errors.py` the one error. `residual_file.py` stores a ControlNet's residuals.
 """

@@ -14,9 +14,10 @@ from ..config import Family, UNetConfig
 from ..controlnet import ControlNetConfig, SVDControlNet
 from ..controlnext import ControlNeXt, ControlNeXtConfig
 from ..model import UNetModel
-from .controlnet_file import head_width_next_to, is_svd_controlnet, original_names, read_controlnet_config
+from .controlnet_file import head_width_next_to, is_svd_controlnet, read_controlnet_config
 from .controlnext_file import controlnext_names, is_controlnext, read_controlnext_config
 from .detect import detect
+from .diffusers_names import to_ldm
 from .errors import UNetFileError, shorten
 from .files import check_dtypes, is_mapped, main_dtype, open_any, open_file, shapes_and_dtypes_of, shapes_of
 from .on_disk import FileStamp, changed_in_place, open_regular
@@ -115,7 +116,7 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
     with _named(opened.path):
         if not is_svd_controlnet(opened.shapes):
             raise UNetFileError("it holds no SVD ControlNet (expected controlnet_mid_block.* and down_blocks.*).")
-        names = original_names(opened.shapes)
+        names = to_ldm(opened.shapes)
         metadata = {**head_width_next_to(opened.path), **opened.metadata}
         config = read_controlnet_config({name: opened.shapes[on_disk] for name, on_disk in names.items()}, metadata)
         names, unexpected = _account(opened, names, expected_shapes(config, SVDControlNet), "ControlNet")

@@ -1,8 +1,6 @@
 """Reading the ControlNet of Stable Video Diffusion out of a file in the layout of diffusers' ControlNetSDVModel."""
 
 import json
-import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,22 +12,6 @@ from .on_disk import open_regular
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_WIDTHS = 20  # of the hint net; each but the first halves the image
 MOST_CONFIG = 2**20  # bytes of `config.json`; diffusers' own has 1,500
-
-# diffusers' names inside a block, and those of the original, in the order in which they are tried.
-INSIDE = (
-    (r"spatial_res_block\.", ""), (r"temporal_res_block\.", "time_stack."),
-    (r"norm1\.", "in_layers.0."), (r"conv1\.", "in_layers.2."), (r"time_emb_proj\.", "emb_layers.1."),
-    (r"norm2\.", "out_layers.0."), (r"conv2\.", "out_layers.3."), (r"conv_shortcut\.", "skip_connection."),
-)
-ATTENTION = (
-    (r"temporal_transformer_blocks\.", "time_stack."),
-    (r"time_pos_embed\.linear_1\.", "time_pos_embed.0."), (r"time_pos_embed\.linear_2\.", "time_pos_embed.2."),
-)
-OUTSIDE = (
-    (r"conv_in\.", "input_blocks.0.0."),
-    (r"time_embedding\.linear_1\.", "time_embed.0."), (r"time_embedding\.linear_2\.", "time_embed.2."),
-    (r"add_embedding\.linear_1\.", "label_emb.0.0."), (r"add_embedding\.linear_2\.", "label_emb.0.2."),
-)
 
 
 def is_svd_controlnet(shapes: Shapes) -> bool:
@@ -46,55 +28,6 @@ def is_svd_controlnet(shapes: Shapes) -> bool:
     takes_image = shapes.get("conv_in.weight", ())[1:2] == (8,)
     takes_motion = shapes.get("add_embedding.linear_1.weight", ())[1:2] == (768,)
     return contexts <= {(1024,)} and (takes_image or takes_motion)
-
-
-def original_names(names) -> dict[str, str]:
-    """Maps the original's key names, which our networks have, to those of diffusers' layout."""
-    places = _input_blocks(names)
-    return {_original(name, places): name for name in names}
-
-
-def _input_blocks(names) -> dict[str, range]:
-    """The indices of the input blocks of each down block, by its index: a residual block is one, a downsampling too."""
-    layers: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        if found := re.match(r"down_blocks\.(\d+)\.(resnets\.[^.]*|downsamplers)?", name):
-            layers[found[1]].add(found[2])
-    places: dict[str, range] = {}
-    start = 1
-    while (level := str(len(places))) in layers:
-        places[level] = range(start, start + len(layers[level] - {None}))
-        start = places[level].stop
-    return places
-
-
-def _original(name: str, places: dict[str, range]) -> str:
-    found = re.match(r"down_blocks\.(\d+)\.", name)
-    if found and found[1] not in places:  # a level before it is missing: the check of the keys reports it
-        return name
-    if found := re.match(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
-        block = f"input_blocks.{places[found[1]].start + int(found[3])}"
-        return f"{block}.0.{_res(found[4])}" if found[2] == "resnets" else f"{block}.1.{_rename(found[4], ATTENTION)}"
-    if found := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.*)", name):
-        return f"input_blocks.{places[found[1]].stop - 1}.0.op.{found[2]}"
-    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d{1,6})\.(.*)", name):
-        if found[1] == "attentions":
-            return f"middle_block.1.{_rename(found[3], ATTENTION)}"
-        return f"middle_block.{2 * int(found[2])}.{_res(found[3])}"
-    return _rename(name, OUTSIDE)
-
-
-def _res(name: str) -> str:
-    """The original name of a name such as `temporal_res_block.conv1.weight`."""
-    for pattern, new in INSIDE:
-        name = re.sub(rf"^(time_stack\.)?{pattern}", rf"\g<1>{new}", name)
-    return name
-
-
-def _rename(name: str, rules) -> str:
-    for pattern, new in rules:
-        name = re.sub("^" + pattern, new, name)
-    return name
 
 
 def read_controlnet_config(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> ControlNetConfig:
