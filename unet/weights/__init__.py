@@ -4,4 +4,7 @@
 is in it, `diffusers_names.py` maps the names of diffusers' layout, `controlnet_file.py` and `controlnext_file.py` read the nets
 that steer one. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
 `on_disk.py` is what both need, `errors.py` the one error. `residual_file.py` stores a ControlNet's residuals.
+
+GGUF: `ggml_types.py` has the number formats and dequantizes them; the formats themselves are in `ggml_blocks.py`,
+`ggml_k_types.py` and `ggml_grid_types.py` with `ggml_grids.py`.
 """
