@@ -1,4 +1,4 @@
-"""Reading weights from files; the networks import nothing from here.
+"""Reading weights from files and writing them; the networks import nothing from here.
 
 `checkpoint.py` opens a file and reads a network out of it, every key accounted for: start there. `detect.py` detects which UNet
 is in it, `diffusers_names.py` maps the names of diffusers' layout, `controlnet_file.py` and `controlnext_file.py` read the nets
@@ -7,4 +7,7 @@ that steer one. `files.py` opens safetensors, `pickles.py` pickled files after `
 
 GGUF: `ggml_types.py` has the number formats and dequantizes them; the formats themselves are in `ggml_blocks.py`,
 `ggml_k_types.py` and `ggml_grid_types.py` with `ggml_grids.py`.
+
+Writing: `save_plan.py` says what a file will hold, `network_writer.py` writes it tensor by tensor, `gguf_writer.py` what GGUF has
+before the tensors, `ggml_quantize.py` the blocks of its formats.
 """

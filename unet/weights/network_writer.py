@@ -1,0 +1,70 @@
+"""Writing a network's file, tensor by tensor: in memory is one at a time."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+
+from .errors import UNetFileError
+from .ggml_types import PackedTensor
+from .gguf_writer import gguf_header, padded
+from .save_plan import GGUF, Network, PlannedTensor, Wanted, plan_tensors, safetensors_header
+
+
+class FilePlan:
+    """A file that is known but for its values: its header, its tensors, its size in bytes."""
+
+    def __init__(self, network: Network, wanted: Wanted):
+        self.wanted = wanted
+        self.tensors: list[PlannedTensor] = plan_tensors(network, wanted)
+        if wanted.container == GGUF:
+            self.header = gguf_header(self.tensors, wanted, network.metadata)
+            self.size = len(self.header) + sum(padded(tensor.size) for tensor in self.tensors)
+        else:
+            self.header = safetensors_header(self.tensors, network.metadata)
+            self.size = len(self.header) + sum(tensor.size for tensor in self.tensors)
+
+
+@contextmanager
+def written_part(
+    folder: Path, plan: FilePlan, values: Callable[[PlannedTensor], torch.Tensor | PackedTensor], written: Callable[[int], None]
+) -> Iterator[Path]:
+    """A whole file of that plan in `folder` under a name of its own ending in `.part`; it is gone when this ends.
+
+    Whoever wants it gives it another name meanwhile (`take_name`). `values` gives those of a tensor, `written` is told the
+    bytes that are in the file after each. Raises UNetFileError where the disk has no room for it, before anything is written,
+    or where values do not fit their format; OSError where the system does not let it be written.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < plan.size:
+        raise UNetFileError(
+            f"the file takes {plan.size / 1e9:,.3g} GB, and {free / 1e9:,.3g} GB are free on its disk. Free space there, or save "
+            f"to another one."
+        )
+    part = folder / f"{uuid4().hex}.part"
+    try:
+        _write(part, plan, values, written)
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def take_name(part: Path, target: Path) -> None:
+    """Gives a written file its name; raises FileExistsError where another has it, whoever wrote that meanwhile."""
+    target.open("xb").close()  # one process alone can make it
+    os.replace(part, target)
+
+
+def _write(part: Path, plan: FilePlan, values, written) -> None:
+    with part.open("xb") as file:
+        file.write(plan.header)
+        for tensor in plan.tensors:
+            data = tensor.encode(values(tensor))
+            file.write(data.numpy().data)
+            if plan.wanted.container == GGUF:
+                file.write(b"\0" * (padded(tensor.size) - tensor.size))
+            written(file.tell())
