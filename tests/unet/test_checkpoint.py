@@ -80,13 +80,6 @@ def test_tensors_under_the_prefix_that_the_unet_does_not_use_are_listed(path):
     assert checkpoint.state_dict().keys() == weights.keys()
 
 
-@pytest.mark.parametrize("name", ["out.2.scale_weight", "scaled_fp8", "middle_block.1.proj_in.comfy_quant"])
-def test_quantized_weights_with_scales_of_their_own_are_an_error_that_names_one(name, path):
-    write(path, random_weights(CONFIG) | {name: torch.ones(1)})
-    message = error_of(path)
-    assert "quantized" in message and name in message and "Load Diffusion Model" in message
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn])
 def test_the_dtype_is_that_of_most_parameters(dtype, path):
     """Though the first tensors, and most of them, are in fp64."""

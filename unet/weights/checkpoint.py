@@ -1,7 +1,7 @@
 """Reading a UNet or ControlNet out of a file: tensor by tensor, every key accounted for."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,16 @@ from .diffusers_names import to_ldm
 from .errors import UNetFileError, shorten
 from .files import check_dtypes, is_mapped, main_dtype, open_any, open_file, shapes_and_dtypes_of, shapes_of
 from .on_disk import FileStamp, changed_in_place, open_regular
+from .scales import (
+    Quantized,
+    belonging,
+    check_quantized,
+    dequantized,
+    find_quantized,
+    network_shapes,
+    refuse_scales,
+    refuse_unreadable,
+)
 
 
 @dataclass(kw_only=True)
@@ -29,11 +39,12 @@ class NetworkFile:
 
     path: Path
     stamp: FileStamp  # of the file when it was opened
-    shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file
+    shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file; of quantized weights those that they stand for
     dtypes: Mapping[str, str]  # of every tensor in the file, as safetensors names them
     names: Mapping[str, str]  # the network's own key names to those in the file
     metadata: Mapping[str, str]
     unexpected: list[str] = field(default_factory=list)  # tensors under the network's prefix that it does not use
+    quantized: Mapping[str, Quantized] = field(default_factory=dict)  # weights stored with scales, by their own key names
     file: Any = None  # an open safetensors file, or a PickledFile with the same methods
 
     @property
@@ -52,11 +63,16 @@ class NetworkFile:
         return changed_in_place(self.path, self.stamp)
 
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the network's values have in the file."""
-        return main_dtype(self.file, {on_disk: self.shapes[on_disk] for on_disk in self.names.values()})
+        """The dtype that most of the network's values have in the file, quantized ones left out."""
+        plain = {on_disk: self.shapes[on_disk] for name, on_disk in self.names.items() if name not in self.quantized}
+        return main_dtype(self.file, plain)
 
-    def state_dict(self, dtype: torch.dtype | None = None, mapped: bool = False) -> dict[str, torch.Tensor]:
+    def state_dict(
+        self, dtype: torch.dtype | None = None, mapped: bool = False, stored: Collection[str] = (),
+    ) -> dict[str, torch.Tensor]:
         """The network's tensors under its own key names, as `dtype` (None = as in the file), read one by one.
+
+        Quantized weights come dequantized, but those named in `stored` as they are in the file, each with its scales.
 
         Each is a copy in memory, which stays as it is whatever happens to the file. With `mapped`, tensors that are in that
         dtype already stay mapped from the file, which takes no memory: they change with it (see `changed_in_place`). Mix
@@ -67,6 +83,14 @@ class NetworkFile:
         copy = not mapped and is_mapped(self.file)
         state = {}
         for name, on_disk in self.names.items():
+            if name in stored:
+                layer = name.removesuffix("weight")
+                tensors = {name: on_disk, **{f"{layer}{kind}": scale for kind, scale in self.quantized[name].scales.items()}}
+                state.update({key: self.tensor(tensor).to(None, copy=copy) for key, tensor in tensors.items()})
+                continue
+            if name in self.quantized:
+                state[name] = dequantized(on_disk, self.quantized[name], self.tensor).to(dtype or torch.float32)
+                continue
             wanted = torch.float32 if name.endswith((".mix_factor", "strength.scale")) else dtype
             state[name] = self.tensor(on_disk).to(wanted, copy=copy)
         return state
@@ -102,9 +126,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     opened = _open(path, open_file)
     with _named(opened.path):
-        config, family, names = detect(opened.shapes, opened.metadata)
-        names, unexpected = _account(opened, names, expected_shapes(config), "UNet")
-    return Checkpoint(**vars(opened), config=config, family=family, names=names, unexpected=unexpected)
+        refuse_unreadable(opened.shapes)
+        found = find_quantized(opened.file, opened.dtypes, opened.metadata)
+        opened.shapes, scales = network_shapes(opened.shapes, found), belonging(found, opened.shapes)
+        config, family, names = detect({name: opened.shapes[name] for name in opened.shapes if name not in scales}, opened.metadata)
+        names, unexpected = _account(opened, names, expected_shapes(config), "UNet", found)
+    quantized = {name: found[on_disk] for name, on_disk in names.items() if on_disk in found}
+    return Checkpoint(
+        **vars(opened), config=config, family=family, names=names, unexpected=unexpected, quantized=quantized,
+    )
 
 
 def open_controlnet(path: str | Path) -> ControlNetFile:
@@ -176,12 +206,18 @@ def _named(path: Path):
         raise UNetFileError(f"{path.name}: {error}") from None
 
 
-def _account(opened: _Opened, names, expected, kind: str):
-    """(names of what the network needs, what it does not use); raises where anything is missing, misshaped or no plain float."""
+def _account(opened: _Opened, names, expected, kind: str, quantized: Mapping[str, Quantized] = {}):  # noqa: B006  # never changed
+    """(names of what the network needs, what it does not use); raises where anything is missing, misshaped or of another dtype.
+
+    `quantized`: by their names in the file, weights that are stored with scales.
+    """
     unexpected = sorted(names.keys() - expected.keys())
-    _check_unscaled(unexpected)
+    refuse_scales(unexpected)
     used = {name: on_disk for name, on_disk in names.items() if name in expected}
-    check_dtypes(opened.dtypes, used.values())
+    check_dtypes(opened.dtypes, [on_disk for on_disk in used.values() if on_disk not in quantized])
+    for on_disk in used.values():
+        if on_disk in quantized:
+            check_quantized(on_disk, quantized[on_disk], opened.shapes, opened.dtypes)
     check_keys({name: opened.shapes[on_disk] for name, on_disk in used.items()}, expected, kind)
     return {name: used[name] for name in expected}, unexpected
 
@@ -222,15 +258,4 @@ def check_keys(
         raise UNetFileError(
             f"of the {len(expected)} tensors that this {kind} needs, {' and '.join(faults)}. The file is damaged or a part "
             f"of another model; get it again from its source."
-        )
-
-
-def _check_unscaled(unexpected: list[str]) -> None:
-    """Refuses quantized weights that need the scales stored with them: without these they would be silently wrong."""
-    marks = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax")
-    scales = [name for name in unexpected if any(mark in name for mark in marks)]
-    if scales:
-        raise UNetFileError(
-            f"its weights are quantized with scales of their own ({len(scales)} such tensors, {shorten(scales[0])}, …); "
-            f"expected plain fp32, fp16, bf16 or fp8. Load it with the host's Load Diffusion Model node."
         )
