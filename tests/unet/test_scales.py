@@ -1,13 +1,19 @@
 """Weights with scales of their own: every spelling is read to the same values, and what cannot be read is named."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from support import small
 from support.families import PREFIX, inputs, random_weights
 from support.quantized import SPELLINGS, bytes_of, fp8, linear, quantize, write_quantized
 from unet import UNetFileError, UNetModel, load_unet, open_checkpoint
+from unet.weights.files import open_file, shapes_and_dtypes_of
+from unet.weights.scales import check_quantized, dequantized, find_quantized, network_shapes
 
 CONFIG = small.SVD
 HEADS = {"temporal_unet.head_channels": str(CONFIG.head_channels)}
@@ -122,12 +128,11 @@ FAULTS = {  # what is other than in a sound file (None: left out), and what is s
     "no text": ({f"{LAYER}.comfy_quant": torch.full((9,), 255, dtype=torch.uint8)}, ["expected JSON"]),
     "a long description": ({f"{LAYER}.comfy_quant": torch.zeros(20_000, dtype=torch.uint8)}, ["U8 [20000], expected JSON"]),
     "numbers": ({f"{LAYER}.comfy_quant": torch.ones(3)}, ["comfy_quant is F32 [3], expected JSON"]),
-    "an unknown format": (description({"format": "float2"}), [f"{LAYER}.weight is quantized as 'float2', expected one of", "nvfp4"]),
+    "an unknown format": (description({"format": "float2"}), [f"{LAYER}.weight is quantized as 'float2', expected one of float8_"]),
     "no format": (description({}), ["is quantized as 'None', expected one of"]),
     "scales of blocks": (description({"format": "mxfp8"}), ["weight_scale is F32 []", "quantized as mxfp8"]),
-    "nf4": ({f"{LAYER}.weight.absmax": SCALE, f"{LAYER}.weight.quant_state.bitsandbytes__nf4": bytes_of("{}")}, ["as nf4 (bits"]),
-    "fp4": ({f"{LAYER}.weight.quant_state.bitsandbytes__fp4": bytes_of("{}")}, ["as fp4 (bitsandbytes)", "or as GGUF"]),
-    "GPTQ": ({f"{LAYER}.weight": None, f"{LAYER}.qweight": torch.zeros(8, 8, dtype=torch.int32)}, ["as GPTQ or AWQ", "qweight"]),
+    "nf4 without settings": ({f"{LAYER}.weight.absmax": SCALE}, [f"{LAYER}.weight.absmax", "belong to no weight"]),
+    "GPTQ": ({f"{LAYER}.qweight": torch.zeros(8, 8, dtype=torch.int32)}, ["as GPTQ or AWQ", "qweight", "or as GGUF"]),
     "SVDQuant": ({f"{LAYER}.wscales": torch.ones(4), f"{LAYER}.qweight": torch.ones(4)}, ["as SVDQuant (Nunchaku)"]),
 }
 
@@ -149,3 +154,63 @@ def test_metadata_that_describe_no_layers_are_named(path, text):
     save_file(file, path, {**HEADS, "_quantization_metadata": text})
     with pytest.raises(UNetFileError, match="^model.safetensors: its metadata _quantization_metadata .* Get the file again"):
         open_checkpoint(path)
+
+
+FOUR_BIT = Path(__file__).resolve().parents[1] / "support" / "bitsandbytes_4bit.safetensors"
+"""Four matrices [130, 130], quantized by `bitsandbytes.functional.quantize_4bit` 0.50.2 on a CPU (blocksize 64, seed 7), as nf4 and
+fp4, with and without nested statistics; in the metadata the SHA-256 of what its `dequantize_4bit` makes of each, in fp32, zeros
+without a sign."""
+
+
+@pytest.mark.parametrize("layer", ["nf4", "fp4", "nf4_nested", "fp4_nested"])
+def test_four_bit_weights_are_what_bitsandbytes_makes_of_them(layer):
+    file = open_file(FOUR_BIT)
+    shapes, dtypes = shapes_and_dtypes_of(file)
+    found = find_quantized(file, dtypes, {})
+    shapes, name = network_shapes(shapes, found), f"{layer}.weight"
+    check_quantized(name, found[name], shapes, dtypes)
+    values = dequantized(name, found[name], file.get_tensor)
+    assert shapes[name] == values.shape == (130, 130)
+    assert hashlib.sha256((values + 0.0).numpy().tobytes()).hexdigest() == file.metadata()[layer]
+
+
+def four_bit(tensors, layer, **settings):
+    """The tensors of one layer, with other settings."""
+    state = f"{layer}.weight.quant_state.bitsandbytes__nf4"
+    text = {"quant_type": "nf4", "blocksize": 64, "shape": [130, 130], "nested_blocksize": 256, "nested_offset": 0.5, **settings}
+    return {**{name: tensor for name, tensor in tensors.items() if name.startswith(f"{layer}.")}, state: bytes_of(text)}
+
+
+@pytest.mark.parametrize("settings, lost, words", [
+    ({"shape": [130, 131]}, None, "8,450 bytes of two values each"), ({"shape": "a"}, None, "two values each"),
+    ({"shape": [-130, -130]}, None, "two values each"), ({"shape": [True] * 9}, None, "two values each"),
+    ({"blocksize": 0}, None, "give blocksize as 0"), ({"blocksize": 2**40}, None, "give blocksize as"),
+    ({"blocksize": 32}, None, "the absmax of nf4_nested.weight is U8"), ({"nested_offset": 1}, None, "give nested_offset as 1"),
+    ({"nested_offset": float("inf")}, None, "give nested_offset as inf"),
+    ({"nested_blocksize": None}, None, "give nested_blocksize as None"), ({"nested_blocksize": 64}, None, "the nested_absmax of"),
+    ({}, "quant_map", "the quant_map of nf4_nested.weight is missing"),
+    ({}, "nested_quant_map", "nested_quant_map"), ({}, "nested_absmax", "the absmax of nf4_nested.weight is U8"),
+])
+def test_four_bit_weights_whose_settings_do_not_fit_are_named(path, settings, lost, words):
+    tensors = four_bit(load_file(FOUR_BIT), "nf4_nested", **settings)
+    tensors.pop(f"nf4_nested.weight.{lost}", None)
+    save_file(tensors, path)
+    with safe_open(path, "pt") as file, pytest.raises(UNetFileError, match=words):
+        shapes, dtypes = shapes_and_dtypes_of(file)
+        found = find_quantized(file, dtypes, {})
+        check_quantized("nf4_nested.weight", found["nf4_nested.weight"], network_shapes(shapes, found), dtypes)
+
+
+def test_a_network_with_four_bit_weights_is_read(path):
+    """It is detected from the shapes that they stand for; here a key projection of the context."""
+    layer = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    values = torch.tensor([0.0, *torch.linspace(-1, 1, 15).tolist()])
+    file, _, plain = quantize(CONFIG, "bare", which=lambda *_: False)
+    index = torch.randint(16, (32 * 24,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    plain[f"{layer}.weight"] = (values[index.long()] * 0.25).reshape(32, 24)
+    settings = bytes_of({"shape": [32, 24], "blocksize": 64})
+    file[f"{layer}.weight"] = (index[0::2] << 4 | index[1::2])[:, None]
+    state = {"absmax": torch.full((12,), 0.25), "quant_map": values, "quant_state.bitsandbytes__nf4": settings}
+    save_file({**file, **{f"{layer}.weight.{key}": tensor for key, tensor in state.items()}}, path, HEADS)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.unexpected == [] and checkpoint.config == CONFIG and is_plain(checkpoint.state_dict(), plain)

@@ -5,6 +5,7 @@ There are four spellings; in all of them a weight is the stored values times its
     `X.comfy_quant`, JSON in bytes that names the format, with `X.weight_scale` and what else the format needs
     the same scales, with the JSON of all layers in the file's metadata, `_quantization_metadata`
     scales alone: the dtype of the weight says which format it is
+Weights of bitsandbytes are of another kind: `four_bit.py`.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 
 from .detect import PREFIXES
 from .errors import UNetFileError, shorten
+from .four_bit import FOUR_BIT, STATE, TENSORS, check_four_bit, dequantized_four_bit, four_bit_shape
 from .on_disk import DTYPES
 
 KINDS = {  # what a tensor of a layer is called -> what it is
@@ -29,8 +31,6 @@ MOST_OPTIONS = 10_000  # bytes of one layer's JSON; real ones have about 50
 
 # Tensors of quantizations that cannot be read here, and what they are called.
 UNREADABLE = (
-    (r"\.bitsandbytes__fp4$", "fp4 (bitsandbytes)"),
-    (r"\.bitsandbytes__nf4$|\.absmax$|\.quant_map$", "nf4 (bitsandbytes)"),
     (r"\.SCB$", "int8 (bitsandbytes)"),
     (r"\.(wscales|wcscales|smooth_factor|smooth_factor_orig)$", "SVDQuant (Nunchaku)"),
     (r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
@@ -70,8 +70,8 @@ PLAIN = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # weights are the s
 class Quantized:
     """How one weight is stored."""
 
-    options: Mapping[str, Any]  # "format", a name in FORMATS, and what else the file says of the layer
-    scales: Mapping[str, str]  # each of KINDS that the layer has, to the tensor's name in the file
+    options: Mapping[str, Any]  # "format", a name in FORMATS or FOUR_BIT, and what else the file says of the layer
+    scales: Mapping[str, str]  # each of KINDS, or of TENSORS, that the layer has, to the tensor's name in the file
     described_by: str | None = None  # the tensor with the options, where they are in one
 
     @property
@@ -96,7 +96,7 @@ def refuse_unreadable(names: Collection[str]) -> None:
         if found is not None:
             raise UNetFileError(
                 f"its weights are quantized as {kind} ({shorten(found)}), which is not read here; expected fp32, fp16, bf16, fp8, "
-                f"scaled fp8 or int8. Get the model in one of these, or as GGUF."
+                f"scaled fp8, int8 or nf4. Get the model in one of these, or as GGUF."
             )
 
 
@@ -124,6 +124,16 @@ def find_quantized(file, dtypes: Mapping[str, str], metadata: Mapping[str, str])
         elif options is None:
             options = {"format": BY_DTYPE.get(dtypes[f"{layer}.weight"], "float8_e4m3fn"), **_old_options(file, layer, markers)}
         found[f"{layer}.weight"] = Quantized(options, scales.get(layer, {}), texts.get(layer))
+    return found | _find_four_bit(file, dtypes)
+
+
+def _find_four_bit(file, dtypes: Mapping[str, str]) -> dict[str, Quantized]:
+    found = {}
+    for match in filter(None, (re.match(STATE, name) for name in dtypes)):
+        name, kind = match.groups()
+        if name in dtypes:
+            scales = {tensor: f"{name}.{tensor}" for tensor in TENSORS if f"{name}.{tensor}" in dtypes}
+            found[name] = Quantized({**_options(file, match[0]), "format": kind}, scales, match[0])
     return found
 
 
@@ -175,8 +185,13 @@ def _old_options(file, layer: str, markers: list[str]) -> dict:
 
 def network_shapes(shapes: Mapping[str, tuple[int, ...]], quantized: Mapping[str, Quantized]) -> dict[str, tuple[int, ...]]:
     """The shapes that the tensors stand for, where a byte may hold two weights of a row."""
-    packed = {name: weight.packed for name, weight in quantized.items() if weight.packed > 1 and shapes[name]}
-    return {**shapes, **{name: (*shapes[name][:-1], shapes[name][-1] * count) for name, count in packed.items()}}
+    packed = {}
+    for name, weight in quantized.items():
+        if weight.format in FOUR_BIT:
+            packed[name] = four_bit_shape(name, weight.options, shapes[name])
+        elif weight.packed > 1 and shapes[name]:
+            packed[name] = (*shapes[name][:-1], shapes[name][-1] * weight.packed)
+    return {**shapes, **packed}
 
 
 def check_quantized(name: str, weight: Quantized, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> None:
@@ -184,6 +199,8 @@ def check_quantized(name: str, weight: Quantized, shapes: Mapping[str, tuple[int
 
     `shapes`: as `network_shapes` has them.
     """
+    if weight.format in FOUR_BIT:
+        return check_four_bit(name, weight.options, weight.scales, shapes, dtypes)
     expected = FORMATS.get(weight.format)
     if expected is None:
         raise UNetFileError(
@@ -207,6 +224,7 @@ def check_quantized(name: str, weight: Quantized, shapes: Mapping[str, tuple[int
                 f"{shorten(scale)} is {dtypes[scale]} {shorten(list(shapes[scale]))}, which is no {kind} of a weight "
                 f"{shorten(list(shapes[name]))} quantized as {weight.format}. The file is damaged: get it again."
             )
+    return None
 
 
 def _allowed(kind: str, expected: Format, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Collection[str]]:
@@ -221,11 +239,11 @@ def _allowed(kind: str, expected: Format, shape: tuple[int, ...]) -> tuple[tuple
 
 def can_dequantize(weight: Quantized) -> bool:
     """Whether `dequantized` knows this format."""
-    return weight.format in PLAIN and not weight.rotated
+    return weight.format in FOUR_BIT or weight.format in PLAIN and not weight.rotated
 
 
 def dequantized(name: str, weight: Quantized, read) -> torch.Tensor:
-    """The weight in fp32, by `read` of the tensors in the file: the stored values times the scale, one for all or one a row.
+    """The weight in fp32, by `read` of the tensors in the file: the stored values times the scale, one for all, a row or a block.
 
     Raises UNetFileError where its format is none of these.
     """
@@ -234,6 +252,8 @@ def dequantized(name: str, weight: Quantized, read) -> torch.Tensor:
             f"{shorten(name)} is quantized as {weight.format}{' with a rotation' if weight.rotated else ''}, which only a graphics "
             f"card's own layers read; expected fp8 or int8 with scales, or plain weights. Get the model in one of these."
         )
+    if weight.format in FOUR_BIT:
+        return dequantized_four_bit(name, weight.options, weight.scales, read)
     stored = read(name)
     scale = read(weight.scales["weight_scale"]).to(torch.float32)
     return stored.to(torch.float32) * scale.reshape(-1, *[1] * (stored.ndim - 1))
@@ -247,7 +267,7 @@ def stored_bytes(name: str, weight: Quantized, shapes: Mapping[str, tuple[int, .
 
 def refuse_scales(unexpected: Collection[str]) -> None:
     """Raises UNetFileError where tensors that a network does not use are scales: its weights would be silently wrong without."""
-    ends = (*(f".{kind}" for kind in KINDS), f".{OPTIONS}")
+    ends = tuple(f".{kind}" for kind in (*KINDS, *TENSORS, OPTIONS))
     scales = [name for name in unexpected if name.endswith(ends)]
     if scales:
         raise UNetFileError(
