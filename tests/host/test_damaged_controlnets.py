@@ -55,7 +55,7 @@ AT_ONCE = {  # content -> message, which the panel also shows before loading
     b"hello": [UNREADABLE, "(it begins as another kind of file)", AGAIN],
     b"<!DOCTYPE html>\n<html><body>Sign in</body></html>": ["it is a web page, not a model", "Download the .pth file itself."],
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64: ["it is a Git LFS pointer", "`git lfs pull`"],
-    b"GGUF\3\0\0\0" + bytes(99): ["it is a GGUF file"],
+    b"GGUF\3\0\0\0" + b"\1" * 99: ["it cannot be read as a GGUF file (its count of tensors is ", "Download it again."],
     b"PK\3\4" + bytes(999): [UNREADABLE, "(it is cut off)", AGAIN],
 }
 

@@ -5,8 +5,9 @@ is in it, `diffusers_names.py` maps the names of diffusers' layout, `controlnet_
 that steer one. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
 `on_disk.py` is what both need, `errors.py` the one error. `residual_file.py` stores a ControlNet's residuals.
 
-GGUF: `ggml_types.py` has the number formats and dequantizes them; the formats themselves are in `ggml_blocks.py`,
-`ggml_k_types.py` and `ggml_grid_types.py` with `ggml_grids.py`.
+GGUF: `gguf_file.py` opens such files after `gguf_header.py` has read where their tensors are. `ggml_types.py` has the number
+formats and dequantizes them; the formats themselves are in `ggml_blocks.py`, `ggml_k_types.py` and `ggml_grid_types.py` with
+`ggml_grids.py`.
 
 Writing: `save_plan.py` says what a file will hold, `network_writer.py` writes it tensor by tensor, `gguf_writer.py` what GGUF has
 before the tensors, `ggml_quantize.py` the blocks of its formats.

@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UNetFileError, shorten
+from .gguf_file import GGUFFile
+from .gguf_header import MAGIC
 from .on_disk import DTYPES, no_model, open_regular
 from .pickles import BEFORE_1_6, ZIPPED, PickledFile
 
@@ -35,6 +37,8 @@ def open_any(path: Path):
     """
     with open_regular(path) as file:
         head = file.read(32)
+    if head.startswith(MAGIC):
+        return GGUFFile(path)
     if head[8:9] == b"{":  # first, for a header's length may begin as a pickle does
         return open_file(path)
     pickled = head.startswith((ZIPPED, BEFORE_1_6)) or not has_safetensors_ending(path)
