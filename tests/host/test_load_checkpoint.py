@@ -19,6 +19,7 @@ import dev
 from support.children import run_module
 from support.families import PREFIX, TINY, write_unet
 from support.oracle import SMALL
+from support.quantized import write_quantized
 from tools.untrained import CLIP_L, SD15, VAE_SEED, clip_weights, vae_weights
 from unet import FAMILIES, UNetModel
 from unet.weights.checkpoint import Checkpoint
@@ -188,6 +189,15 @@ def test_a_small_member_brings_the_vae_next_to_it(load, checkpoints, name):
     assert made["model"].model.get_dtype() == torch.float16
     again = made["vae"].patcher.cached_patcher_init
     assert again[0](*again[1], disable_dynamic=True).model.state_dict().keys() == made["vae"].first_stage_model.state_dict().keys()
+
+
+def test_a_quantized_unet_stays_quantized_next_to_its_vae(load, checkpoints):
+    vae = vae_weights(VAE_SEED)
+    beside = {f"first_stage_model.{key}": value for key, value in vae.items()}
+    write_quantized(checkpoints / "q.safetensors", SMALL["sd1"], "old", beside=beside)
+    made = load("q.safetensors")
+    assert torch.equal(made["vae"].decode(latent()), comfy.sd.VAE(sd=dict(vae)).decode(latent()))
+    assert "kept quantized: float8_e4m3fn" in made["info"] and made["info"].endswith("with VAE")
 
 
 def test_a_unet_alone_says_for_each_other_part_what_to_connect(load, checkpoints):

@@ -41,11 +41,16 @@ def host_unet(weights: dict, family, dtype=torch.float32) -> UNetModel:
     return unet.to(dtype).requires_grad_(False).eval()
 
 
-def host_model(weights: dict, family, beside: dict | None = None, dtype=torch.float32, head_channels=None):
-    """The host's own MODEL on these weights, made as its loader makes it but without its check of the width."""
+def host_model(weights: dict, family, beside: dict | None = None, dtype=torch.float32, head_channels=None, quant_config=None):
+    """The host's own MODEL on these weights, made as its loader makes it but without its check of the width.
+
+    `quant_config`: what the host detects in quantized weights.
+    """
     model_config = getattr(comfy.supported_models, family.host)(comfy.model_detection.detect_unet_config(weights, ""))
     model_config.unet_config = host_unet_config(weights, family, head_channels)
-    manual_cast = comfy.model_management.unet_manual_cast(dtype, CPU, list(model_config.supported_inference_dtypes))
+    model_config.quant_config = quant_config
+    cast_from = None if quant_config else dtype
+    manual_cast = comfy.model_management.unet_manual_cast(cast_from, CPU, list(model_config.supported_inference_dtypes))
     model_config.set_inference_dtype(dtype, manual_cast)
     model = model_config.get_model({**weights, **(beside or {})}, "")
     model.load_model_weights(dict(weights), "")

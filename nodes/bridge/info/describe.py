@@ -8,6 +8,7 @@ from ....unet import Checkpoint, ControlNetConfig, ControlNeXtConfig
 from ....unet.weights.errors import printable
 from ..control.pairing import CONTEXT_WIDTHS
 from ..model.checkpoint_parts import CLIP, CLIP_VISION, VAE
+from ..model.mixed_precision import counted, kept_in
 from .lines import Line, Value, size, text_of
 
 PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_VISION: ("hasClipVision", "lacksClipVision")}
@@ -15,20 +16,23 @@ PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_V
 
 def describe(checkpoint: Checkpoint, model, parts: list[str] | None = None) -> str:
     """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`; `parts` as `parts_lines` takes."""
-    lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size())
+    kept = kept_in(model.model.model_config)
+    lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size(), kept)
     if checkpoint.unexpected:
         logging.warning("%s: %s", checkpoint.path.name, lines[-1])
     return text_of(lines if parts is None else lines + parts_lines(checkpoint, parts))
 
 
-def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[Line]:
+def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozenset[str] = frozenset()) -> list[Line]:
     """Family, parameters, file and memory of a UNet.
 
-    Its weights are, or will be, stored as `dtype` in `memory` bytes and cast to `compute` for computing.
+    Its weights are, or will be, stored as `dtype` in `memory` bytes, the `kept` ones quantized as they are in the file, and cast to
+    `compute` for computing.
     """
     lines = [
         Line("family", {"family": checkpoint.family.title}),
         parameters_line(checkpoint.parameters, dtype, compute),
+        *quantized_lines(checkpoint, kept),
         file_line(checkpoint.path),
         memory_line(memory),
     ]
@@ -36,6 +40,12 @@ def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int) -> list[Line
         some = ", ".join(map(printable, checkpoint.unexpected[:3]))
         lines.append(Line("unused", {"count": len(checkpoint.unexpected), "names": some}))
     return lines
+
+
+def quantized_lines(checkpoint: Checkpoint, kept: frozenset[str]) -> list[Line]:
+    """The formats of the weights that are quantized in the file: of those that stay so, and of those that do not."""
+    groups = {"quantized": kept, "dequantized": frozenset(checkpoint.quantized) - kept}
+    return [Line(key, {"types": counted(checkpoint, names)}) for key, names in groups.items() if names]
 
 
 def parts_lines(checkpoint: Checkpoint, parts: list[str]) -> list[Line]:

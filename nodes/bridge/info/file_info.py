@@ -28,6 +28,7 @@ from ..control.own_controlnet import control_dtypes
 from ..control.pairing import families_of
 from ..model.checkpoint_parts import parts_in
 from ..model.memory_budget import needed
+from ..model.mixed_precision import kept_in, weight_bytes
 from ..model.trained_length import trained_length, window_length
 from ..model.unet_loader import choose_config
 from .describe import file_line, hosts_kind, memory_line, own_kind, parameters_line, parts_lines, short, unet_lines
@@ -69,9 +70,10 @@ def _about(checkpoint: Checkpoint, model_options: dict, clip: Clip) -> dict:
     config = choose_config(checkpoint, model_options)
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
-    weights = checkpoint.parameters * management.dtype_size(dtype)
+    kept = kept_in(config)
+    weights = weight_bytes(checkpoint, kept, dtype)
     info: dict[str, Any] = {
-        "lines": [line.data() for line in unet_lines(checkpoint, dtype, compute, weights)],
+        "lines": [line.data() for line in unet_lines(checkpoint, dtype, compute, weights, kept)],
         "family": checkpoint.family.name, "family_title": checkpoint.family.title,
         "device_bytes": int(management.get_total_memory(management.get_torch_device())),
     }

@@ -7,6 +7,8 @@ TEMPLATES = {  # key -> English; locales/en/main.json has them as temporalUnet.i
     "family": "{family}",
     "parameters": "{count} M parameters, {dtype}",
     "parametersComputed": "{count} M parameters, {dtype}, computed in {compute}",
+    "quantized": "kept quantized: {types}",
+    "dequantized": "dequantized while loading: {types}",
     "parametersInFile": "{count} M parameters, {dtype} in the file",
     "file": "{file}, {size}",
     "memory": "{memory} in memory",

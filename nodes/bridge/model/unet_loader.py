@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
 from .host_operations import with_quick_layers
 from .host_unet import UNetModel
+from .mixed_precision import keep_weights, kept_in, read_weights, report_dequantized, with_mixed_layers
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
@@ -119,10 +120,12 @@ def choose_config(checkpoint: Checkpoint, model_options: dict):
     """The host's config object for this family, with weight and compute dtypes chosen as its own loader chooses them."""
     model_config = getattr(comfy.supported_models, checkpoint.family.host)(host_config(checkpoint.config))
     supported = list(model_config.supported_inference_dtypes)
+    kept = keep_weights(model_config, checkpoint, model_options.get("dtype"))
     dtype = model_options.get("dtype") or management.unet_dtype(
-        model_params=checkpoint.parameters, supported_dtypes=supported, weight_dtype=checkpoint.dtype()
+        model_params=checkpoint.parameters, supported_dtypes=supported,
+        weight_dtype=None if checkpoint.quantized else checkpoint.dtype(),
     )
-    manual_cast = management.unet_manual_cast(dtype, management.get_torch_device(), supported)
+    manual_cast = management.unet_manual_cast(None if kept else dtype, management.get_torch_device(), supported)
     model_config.set_inference_dtype(dtype, manual_cast)
     model_config.optimizations["fp8"] = bool(model_options.get("fp8_optimizations"))
     return model_config
@@ -137,7 +140,8 @@ class _Zero123(comfy.model_base.Stable_Zero123):
 
 def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
     """The host's BaseModel of the family with our network in it; `mapped`: weights stay mapped from the file where they can."""
-    weights = checkpoint.state_dict(model_config.unet_config["dtype"], mapped)
+    weights = read_weights(checkpoint, kept_in(model_config), model_config.unet_config["dtype"], mapped)
+    report_dequantized(checkpoint, kept_in(model_config), model_config.unet_config["dtype"])
     markers = {name: checkpoint.tensor(name).clone() for name in MARKERS if name in checkpoint.shapes}
     if SPREAD in checkpoint.names:  # from the file, not in fp8, of which PyTorch computes no spread
         markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
@@ -166,9 +170,10 @@ def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetMod
         dtype, model_config.manual_cast_dtype, fp8_optimizations=model_config.optimizations["fp8"],
         model_config=model_config,
     )
+    operations = with_mixed_layers(operations) if kept_in(model_config) else with_quick_layers(operations)
     model = UNetModel(
         config, attn_precision=model_config.unet_config.get("attn_precision"),
-        operations=with_quick_layers(operations), dtype=dtype, device="meta",
+        operations=operations, dtype=dtype, device="meta",
     )
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(False).eval()
