@@ -1,6 +1,6 @@
 """What the layers of one forward call are given, and what a host may interpose in it: by default nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,10 @@ class Hooks:
         """The timestep embedding [b*t, 4*model_channels] before the label embedding is added."""
         return emb
 
+    def layers(self, block: torch.nn.Module) -> Iterable[torch.nn.Module]:
+        """What `layer` runs, one after another, for an input, middle or output block."""
+        return block.children()
+
     def watches(self, layer: torch.nn.Module) -> bool:
         """Does anything look at what this layer of a block is given? Then that is joined before, not in the layer's chunks."""
         return is_watched(layer)
@@ -78,17 +82,21 @@ class Hooks:
         """The two inputs of an output block before they are joined; a skip of None leaves it out."""
         return h, skip
 
-    def attn1(self, attn, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    def transformer_block(self, block, x: torch.Tensor, context: torch.Tensor, call: "Call") -> torch.Tensor:
+        """Runs a transformer block on x [n, tokens, c]; each row of the context serves some rows of x."""
+        return block(x, context, call)
+
+    def attn1(self, block, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         """The first attention of a transformer block; `context` None means self-attention. x is [n, tokens, c]."""
-        return attn(x, context, hooks=self)
+        return block.attn1(x, context, hooks=self)
 
     def between(self, x: torch.Tensor) -> torch.Tensor:
         """The residual stream between the two attentions."""
         return x
 
-    def attn2(self, attn, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    def attn2(self, block, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
         """The second (cross) attention of a transformer block."""
-        return attn(x, context, hooks=self)
+        return block.attn2(x, context, hooks=self)
 
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
         """softmax(q k^T / sqrt(d)) v for q [n, tokens, heads*d], k and v [n, keys, heads*d]; returns q's shape."""
@@ -116,8 +124,3 @@ class Call:
     budget: int | None = None  # working memory of one layer in bytes, as in `chunks.by_rows`
     skip: torch.Tensor | None = None  # [b*t, c', h, w] for the residual block that runs next to join to its input, and take away
     next_skip: torch.Size | None = None  # [b*t, c, h, w] that the next output block concatenates; Upsample resizes to its h and w
-
-    @property
-    def attention_budget(self) -> int | None:
-        """The budget of a whole transformer block: none where a patch may look at the whole batch."""
-        return None if self.hooks.patched else self.budget

@@ -91,7 +91,7 @@ class UNetModel(Encoder):
         h, hooks = path.take(), call.hooks
         for index in blocks:
             hooks.enter_block("input", index)
-            for layer in self.input_blocks[index].children():
+            for layer in hooks.layers(self.input_blocks[index]):
                 h = hooks.layer(layer, h, call)
             h = hooks.input_block(path.residuals.add("input", h))
             path.skips.append(h)
@@ -101,7 +101,7 @@ class UNetModel(Encoder):
     def _middle(self, path: "_Path", call: Call):
         h, hooks = path.take(), call.hooks
         hooks.enter_block("middle", 0)
-        for layer in () if self.middle_block is None else self.middle_block.children():
+        for layer in () if self.middle_block is None else hooks.layers(self.middle_block):
             h = hooks.layer(layer, h, call)
         path.h = hooks.middle_block(path.residuals.add("middle", h), call.emb)
 
@@ -110,7 +110,7 @@ class UNetModel(Encoder):
         h, hooks, skips = path.take(), call.hooks, path.skips
         for index in blocks:
             hooks.enter_block("output", index)
-            layers = list(self.output_blocks[index].children())
+            layers = list(hooks.layers(self.output_blocks[index]))
             h, skip = hooks.output_block(h, path.residuals.add("output", skips.pop()))
             h = h if skip is None else _join(h, skip, layers[0], call)
             del skip

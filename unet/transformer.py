@@ -71,20 +71,23 @@ class BasicTransformerBlock(nn.Module):
     attends to the context as well (x4 upscaler, SDXS 0.9).
     """
 
+    Attention: type[CrossAttention] = CrossAttention
+
     def __init__(
         self, dim: int, heads: int, dim_head: int, context_dim: int, *, operations, factory: dict,
         ff_in: bool = False, self_attention: bool = True,
     ):
         super().__init__()
         layer = {"operations": operations, "factory": factory}
+        self.heads, self.dim_head = heads, dim_head
         self.self_attention = self_attention
         if ff_in:
             self.norm_in = operations.LayerNorm(dim, **factory)
         self.ff_in = FeedForward(dim, **layer) if ff_in else None
         self.norm1 = operations.LayerNorm(dim, **factory)
-        self.attn1 = CrossAttention(dim, dim if self_attention else context_dim, heads, dim_head, **layer)
+        self.attn1 = self.Attention(dim, dim if self_attention else context_dim, heads, dim_head, **layer)
         self.norm2 = operations.LayerNorm(dim, **factory)
-        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, **layer)
+        self.attn2 = self.Attention(dim, context_dim, heads, dim_head, **layer)
         self.norm3 = operations.LayerNorm(dim, **factory)
         self.ff = FeedForward(dim, **layer)
 
@@ -95,23 +98,38 @@ class BasicTransformerBlock(nn.Module):
         """
         if self.ff_in is not None:
             x = _fed(self.norm_in, self.ff_in, x, call.budget)
-        x = x + call.hooks.attn1(self.attn1, self.norm1(x), None if self.self_attention else _repeated(context, x))
+        x = x + call.hooks.attn1(self, self.norm1(x), None if self.self_attention else repeated(context, x))
         x = call.hooks.between(x)
         if context.shape[1] == 1 and not (call.hooks.attn2_watched or _altered(self.norm2, self.attn2)):
             x = _plus(x, self.attn2.to_out(self.attn2.to_v(context)))  # the softmax of one key is 1, whatever x asks
         else:
-            x = x + call.hooks.attn2(self.attn2, self.norm2(x), _repeated(context, x))
+            x = x + call.hooks.attn2(self, self.norm2(x), repeated(context, x))
         return _fed(self.norm3, self.ff, x, call.budget)
 
 
 def _altered(norm: nn.Module, attn: nn.Module) -> bool:
     """Whether calling this norm and attention may run other code than ours."""
-    return type(attn) is not CrossAttention or any(map(is_watched, (norm, *attn.modules())))
+    return not is_own(attn, CrossAttention) or any(map(is_watched, (norm, *attn.modules())))
 
 
-def _repeated(context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of the module runs the `forward` of this class of ours, or of what a host derives from it, and no more."""
+    return isinstance(module, kind) and not is_watched(module)
+
+
+def runs_whole(block: nn.Module) -> bool:
+    """Whether a transformer block, or one of its attentions, runs other code than ours, which may count on the whole batch."""
+    return not (is_own(block, BasicTransformerBlock) and all(is_own(attn, CrossAttention) for attn in (block.attn1, block.attn2)))
+
+
+def repeated(context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """[m, keys, c] with a row for each of x's n: n/m times in a row, a view where that is once."""
     return context[:, None].expand(-1, x.shape[0] // context.shape[0], -1, -1).flatten(0, 1)
+
+
+def _attention_budget(block: nn.Module, call: Call) -> int | None:
+    """The working memory of a whole transformer block: without a limit where something may look at the whole batch."""
+    return None if call.hooks.patched or runs_whole(block) else call.budget
 
 
 def _plus(x: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
@@ -140,6 +158,8 @@ class SpatialTransformer(Layer):
     The projections are 1x1 convolutions in SD1 and linear layers, applied to the tokens, in all later models.
     """
 
+    Block: type[BasicTransformerBlock] = BasicTransformerBlock
+
     def __init__(
         self, channels: int, heads: int, dim_head: int, depth: int, context_dim: int, *, linear: bool,
         operations, factory: dict, self_attention: bool = True,
@@ -155,7 +175,7 @@ class SpatialTransformer(Layer):
             self.proj_in = operations.Conv2d(channels, inner, 1, **factory)
             self.proj_out = operations.Conv2d(inner, channels, 1, **factory)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(
+            self.Block(
                 inner, heads, dim_head, context_dim,
                 self_attention=self_attention, operations=operations, factory=factory,
             )
@@ -183,8 +203,8 @@ class SpatialTransformer(Layer):
         for depth, block in enumerate(self.transformer_blocks):
             call.hooks.enter_depth(depth)
             tokens = by_rows(
-                lambda rows, context, block=block: block(rows, context, call),
-                call.attention_budget, row, tokens, call.context,  # type: ignore[arg-type]  # with transformers there is one
+                lambda rows, context, block=block: call.hooks.transformer_block(block, rows, context, call),
+                _attention_budget(block, call), row, tokens, call.context,  # type: ignore[arg-type]  # with transformers there is one
             )
             tokens = self.over_time(depth, tokens, call)
         return by_rows(lambda rows, image: self.to_image(rows, x.shape[2:]) + image, call.budget, row, tokens, x)
@@ -207,7 +227,7 @@ class SpatialVideoTransformer(SpatialTransformer):
         )
         self.channels = channels
         self.time_stack = nn.ModuleList(
-            BasicTransformerBlock(
+            self.Block(
                 heads * dim_head, heads, dim_head, context_dim,
                 ff_in=True, self_attention=self_attention, operations=operations, factory=factory,
             )
@@ -235,13 +255,13 @@ class SpatialVideoTransformer(SpatialTransformer):
         context = call.context if call.time_context is None else call.time_context
         context = context[::call.num_frames]  # type: ignore[index]  # with transformers there is one
         pixel = costs.TRANSFORMER * tokens.shape[0] * tokens.shape[2] * tokens.element_size()
-        chunks = list(spans(tokens.shape[1], pixel, call.attention_budget))
+        chunks = list(spans(tokens.shape[1], pixel, _attention_budget(block, call)))
         for chunk in chunks:
             own = tokens[:, chunk]
             count = own.shape[1]
             video = own.unflatten(0, (-1, call.num_frames)) + positions  # [b, t, pixels, c]
             video = video.transpose(1, 2).flatten(0, 1)  # [b*pixels, t, c]
-            video = block(video, context, call)
+            video = call.hooks.transformer_block(block, video, context, call)
             video = video.unflatten(0, (-1, count)).transpose(1, 2).flatten(0, 1)  # [b*t, pixels, c]
             mixed = self.time_mixer(own, video, call.image_only)
             if len(chunks) == 1:

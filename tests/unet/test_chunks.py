@@ -48,9 +48,9 @@ def test_patched_transformers_see_the_whole_batch():
         patched = True
         seen = []
 
-        def attn1(self, attn, x, context):
+        def attn1(self, block, x, context):
             self.seen.append(x.shape[0])
-            return super().attn1(attn, x, context)
+            return super().attn1(block, x, context)
 
     net = model("svd")
     net(**inputs(TINY["svd"], frames=3, size=(8, 8)), hooks=Patched(), budget=1)

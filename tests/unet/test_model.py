@@ -253,17 +253,17 @@ class Recorder(Hooks):
         self.seen.append(f"output_block {h.shape[1]}+{skip.shape[1]}")
         return h, skip
 
-    def attn1(self, attn, x, context):
+    def attn1(self, block, x, context):
         self.seen.append(f"attn1 {tuple(x.shape)}{'' if context is None else ' context'}")
-        return super().attn1(attn, x, context)
+        return super().attn1(block, x, context)
 
     def between(self, x):
         self.seen.append("between")
         return x
 
-    def attn2(self, attn, x, context):
+    def attn2(self, block, x, context):
         self.seen.append(f"attn2 {tuple(context.shape)}")
-        return super().attn2(attn, x, context)
+        return super().attn2(block, x, context)
 
     def attention(self, q, k, v, heads):
         self.seen.append(f"attention {heads}")

@@ -1,21 +1,52 @@
 """ComfyUI's patches, as the network's hooks: what other nodes and packs may interpose while our UNet runs."""
 
+from types import FunctionType
+
 import torch
+from comfy.ldm.modules.diffusionmodules import openaimodel
 
 from ....unet import Hooks
-from ....unet.transformer import SpatialTransformer
+from ....unet.transformer import (
+    BasicTransformerBlock,
+    CrossAttention,
+    SpatialTransformer,
+    SpatialVideoTransformer,
+    is_own,
+    repeated,
+    runs_whole,
+)
 from .feature_run import CachedCall
 from .host_attention import attention_for
 from .norm_affine import cast_affine
 
 
-def patched_at_large(options: dict) -> bool:
-    """Do patches look into the attention of more than the middle block, where activations are small?"""
-    return _patched_everywhere(options) or any(kind != "middle" for kind, _ in _replaced_blocks(options))
+def patched_at_large(options: dict, network: torch.nn.Module) -> bool:
+    """Does anything look into the attention of more than the middle block, where activations are small?
+
+    Patches in `options`, or transformer blocks that packs replaced in the network, or whose `forward` they replaced.
+    """
+    replaced = any(kind != "middle" for kind, _ in _replaced_blocks(options))
+    return _patched_everywhere(options) or replaced or any(map(runs_whole, _outer_blocks(network)))
+
+
+def _outer_blocks(network):
+    """The transformer blocks, over time too, outside of the middle block."""
+    for layers in (*network.input_blocks, *network.output_blocks):
+        for layer in layers:
+            if isinstance(layer, SpatialTransformer):
+                yield from layer.transformer_blocks
+            if isinstance(layer, SpatialVideoTransformer):
+                yield from layer.time_stack
 
 
 def _patched_everywhere(options):
     return any("attn" in name or name == "middle_patch" for name in options.get("patches", {}))
+
+
+def _function_replaced():
+    """Has a pack put a function of its own in the place of the one by which the host runs the layers of a block?"""
+    function = openaimodel.forward_timestep_embed
+    return not isinstance(function, FunctionType) or function.__code__.co_filename != openaimodel.__file__
 
 
 def _replaced_blocks(options):
@@ -52,17 +83,23 @@ class AttentionHooks(Hooks):
     def enter_depth(self, index):
         self.options["block_index"] = index
 
-    def attn1(self, attn, x, context):
+    def transformer_block(self, block, x, context, call):
+        """A block that a pack replaced, or whose `forward` it replaced, is called as the host calls its own."""
+        if is_own(block, BasicTransformerBlock):
+            return block(x, context, call)
+        return block(x, context=repeated(context, x), transformer_options=self.options)
+
+    def attn1(self, block, x, context):
         self.extra = None
-        return self._attend("attn1", attn, x, context)
+        return self._attend("attn1", block, x, context)
 
     def between(self, x):
         for patch in self.patches.get("middle_patch", ()):
             x = patch(x, self.extra)
         return x
 
-    def attn2(self, attn, x, context):
-        return self._attend("attn2", attn, x, context)
+    def attn2(self, block, x, context):
+        return self._attend("attn2", block, x, context)
 
     def attention(self, q, k, v, heads):
         attend = attention_for(q, k, v, self.attn_precision)
@@ -71,9 +108,10 @@ class AttentionHooks(Hooks):
     def affine(self, norm, dtype, device):
         return cast_affine(norm, dtype, device)
 
-    def _attend(self, name, attn, x, context):
+    def _attend(self, name, block, x, context):
         """One attention with its patches: `<name>_patch` on the inputs, a replacement, `<name>_output_patch`."""
-        self.extra = self.extra or self._extra_options(attn)
+        self.extra = self.extra or self._extra_options(block)
+        attn = getattr(block, name)
         value = None
         if patches := self.patches.get(f"{name}_patch"):
             context = x if context is None else context
@@ -84,8 +122,10 @@ class AttentionHooks(Hooks):
             context = x if context is None else context
             value = context if value is None else value
             x = attn.to_out(replacement(attn.to_q(x), attn.to_k(context), attn.to_v(value), self.extra))
-        else:
+        elif is_own(attn, CrossAttention):
             x = attn(x, context, value, hooks=self)
+        else:
+            x = attn(x, context=context, value=value, transformer_options=self.options)
         for patch in self.patches.get(f"{name}_output_patch", ()):
             x = patch(x, self.extra)
         return x
@@ -97,10 +137,10 @@ class AttentionHooks(Hooks):
         exact = (*block, self.options.get("block_index", 0)) if block else None
         return found.get(exact) or found.get(block)
 
-    def _extra_options(self, attn):
+    def _extra_options(self, block):
         """What the patches of one transformer block are given, and share: all options but the patches themselves."""
         options = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
-        return {**options, "n_heads": attn.heads, "dim_head": attn.dim_head, "attn_precision": self.attn_precision}
+        return {**options, "n_heads": block.heads, "dim_head": block.dim_head, "attn_precision": self.attn_precision}
 
 
 class HostHooks(AttentionHooks):
@@ -129,11 +169,16 @@ class HostHooks(AttentionHooks):
             emb = patch(emb, self.model_channels, self.options)
         return emb
 
+    def layers(self, block):
+        return (block,) if _function_replaced() else block.children()
+
     def watches(self, layer):
         patches = self.patches.get("forward_timestep_embed_patch", ())
         return any(isinstance(layer, kind) for kind, _ in patches) or super().watches(layer)
 
     def layer(self, layer, x, call):
+        if isinstance(layer, openaimodel.TimestepEmbedSequential):
+            return self._whole_block(layer, x, call)
         for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
             if isinstance(layer, kind):
                 return patch(
@@ -144,6 +189,14 @@ class HostHooks(AttentionHooks):
         if isinstance(layer, SpatialTransformer):
             self.options["transformer_index"] += 1
         return x
+
+    def _whole_block(self, block, x, call):
+        """A block by the host's function, which a pack has replaced (reference ControlNets of Advanced-ControlNet)."""
+        return openaimodel.forward_timestep_embed(
+            block, x, call.emb, call.context, self.options, call.next_skip,
+            time_context=call.time_context, num_video_frames=call.num_frames,
+            image_only_indicator=self.asked["image_only_indicator"],
+        )
 
     def input_block(self, h):
         for patch in self.patches.get("input_block_patch", ()):

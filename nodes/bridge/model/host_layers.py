@@ -15,7 +15,17 @@ from ....unet.hooks import Call
 from .host_hooks import AttentionHooks
 
 
-class _Kind(nn.Module):
+class _AsTheHosts(type):
+    """Of a class whose last base is the host's: the two are equal, as packs ask (`type(layer) == SpatialTransformer`)."""
+
+    def __eq__(cls, other):
+        return cls is other or cls.__bases__[-1] is other
+
+    def __hash__(cls):
+        return type.__hash__(cls.__bases__[-1])
+
+
+class _Kind(nn.Module, metaclass=_AsTheHosts):
     """Between our class and the host's: ends the chain of `__init__`, so that the host's class does not build its own layers."""
 
     def __init__(self):
@@ -44,15 +54,45 @@ class VideoResBlock(layers.VideoResBlock, _HostResBlock, openaimodel.VideoResBlo
         return super().forward(x, call)
 
 
-class HostTransformer(_Kind):
-    """What both transformers have besides the layers of ours."""
+class Attends(_Kind):
+    """What holds an attention."""
 
     attn_precision: torch.dtype | None = None  # in which the host computes attention; None: the dtype of the activations
+
+
+class CrossAttention(transformer.CrossAttention, Attends, attention.CrossAttention):
+    def forward(
+        self, x, context=None, value=None, mask=None, transformer_options={}, hooks=None,  # noqa: B006  # the host's default
+    ):
+        if mask is not None:  # neither network has one: a pack's own call
+            return attention.CrossAttention.forward(self, x, context, value, mask, transformer_options)
+        return super().forward(x, context, value, hooks or AttentionHooks(transformer_options, self.attn_precision))
+
+
+class BasicTransformerBlock(transformer.BasicTransformerBlock, Attends, attention.BasicTransformerBlock):
+    Attention = CrossAttention
+    is_res, switch_temporal_ca_to_sa = True, False
+    n_heads = property(lambda self: self.heads)
+    d_head = property(lambda self: self.dim_head)
+    disable_self_attn = property(lambda self: not self.self_attention)
+
+    def forward(self, x, context=None, transformer_options={}):  # noqa: B006  # the host's default
+        call = transformer_options
+        if not isinstance(call, Call):
+            call = Call(None, context, hooks=AttentionHooks(transformer_options, self.attn_precision))
+        return super().forward(x, context, call)
+
+
+class HostTransformer(Attends):
+    """What both transformers have besides the layers of ours."""
+
     in_channels = property(lambda self: self.norm.num_channels)
     use_linear = property(lambda self: self.linear)
 
 
 class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attention.SpatialTransformer):
+    Block = BasicTransformerBlock
+
     def forward(self, x, context=None, transformer_options={}):  # noqa: B006  # the host's default
         call = context
         if not isinstance(call, Call):
@@ -61,6 +101,7 @@ class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attent
 
 
 class SpatialVideoTransformer(transformer.SpatialVideoTransformer, HostTransformer, attention.SpatialVideoTransformer):
+    Block = BasicTransformerBlock
     max_time_embed_period = 10000
     use_spatial_context = True
     depth = time_depth = property(lambda self: len(self.time_stack))

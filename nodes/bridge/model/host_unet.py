@@ -7,7 +7,7 @@ from .... import unet
 from ....unet import Residuals
 from .feature_run import KEY, PLACES, FeatureRun
 from .host_hooks import HostHooks, patched_at_large
-from .host_layers import HostLayers, HostTransformer
+from .host_layers import Attends, HostLayers
 from .memory_budget import ChunkedRun, is_out_of_memory, runs_one_by_one
 
 
@@ -22,7 +22,7 @@ class UNetModel(unet.UNetModel):
         super().__init__(config, layers=HostLayers, **kwargs)
         self.attn_precision = attn_precision
         for layer in self.modules():
-            if isinstance(layer, HostTransformer):
+            if isinstance(layer, Attends):
                 layer.attn_precision = attn_precision
         self.chunked_run = ChunkedRun(config)
 
@@ -88,7 +88,7 @@ class UNetModel(unet.UNetModel):
         if not self.config.temporal:
             return self._call(rows, control, options, frames, None, cached)
         return self.chunked_run.attempt_video(
-            rows["x"], lambda budget: self._call(rows, control, options, frames, budget, cached), patched_at_large(options)
+            rows["x"], lambda budget: self._call(rows, control, options, frames, budget, cached), patched_at_large(options, self)
         )
 
     def _call(self, rows, control, options, frames, budget, cached):

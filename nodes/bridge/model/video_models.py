@@ -73,7 +73,11 @@ def follow_runs(patcher) -> None:
 
 def _note_patches(executor, patcher, noise_shape, conds, *, model_options, **kwargs):
     """Around the host's loading for a sampling run, in which it asks for the memory without saying which patches there are."""
-    patcher.model.chunked_run.patched = patched_at_large(model_options["transformer_options"])
+    model = patcher.model
+    model.chunked_run.patched = (
+        patched_at_large(model_options["transformer_options"], model.diffusion_model)
+        or any("transformer_blocks." in name or "time_stack." in name for name in patcher.object_patches)  # not applied yet
+    )
     return executor(patcher, noise_shape, conds, model_options=model_options, **kwargs)
 
 
