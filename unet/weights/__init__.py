@@ -5,6 +5,8 @@ is in it, `diffusers_names.py` maps the names of diffusers' layout, `controlnet_
 that steer one. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
 `on_disk.py` is what both need, `errors.py` the one error. `residual_file.py` stores a ControlNet's residuals.
 
+LoRA: `lora_file.py` opens such a file and sorts its keys by layers, `lora_shapes.py` says whether they fit a weight.
+
 GGUF: `gguf_file.py` opens such files after `gguf_header.py` has read where their tensors are. `ggml_types.py` has the number
 formats and dequantizes them; the formats themselves are in `ggml_blocks.py`, `ggml_k_types.py` and `ggml_grid_types.py` with
 `ggml_grids.py`.
