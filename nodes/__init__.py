@@ -14,6 +14,7 @@ from .join_video import JoinVideo
 from .load_checkpoint import LoadCheckpoint
 from .load_controlnet import LoadControlNet
 from .load_controlnet_residuals import LoadControlNetResiduals
+from .load_lora import LoadLoRA
 from .load_unet import LoadUNet
 from .save_controlnet_residuals import SaveControlNetResiduals
 from .svd_image_to_video import SVDConditioning
@@ -32,8 +33,8 @@ class TemporalUNetExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            LoadCheckpoint, LoadUNet, FeatureCache, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo, ContinueVideo,
-            JoinVideo, LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals,
+            LoadCheckpoint, LoadUNet, LoadLoRA, FeatureCache, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo,
+            ContinueVideo, JoinVideo, LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals,
             LoadControlNetResiduals,
         ]
 

@@ -24,6 +24,15 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         },
         [("MODEL", "model"), ("STRING", "info")],
     ),
+    "TemporalUNetLoraLoader": (
+        "Load LoRA (SVD and all)",
+        {
+            "model": ("MODEL", {}),
+            "lora_name": ("COMBO", {}),
+            "strength_model": ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}),
+        },
+        [("MODEL", "model"), ("STRING", "info")],
+    ),
     "TemporalUNetFeatureCache": (
         "UNet Feature Cache",
         {

@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from support.editor import RENDERERS, Editor, chromium
+from support.stand_ins import write_hollow
 from tools.assets.make_templates import BARE, WORKFLOWS, prepare_base
 from tools.server import Server
 
@@ -65,6 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         base = Path(scratch)
         prepare_base(base, host, prompts)
+        write_hollow(base / "models" / "loras" / "svd_camera_lora.safetensors", {})
         with Server(host, Path(sys.executable), base, ["--fp16-unet"], cpu=True) as server:  # as on a graphics card
             editor = Editor(browser, server, args.renderer, height=1400, **BARE)
             editor.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")

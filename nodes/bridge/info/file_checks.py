@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....unet import FileStamp, UNetFileError, open_checkpoint
+from ....unet.weights.lora_file import open_lora
 from .file_info import look_at_controlnet
 from .file_questions import QUESTIONS, NoAnswer
 from .model_files import (
@@ -12,6 +13,8 @@ from .model_files import (
     checkpoint_path,
     controlnet_names,
     controlnet_path,
+    lora_names,
+    lora_path,
     quoted,
     unet_names,
     unet_path,
@@ -37,6 +40,8 @@ CHECKPOINT = Choice("models/checkpoints", checkpoint_names, checkpoint_names, ch
 UNET = Choice("models/diffusion_models or models/checkpoints", unet_names, valid_unet_names, unet_path, open_checkpoint)
 CONTROLNET = Choice("models/controlnet", controlnet_names, controlnet_names, controlnet_path, look_at_controlnet)
 
+LORA = Choice("models/loras", lora_names, lora_names, lora_path, open_lora)
+
 
 async def check_checkpoint(name) -> bool | str:
     """True, or the text of the error that a run of Load Checkpoint would end with; None, which stands for a link, passes."""
@@ -51,6 +56,11 @@ async def check_unet(name) -> bool | str:
 async def check_controlnet(name) -> bool | str:
     """`check_checkpoint` for Load ControlNet."""
     return await _check(name, CONTROLNET)
+
+
+async def check_lora(name) -> bool | str:
+    """`check_checkpoint` for Load LoRA."""
+    return await _check(name, LORA)
 
 
 async def _check(name, choice: Choice) -> bool | str:

@@ -71,6 +71,17 @@ def controlnet_path(name: str) -> str:
     return _bundled_path("controlnet", name, BUNDLED_CONTROLNET)
 
 
+def lora_names() -> list[str]:
+    """Files of `loras`."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> str:
+    """The path of one of `lora_names`; raises FileNotFoundError where there is no such file."""
+    _check_name("loras", name)
+    return folder_paths.get_full_path_or_raise("loras", name)
+
+
 def _with_bundled(folder: str, bundled: str) -> list[str]:
     names = folder_paths.get_filename_list(folder)
     return names if bundled in names or not (BUNDLED / bundled).is_file() else [*names, bundled]
