@@ -155,7 +155,7 @@ def test_our_answer_whether_the_host_knows_a_unet_is_the_hosts(pack, name):
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         found, family, names = detect(shapes)
         checkpoint = Checkpoint(
-            path=Path("a"), stamp=None, shapes=shapes, dtypes={}, names=names, metadata={}, config=found, family=family)
+            path=Path("a"), stamps={}, shapes=shapes, dtypes={}, names=names, metadata={}, config=found, family=family)
         theirs = comfy.model_detection.model_config_from_unet(state, PREFIX)
         assert parts.host_knows(checkpoint) == (theirs is not None)
 

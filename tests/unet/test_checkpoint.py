@@ -186,15 +186,14 @@ def test_a_cut_file_is_called_cut_whatever_the_length_of_its_header(length, path
         (b"\n <html lang=en>" + b" " * 99, "web page", "download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 9559625980\n",
          "Git LFS pointer", "git lfs pull"),
-        (b"GGUF\x03\0\0\0" + bytes(99), "GGUF", "safetensors"),
-        (b"PK\x03\x04" + bytes(99), "pickle", "convert"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bytes(99), "pickle", "convert"),
+        (b"PK\x03\x04" + bytes(99), "PyTorch file", "download"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bytes(99), "PyTorch file", "download"),
         (b"", "empty", "download"),
         (bytes(range(7, 256)), "not a safetensors file", "download"),
         (b"abc", "not a safetensors file", "download"),
         (struct.pack("<Q", 16) + b"not a JSON text!" + bytes(99), "not a safetensors file", "download"),
     ],
-    ids=["web page", "web page after blanks", "LFS pointer", "GGUF", "zip", "pickle", "empty", "random bytes",
+    ids=["web page", "web page after blanks", "LFS pointer", "zip", "pickle", "empty", "random bytes",
          "three bytes", "no JSON"],
 )
 def test_a_file_of_another_format_is_an_error_that_says_what_it_is_and_what_to_do(content, kind, advice, path):

@@ -151,11 +151,30 @@ OTHERS = {
          "down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)},
         "ControlNet", "ControlNet loader",
     ),
-    "diffusers UNet": (
+    "half of a diffusers UNet": (
+        {"down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)}, "a part of a UNet in diffusers' layout", "other files",
+    ),
+    "damaged diffusers UNet": (
         {"down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3),
          "up_blocks.0.resnets.0.conv1.weight": (1280, 2560, 3, 3)},
-        "diffusers", "single-file",
+        "input_blocks.0.0.weight is missing", "damaged",
     ),
+    "text-to-video UNet": (
+        {f"{way}_blocks.0.{layer}.x": (4,) for way in ("down", "up") for layer in ("resnets.0.conv1", "temp_convs.0.conv1")},
+        "a text-to-video UNet", "nodes for that model",
+    ),
+    "UNet with motion modules": (
+        {f"{way}_blocks.0.{layer}.x": (4,) for way in ("down", "up") for layer in ("resnets.0.conv1", "motion_modules.0.norm")},
+        "motion module", "AnimateDiff nodes",
+    ),
+    "diffusers LoRA": (
+        {f"unet.{way}_blocks.0.resnets.0.conv1.lora.{side}.weight": (4, 4) for way in ("down", "up") for side in ("down", "up")},
+        "LoRA", "LoRA loader",
+    ),
+    "old diffusers LoRA": (
+        {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight": (4, 4)}, "LoRA", "LoRA loader",
+    ),
+    "diffusers DiT": ({"single_transformer_blocks.0.attn.to_q.weight": (4, 4)}, "DiT", "Load Diffusion Model"),
     "motion module": (
         {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (320,)},
         "motion module", "AnimateDiff nodes",

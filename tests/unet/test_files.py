@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from support import controlnexts
+from support.families import PREFIX, TINY, write_unet
 from support.public_controlnets import public_tensors
 from unet import ControlNeXt, SVDControlNet, UNetFileError, find_controlnet, open_checkpoint, open_controlnet, open_controlnext
 from unet.weights.files import open_any, shapes_of
@@ -82,7 +83,15 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_pickled_unet_is_still_refused(tmp_path):
-    torch.save({"a": torch.zeros(2)}, tmp_path / "unet.ckpt")
-    with pytest.raises(UNetFileError, match="unet.ckpt: it is a pickled PyTorch file.* Convert it, or use the host's loader."):
-        open_checkpoint(tmp_path / "unet.ckpt")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ending", ["ckpt", "safetensors"])
+def test_a_pickled_checkpoint_is_the_same_as_in_safetensors(way, ending, tmp_path):
+    """With what a training's checkpoint holds besides: copies that the EMA keeps, other models, integers."""
+    weights = write_unet(tmp_path / "unet.safetensors", TINY["sd1_tiny"], dtype=torch.float16)
+    others = {"model_ema.diffusion_modelinput_blocks00weight": torch.zeros(3), "model_ema.num_updates": torch.tensor(7)}
+    tensors = {PREFIX + name: value for name, value in weights.items()} | others | {"first_stage_model.decoder.x": torch.ones(2)}
+    WAYS[way](tensors, tmp_path / f"pickled.{ending}")
+    found = open_checkpoint(tmp_path / f"pickled.{ending}")
+    assert (found.family.name, found.dtype(), found.unexpected) == ("sd1_tiny", torch.float16, [])
+    state = found.state_dict()
+    assert state.keys() == weights.keys() and all(torch.equal(state[name], weights[name]) for name in weights)

@@ -168,7 +168,7 @@ def test_a_change_in_place_is_noticed(change, unet_file):
     os.utime(unet_file, ns=(0, 10**18))  # long ago
     checkpoint, stamp = open_checkpoint(unet_file), FileStamp.of(os.stat(unet_file))
     happen(unet_file)
-    assert checkpoint.stamp == stamp
+    assert checkpoint.stamps == {unet_file: stamp}
     assert checkpoint.changed_in_place() is expected and changed_in_place(unet_file, stamp) is expected
 
 

@@ -53,7 +53,7 @@ def make_networks(pack: Callable, family: str, settings) -> Networks:
         if key.endswith("mix_factor"):
             weights[key] = weights[key].float()
     opened = SimpleNamespace(  # what our loader asks of an open file
-        path=Path(f"{name} in memory"), stamp=None, config=config, family=ROWS[name], names={}, shapes={}, metadata={},
+        path=Path(f"{name} in memory"), stamps={}, config=config, family=ROWS[name], names={}, shapes={}, metadata={},
         quantized={}, state_dict=lambda *args, **kwargs: weights,
     )
     model = pack("nodes.bridge.model.unet_loader").load_checkpoint(opened, {"dtype": dtype}).model

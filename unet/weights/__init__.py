@@ -1,9 +1,11 @@
 """Reading weights from files and writing them; the networks import nothing from here.
 
-`checkpoint.py` opens a file and reads a network out of it, every key accounted for: start there. `detect.py` detects which UNet
-is in it, `diffusers_names.py` maps the names of diffusers' layout, `controlnet_file.py` and `controlnext_file.py` read the nets
-that steer one. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
-`on_disk.py` is what both need, `errors.py` the one error. `residual_file.py` stores a ControlNet's residuals.
+`checkpoint.py` opens a file and reads a network out of it, every key accounted for: start there. `kinds.py` says what is in a file
+by its names alone, `detect.py` detects which UNet it is, `diffusers_names.py` maps the names of diffusers' layout,
+`diffusers_folder.py` reads what stands next to the weights in its folders, `controlnet_file.py` and `controlnext_file.py` read the
+nets that steer a UNet. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
+`shards.py` sets of several files, `on_disk.py` is what these need, `errors.py` the one error. `residual_file.py` stores a
+ControlNet's residuals.
 
 LoRA: `lora_file.py` opens such a file and sorts its keys by layers, `lora_shapes.py` says whether they fit a weight.
 

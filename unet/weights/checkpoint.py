@@ -1,6 +1,5 @@
 """Reading a UNet or ControlNet out of a file: tensor by tensor, every key accounted for."""
 
-import os
 from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from ..model import UNetModel
 from .controlnet_file import head_width_next_to, is_svd_controlnet, read_controlnet_config
 from .controlnext_file import controlnext_names, is_controlnext, read_controlnext_config
 from .detect import detect
+from .diffusers_folder import Schedule, schedule_of
 from .diffusers_names import to_ldm
 from .errors import UNetFileError, shorten
-from .files import check_dtypes, is_mapped, main_dtype, open_any, open_file, shapes_and_dtypes_of, shapes_of
-from .on_disk import FileStamp, changed_in_place, open_regular
+from .files import check_dtypes, is_mapped, main_dtype, open_any, open_files, shapes_and_dtypes_of, shapes_of
+from .on_disk import Stamps, changed_in_place, stamps_of
 from .scales import (
     Quantized,
     belonging,
@@ -31,21 +31,23 @@ from .scales import (
     refuse_scales,
     refuse_unreadable,
 )
+from .shards import missing_part, weight_files
 
 
 @dataclass(kw_only=True)
 class NetworkFile:
     """An open file with a network in it. Tensors are read, or only mapped, when they are asked for."""
 
-    path: Path
-    stamp: FileStamp  # of the file when it was opened
+    path: Path  # as it was asked for: a file, an index of shards, or a folder of diffusers' layout
+    stamps: Stamps  # of the files that the tensors are in, when they were opened
     shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file; of quantized weights those that they stand for
     dtypes: Mapping[str, str]  # of every tensor in the file, as safetensors names them
     names: Mapping[str, str]  # the network's own key names to those in the file
     metadata: Mapping[str, str]
+    reshaped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of tensors that are stored in another
     unexpected: list[str] = field(default_factory=list)  # tensors under the network's prefix that it does not use
     quantized: Mapping[str, Quantized] = field(default_factory=dict)  # weights stored with scales, by their own key names
-    file: Any = None  # an open safetensors file, or a PickledFile with the same methods
+    file: Any = None  # an open safetensors file, or another with the same methods: see `open_any`
 
     @property
     def parameters(self) -> int:
@@ -59,8 +61,8 @@ class NetworkFile:
         return self.file.get_tensor(on_disk)
 
     def changed_in_place(self) -> bool:
-        """Was the file written to or cut since it was opened? Not where another has taken its name: see `changed_in_place`."""
-        return changed_in_place(self.path, self.stamp)
+        """Was a file written to or cut since it was opened? Not where another has taken its name: see `changed_in_place`."""
+        return any(changed_in_place(path, stamp) for path, stamp in self.stamps.items())
 
     def dtype(self) -> torch.dtype:
         """The dtype that most of the network's values have in the file, quantized ones left out."""
@@ -84,15 +86,15 @@ class NetworkFile:
         state = {}
         for name, on_disk in self.names.items():
             if name in stored:
-                layer = name.removesuffix("weight")
-                tensors = {name: on_disk, **{f"{layer}{kind}": scale for kind, scale in self.quantized[name].scales.items()}}
-                state.update({key: self.tensor(tensor).to(None, copy=copy) for key, tensor in tensors.items()})
-                continue
-            if name in self.quantized:
-                state[name] = dequantized(on_disk, self.quantized[name], self.tensor).to(dtype or torch.float32)
-                continue
-            wanted = torch.float32 if name.endswith((".mix_factor", "strength.scale")) else dtype
-            state[name] = self.tensor(on_disk).to(wanted, copy=copy)
+                layer, tensor = name.removesuffix("weight"), self.tensor(on_disk).to(None, copy=copy)
+                scales = self.quantized[name].scales.items()
+                state.update({f"{layer}{kind}": self.tensor(scale).to(None, copy=copy) for kind, scale in scales})
+            elif name in self.quantized:
+                tensor = dequantized(on_disk, self.quantized[name], self.tensor).to(dtype or torch.float32)
+            else:
+                wanted = torch.float32 if name.endswith((".mix_factor", "strength.scale")) else dtype
+                tensor = self.tensor(on_disk).to(wanted, copy=copy)
+            state[name] = tensor.reshape(self.reshaped[name]) if name in self.reshaped else tensor
         return state
 
 
@@ -102,6 +104,7 @@ class Checkpoint(NetworkFile):
 
     config: UNetConfig
     family: Family
+    schedule: Schedule | None = None  # how it was trained, where the folder that it lies in says that
 
 
 @dataclass(kw_only=True)
@@ -121,20 +124,22 @@ class ControlNeXtFile(NetworkFile):
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a file and detects which UNet is in it, reading its header only.
 
-    Raises UNetFileError, which names the file, where it is no safetensors file, holds no UNet of the family, or where
-    keys of the UNet are missing, have another shape, or a dtype that weights do not have.
+    It may be a safetensors or pickled file, an index of shards or one of these, or a folder of diffusers' layout. Raises
+    UNetFileError, which names it, where it is none of these, holds no UNet of the family, or where keys of the UNet are missing,
+    have another shape, or a dtype that weights do not have.
     """
-    opened = _open(path, open_file)
+    opened = _open(path)
+    weights = next(iter(opened.stamps))
     with _named(opened.path):
         refuse_unreadable(opened.shapes)
-        found = find_quantized(opened.file, opened.dtypes, opened.metadata)
-        opened.shapes, scales = network_shapes(opened.shapes, found), belonging(found, opened.shapes)
-        config, family, names = detect({name: opened.shapes[name] for name in opened.shapes if name not in scales}, opened.metadata)
-        names, unexpected = _account(opened, names, expected_shapes(config), "UNet", found)
-    quantized = {name: found[on_disk] for name, on_disk in names.items() if on_disk in found}
-    return Checkpoint(
-        **vars(opened), config=config, family=family, names=names, unexpected=unexpected, quantized=quantized,
-    )
+        quantized = find_quantized(opened.file, opened.dtypes, opened.metadata)
+        opened.shapes, scales = network_shapes(opened.shapes, quantized), belonging(quantized, opened.shapes)
+        plain = {name: shape for name, shape in opened.shapes.items() if name not in scales}
+        config, family, names = detect(plain, opened.metadata, weights)
+        found = _account(opened, names, expected_shapes(config), "UNet", quantized)
+        schedule = schedule_of(weights)
+    quantized = {name: quantized[on_disk] for name, on_disk in found["names"].items() if on_disk in quantized}
+    return Checkpoint(**vars(opened), **found, config=config, family=family, schedule=schedule, quantized=quantized)
 
 
 def open_controlnet(path: str | Path) -> ControlNetFile:
@@ -149,8 +154,8 @@ def open_controlnet(path: str | Path) -> ControlNetFile:
         names = to_ldm(opened.shapes)
         metadata = {**head_width_next_to(opened.path), **opened.metadata}
         config = read_controlnet_config({name: opened.shapes[on_disk] for name, on_disk in names.items()}, metadata)
-        names, unexpected = _account(opened, names, expected_shapes(config, SVDControlNet), "ControlNet")
-    return ControlNetFile(**vars(opened), config=config, names=names, unexpected=unexpected)
+        found = _account(opened, names, expected_shapes(config, SVDControlNet), "ControlNet")
+    return ControlNetFile(**vars(opened), **found, config=config)
 
 
 def open_controlnext(path: str | Path) -> ControlNeXtFile:
@@ -161,8 +166,8 @@ def open_controlnext(path: str | Path) -> ControlNeXtFile:
             raise UNetFileError("it holds no ControlNeXt (expected embedding.*, down_res.*, down_sample.* and mid_convs.*).")
         names = controlnext_names(opened.shapes)
         config = read_controlnext_config({name: opened.shapes[on_disk] for name, on_disk in names.items()})
-        names, unexpected = _account(opened, names, expected_shapes(config, ControlNeXt), "ControlNeXt")
-    return ControlNeXtFile(**vars(opened), config=config, names=names, unexpected=unexpected)
+        found = _account(opened, names, expected_shapes(config, ControlNeXt), "ControlNeXt")
+    return ControlNeXtFile(**vars(opened), **found, config=config)
 
 
 def find_controlnet(path: str | Path) -> type[nn.Module] | None:
@@ -181,35 +186,38 @@ class _Opened:
     """What a `NetworkFile` has of any file."""
 
     path: Path
-    stamp: FileStamp
+    stamps: Stamps
     file: object
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     metadata: Mapping[str, str]
 
 
-def _open(path: str | Path, opener=open_any) -> _Opened:
+def _open(path: str | Path) -> _Opened:
     path = Path(path)
-    with open_regular(path) as file:
-        stamp = FileStamp.of(os.fstat(file.fileno()))
-    file = opener(path)
+    files = weight_files(path)
+    stamps = stamps_of(files)
+    file = open_files(path, files)
     shapes, dtypes = shapes_and_dtypes_of(file)
-    return _Opened(path=path, stamp=stamp, file=file, shapes=shapes, dtypes=dtypes, metadata=file.metadata() or {})
+    return _Opened(path=path, stamps=stamps, file=file, shapes=shapes, dtypes=dtypes, metadata=file.metadata() or {})
 
 
 @contextmanager
 def _named(path: Path):
-    """Puts the file's name before what a UNetFileError says."""
+    """Puts the file's name before what a UNetFileError says, or before that it is a part without the others."""
     try:
         yield
     except UNetFileError as error:
-        raise UNetFileError(f"{path.name}: {error}") from None
+        raise UNetFileError(f"{path.name}: {missing_part(path) or error}") from None
 
 
-def _account(opened: _Opened, names, expected, kind: str, quantized: Mapping[str, Quantized] = {}):  # noqa: B006  # never changed
-    """(names of what the network needs, what it does not use); raises where anything is missing, misshaped or of another dtype.
+def _account(
+    opened: _Opened, names, expected, kind: str, quantized: Mapping[str, Quantized] = {},  # noqa: B006  # never changed
+) -> dict[str, Any]:
+    """What a `NetworkFile` has of its network: names, shapes that are stored otherwise, what is not used.
 
-    `quantized`: by their names in the file, weights that are stored with scales.
+    `quantized`: by their names in the file, weights that are stored with scales. Raises UNetFileError where anything is missing,
+    of another shape or of another dtype.
     """
     unexpected = sorted(names.keys() - expected.keys())
     refuse_scales(unexpected)
@@ -218,12 +226,26 @@ def _account(opened: _Opened, names, expected, kind: str, quantized: Mapping[str
     for on_disk in used.values():
         if on_disk in quantized:
             check_quantized(on_disk, quantized[on_disk], opened.shapes, opened.dtypes)
-    check_keys({name: opened.shapes[on_disk] for name, on_disk in used.items()}, expected, kind)
-    return {name: used[name] for name in expected}, unexpected
+    reshaped = {
+        name: expected[name] for name, on_disk in used.items()
+        if opened.shapes[on_disk] != expected[name] and _is_reshaped(opened.shapes[on_disk], expected[name])
+    }
+    check_keys({name: opened.shapes[on_disk] for name, on_disk in used.items()} | reshaped, expected, kind)
+    return {"names": {name: used[name] for name in expected}, "reshaped": reshaped, "unexpected": unexpected}
+
+
+def _is_reshaped(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Are these the same values in the same order? So tools store a linear layer as a 1x1 convolution, and the other way round.
+
+    GGUF, which has four dimensions at most, has the first two of five as one.
+    """
+    if len(expected) == 5:
+        return found == (expected[0] * expected[1], *expected[2:])
+    return min(len(found), len(expected)) == 2 and found[:2] == expected[:2] and set(found[2:] + expected[2:]) == {1}
 
 
 def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = None, device="cpu") -> UNetModel:
-    """The UNet in a safetensors file, in memory and ready to run; `dtype` None keeps the file's."""
+    """The UNet in a file, in memory and ready to run; `dtype` None keeps the file's."""
     checkpoint = open_checkpoint(path)
     model = UNetModel(checkpoint.config, operations=operations, dtype=dtype or checkpoint.dtype(), device="meta")
     model.load_state_dict(checkpoint.state_dict(model.dtype), assign=True)

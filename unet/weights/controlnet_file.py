@@ -1,17 +1,15 @@
 """Reading the ControlNet of Stable Video Diffusion out of a file in the layout of diffusers' ControlNetSDVModel."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..controlnet import ControlNetConfig
 from .detect import HEAD_CHANNELS, matrix_shape, own_head_width, read_encoder
+from .diffusers_folder import read_json
 from .errors import UNetFileError, shorten
-from .on_disk import open_regular
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_WIDTHS = 20  # of the hint net; each but the first halves the image
-MOST_CONFIG = 2**20  # bytes of `config.json`; diffusers' own has 1,500
 
 
 def is_svd_controlnet(shapes: Shapes) -> bool:
@@ -56,12 +54,7 @@ def head_width_next_to(path: Path) -> dict[str, str]:
 
     Empty where there is none, or one of another network. Raises UNetFileError where levels have heads of different widths.
     """
-    try:
-        with open_regular(path.with_name("config.json")) as file:
-            config = json.loads(file.read(MOST_CONFIG))
-    except (OSError, ValueError, RecursionError):  # none, or of something else
-        return {}
-    match config:
+    match read_json(path.with_name("config.json")):
         case {"_class_name": str(kind), "num_attention_heads": int(count), "block_out_channels": [*widths]}:
             heads = [count] * len(widths)
         case {"_class_name": str(kind), "num_attention_heads": [*heads], "block_out_channels": [*widths]}:

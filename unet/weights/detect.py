@@ -4,82 +4,51 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ..config import FAMILIES, Family, UNetConfig
+from .diffusers_folder import with_heads
+from .diffusers_names import to_ldm
 from .errors import UNetFileError, shorten
+from .kinds import find_layout, not_a_unet
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 HEAD_CHANNELS = "temporal_unet.head_channels"  # file metadata: head width of a miniature, which no shape shows
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_BLOCKS = 500  # residual and transformer blocks of one network; SDXL, the deepest of the family, has fewer than 100
 
-LORA = r"\blora_(up|down|A|B)\b|^lora_unet_"
 
-# What people mistake for a UNet: a mark in the tensors' names, what it is, where it belongs.
-CONTROLNET = "a ControlNet"
-HOSTS_LOADERS = "Load it with the host's Load Diffusion Model node, or a full checkpoint with its Load Checkpoint."
-OTHER_KINDS = (
-    (LORA, "a LoRA", "Load it with a LoRA loader, on top of a UNet."),
-    (r"^(model\.diffusion_model|diffusion_model|unet)\.(in|out)put_blocks\.", "a part of a UNet",
-     "The file is damaged: get it again from its source."),
-    (r"^control_model\.|^controlnet_|input_hint_block|^zero_convs\.", CONTROLNET, "Load it with a ControlNet loader."),
-    (r"motion_modules\.", "an AnimateDiff motion module", "It needs a UNet and AnimateDiff nodes."),
-    (r"^(double_blocks|joint_blocks|model\.diffusion_model\.(double|joint)_blocks)\.|\bdouble_stream", "a transformer (DiT)",
-     HOSTS_LOADERS),
-    (r"^(unet\.)?down_blocks\.\d+\.(resnets|attentions)\.", "a UNet in diffusers' layout",
-     "Use the single-file version of the model, or load it with the host's Load Diffusion Model node."),
-    (r"^((model\.)?diffusion_model|model\.model|net)\.", "a model of another family", HOSTS_LOADERS),  # with or without a VAE
-    (r"^(text_model|vision_model|transformer\.resblocks|encoder\.block\.\d+\.layer)\b", "a text or image encoder",
-     "Load it with a CLIP or CLIP Vision loader."),
-    (r"^(first_stage_model\.)?(encoder|decoder)\.|^(taesd_)?(en|de)coder\.", "a VAE", "Load it with the Load VAE node."),
-)
-
-
-def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[UNetConfig, Family, dict[str, str]]:
+def detect(
+    shapes: Shapes, metadata: Mapping[str, str] | None = None, weights: Path | None = None
+) -> tuple[UNetConfig, Family, dict[str, str]]:
     """The network's config, its row in the table of families, and the name in the file of each of its key names.
 
-    `shapes` maps every tensor's name to its shape; `metadata` is the file's. Raises UNetFileError where the file holds
-    none of the family, or one that is too damaged to be detected.
+    `shapes` maps every tensor's name to its shape; `metadata` is the file's, `weights` its path, next to which diffusers keeps
+    what no shape shows. Raises UNetFileError where the file holds none of the family, or one that is too damaged to be detected.
     """
-    prefix = find_prefix(shapes)
-    names = canonical_names([name[len(prefix):] for name in shapes if name.startswith(prefix)])
-    unet = {name: tuple(shapes[prefix + on_disk]) for name, on_disk in names.items()}
+    names = find_names(shapes)
+    unet = {name: tuple(shapes[on_disk]) for name, on_disk in names.items()}
     config = read_config(unet)
     family = find_family(config, shapes.keys())
     config = replace(config, num_heads=family.num_heads, head_channels=None if family.num_heads else 64)
-    return own_head_width(config, metadata), family, {name: prefix + on_disk for name, on_disk in names.items()}
+    if weights is not None:
+        config = with_heads(config, weights)
+    return own_head_width(config, metadata), family, names
 
 
-def find_prefix(names: Collection[str]) -> str:
-    """The prefix of the UNet's own key names in this file."""
-    prefix = _unet_prefix(names)
-    if prefix is not None:
-        return prefix
-    for pattern, kind, advice in OTHER_KINDS:
-        if any(re.search(pattern, name) for name in names):
-            raise UNetFileError(f"it holds {kind}, not a UNet. {advice}")
-    some = f" such as {', '.join(map(shorten, list(names)[:3]))}" if names else ""
-    raise UNetFileError(
-        f"it holds no UNet of this family (found {len(names)} tensors{some}; expected input_blocks.* and "
-        f"output_blocks.*). Supported: {supported()}."
-    )
-
-
-def _unet_prefix(names):
-    if not any(re.search(LORA, name) for name in names):
-        for prefix in PREFIXES:
-            if all(any(name.startswith(prefix + blocks) for name in names) for blocks in ("input_blocks.", "output_blocks.")):
-                return prefix
-    return None
-
-
-def other_kind(names: Collection[str]) -> tuple[str, str] | None:
-    """What a file that holds no ControlNet is, and where it belongs; None where that is unknown."""
-    if _unet_prefix(names) is not None:
-        return "a UNet", "Load it with Load UNet, or its checkpoint with the loader of checkpoints."
-    kinds = [kind for kind in OTHER_KINDS if kind[1] != CONTROLNET]
-    return next(((kind, advice) for mark, kind, advice in kinds if any(re.search(mark, name) for name in names)), None)
+def find_names(names: Collection[str]) -> dict[str, str]:
+    """Maps the key names of the UNet among these, as our network has them, to those on disk; raises UNetFileError where none is."""
+    layout = find_layout(names)
+    if layout is None:
+        some = f" such as {', '.join(map(shorten, list(names)[:3]))}" if names else ""
+        raise UNetFileError(not_a_unet(names) or (
+            f"it holds no UNet of this family (found {len(names)} tensors{some}; expected input_blocks.* and output_blocks.*, or "
+            f"down_blocks.* and up_blocks.*). Supported: {supported()}."
+        ))
+    begin = len(layout.prefix)
+    bare = [name[begin:] for name in names if name.startswith(layout.prefix)]
+    mapped = to_ldm(bare) if layout.diffusers else canonical_names(bare)
+    return {name: layout.prefix + on_disk for name, on_disk in mapped.items()}
 
 
 NUMBERED = r"(input_blocks|output_blocks)\.(\d{1,6})\.(\d{1,6})\."
@@ -140,6 +109,7 @@ def read_encoder(shapes: Shapes) -> UNetConfig:
     mults, res_blocks, depth_in, self_attention = _read_levels(shapes, model_channels, depths)
     attn2 = next((n for n in shapes if n.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
     proj_in = next((n for n in shapes if n.endswith(".proj_in.weight")), None)
+    context_dim = matrix_shape(shapes, attn2)[1] if attn2 else None
     if _has(shapes, "middle_block.") and not _has(shapes, "middle_block.0."):
         raise UNetFileError("middle_block.0 is missing: the file is damaged or not a whole UNet.")
     return _checked(UNetConfig(
@@ -151,13 +121,20 @@ def read_encoder(shapes: Shapes) -> UNetConfig:
         depth_in=depth_in,
         depth_out=(),
         depth_middle=depths["middle_block.1"] if _has(shapes, "middle_block.0.") else None,
-        context_dim=matrix_shape(shapes, attn2)[1] if attn2 else None,
-        linear_projection=proj_in is not None and len(shapes[proj_in]) == 2,
+        context_dim=context_dim,
+        linear_projection=proj_in is not None and _is_linear(shapes, proj_in, context_dim),
         self_attention=self_attention,
         temporal=any(".time_stack." in name for name in shapes),
         adm_channels=matrix_shape(shapes, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=matrix_shape(shapes, "label_emb.weight")[0] if "label_emb.weight" in shapes else None,
     ))
+
+
+def _is_linear(shapes: Shapes, proj_in: str, context_dim: int | None) -> bool:
+    """Is this a linear layer, or a 1x1 convolution? Either is stored as the other by some tools; SD 1 alone has convolutions."""
+    if context_dim == 768:
+        return False
+    return len(shapes[proj_in]) == 2 or context_dim in (1024, 2048) or "label_emb.0.0.weight" in shapes
 
 
 def _checked(config: UNetConfig) -> UNetConfig:

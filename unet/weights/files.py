@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from .gguf_file import GGUFFile
 from .gguf_header import MAGIC
 from .on_disk import DTYPES, no_model, open_regular
 from .pickles import BEFORE_1_6, ZIPPED, PickledFile
+from .shards import ShardSet, weight_files
 
 SAFETENSORS = (".safetensors", ".sft")  # endings; a file with another one is expected to be a pickled one
 MOST_HEADER = 100_000_000  # bytes; safetensors reads no longer header
@@ -31,10 +32,21 @@ MOST_STRINGS = 100_000  # in a longer header: names, keys and dtypes of tensors,
 
 
 def open_any(path: Path):
-    """The open file: a safetensors file, or a PickledFile; raises UNetFileError as `open_file`.
+    """The open file: a safetensors file, a PickledFile, or a ShardSet of these; raises UNetFileError as `open_file`.
 
-    Its first bytes say which it is, where they say neither its ending does.
+    `path` may also be an index of shards, or a folder of diffusers' layout.
     """
+    return open_files(path, weight_files(path))
+
+
+def open_files(path: Path, files: Sequence[Path]):
+    """`open_any` where `files`, as `weight_files` gives them, are known."""
+    opened = {file: _open_one(file) for file in files}
+    return ShardSet(path, opened) if len(opened) > 1 else opened[files[0]]
+
+
+def _open_one(path: Path):
+    """An open file of weights. Its first bytes say which kind it is, where they say neither its ending does."""
     with open_regular(path) as file:
         head = file.read(32)
     if head.startswith(MAGIC):
@@ -47,6 +59,11 @@ def open_any(path: Path):
 
 def has_safetensors_ending(path: Path) -> bool:
     return path.suffix.lower() in SAFETENSORS
+
+
+def is_as_it_ends(path: Path, opened) -> bool:
+    """Is an open file a single one of the kind that its ending says? Then a reader that goes by the ending reads it."""
+    return isinstance(opened, safe_open if has_safetensors_ending(path) else PickledFile)
 
 
 def shapes_of(file) -> dict[str, tuple[int, ...]]:
@@ -65,6 +82,8 @@ def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
 
 def is_mapped(file) -> bool:
     """Do an open file's tensors stay in it until they are used? Else they are in memory since the first was asked for."""
+    if isinstance(file, ShardSet):
+        return any(map(is_mapped, file.parts))
     return not isinstance(file, PickledFile) or file.mapped
 
 

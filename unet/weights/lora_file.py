@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from .detect import other_kind
 from .errors import UNetFileError, shorten
 from .files import check_dtypes, is_mapped, open_any, shapes_and_dtypes_of
+from .kinds import other_kind
 from .lora_shapes import kinds_of, missing_from
 from .on_disk import open_regular
 from .pickles import PickledFile, unpickled

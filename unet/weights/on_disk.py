@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,18 @@ class FileStamp:
     @classmethod
     def of(cls, found: os.stat_result) -> "FileStamp":
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+Stamps = Mapping[Path, FileStamp]  # of the files that something was read from
+
+
+def stamps_of(files: Iterable[Path]) -> dict[Path, FileStamp]:
+    """The stamp of each file; raises UNetFileError where one cannot be opened."""
+    stamps = {}
+    for path in files:
+        with open_regular(path) as file:
+            stamps[path] = FileStamp.of(os.fstat(file.fileno()))
+    return stamps
 
 
 def changed_in_place(path: Path, stamp: FileStamp) -> bool:

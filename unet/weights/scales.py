@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from .detect import PREFIXES
 from .errors import UNetFileError, shorten
 from .four_bit import FOUR_BIT, STATE, TENSORS, check_four_bit, dequantized_four_bit, four_bit_shape
+from .kinds import PREFIXES
 from .on_disk import DTYPES
 
 KINDS = {  # what a tensor of a layer is called -> what it is

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import comfy.controlnet
 
-from ....unet.weights.files import has_safetensors_ending, open_any, shapes_of
-from ....unet.weights.pickles import PickledFile
+from ....unet.weights.files import is_as_it_ends, open_any, shapes_of
 
 INCOMPLETE = (LookupError, TypeError, AttributeError)  # how the host's loader ends where a tensor that it looks for is missing
 
@@ -22,7 +21,7 @@ def load_hosts_controlnet(path: str):
     if not shapes_of(opened):  # a pickled file may hold anything, on which the host's loader ends in its own ways
         return None
     try:
-        if has_safetensors_ending(file) != isinstance(opened, PickledFile):
+        if is_as_it_ends(file, opened):
             return comfy.controlnet.load_controlnet(path)
         return _load_renamed(file, opened)
     except INCOMPLETE as error:
@@ -31,7 +30,7 @@ def load_hosts_controlnet(path: str):
 
 
 def _load_renamed(file: Path, opened):
-    """Of a file whose ending is that of another kind, which the host's loader goes by. What it takes from the name it is given."""
+    """Of shards, or of a file whose ending, by which the host's loader goes, is that of another kind."""
     tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     options = {"global_average_pooling": True} if file.stem.endswith(("_shuffle", "_shuffle_fp16")) else {}
     return comfy.controlnet.load_controlnet_state_dict(tensors, model_options=options)

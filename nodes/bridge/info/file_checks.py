@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....unet import FileStamp, UNetFileError, open_checkpoint
+from ....unet import UNetFileError, open_checkpoint
 from ....unet.weights.lora_file import open_lora
+from ....unet.weights.on_disk import Stamps, stamps_of
+from ....unet.weights.shards import weight_files
 from .file_info import look_at_controlnet
 from .file_questions import QUESTIONS, NoAnswer
 from .model_files import (
@@ -22,7 +24,7 @@ from .model_files import (
 )
 
 MOST_LISTED = 20  # names in a message, as in the host's
-SOUND: dict[tuple[Callable, str], FileStamp] = {}  # what was looked at by which function and found good: not again while unchanged
+SOUND: dict[tuple[Callable, str], Stamps] = {}  # what was looked at by which function and found good: not again while unchanged
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ def _answer(name, choice: Choice) -> bool | str:
 
 
 def _look(look: Callable, path: str) -> None:
-    stamp = FileStamp.of(Path(path).stat())
-    if SOUND.get((look, path)) != stamp:
+    stamps = stamps_of(weight_files(Path(path)))
+    if SOUND.get((look, path)) != stamps:
         look(path)
-        SOUND[look, path] = stamp
+        SOUND[look, path] = stamps
 
 
 def fault(name: str, error: UNetFileError | OSError) -> str:

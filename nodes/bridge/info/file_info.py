@@ -22,8 +22,8 @@ from ....unet import (
     open_controlnet,
     open_controlnext,
 )
-from ....unet.weights.detect import other_kind
 from ....unet.weights.files import main_dtype, open_any, shapes_of
+from ....unet.weights.kinds import other_kind
 from ..control.own_controlnet import control_dtypes
 from ..control.pairing import families_of
 from ..model.checkpoint_parts import parts_in

@@ -12,7 +12,7 @@ import torch
 
 from ....unet import Checkpoint, open_checkpoint
 from ....unet.weights.errors import shorten
-from ....unet.weights.files import has_safetensors_ending
+from ....unet.weights.files import has_safetensors_ending, is_as_it_ends
 from ..node_names import LOAD_CHECKPOINT, LOAD_UNET, SVD_IMAGE_TO_VIDEO
 from .memory_budget import is_out_of_memory
 from .unet_loader import host_config
@@ -81,9 +81,9 @@ def _load(checkpoint: Checkpoint, found: list[str]) -> Parts:
         "output_model": False, "output_clip": CLIP in found, "output_vae": VAE in found, "output_clipvision": CLIP_VISION in found,
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
     }
-    if has_safetensors_ending(checkpoint.path):
+    if has_safetensors_ending(checkpoint.path) and is_as_it_ends(checkpoint.path, checkpoint.file):
         _, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(str(checkpoint.path), **options)
-    else:  # the host would take it for a pickled one
+    else:  # the host would take it for one of another kind, or for a part alone
         tensors = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
         _, clip, vae, clip_vision = comfy.sd.load_state_dict_guess_config(tensors, metadata=checkpoint.metadata, **options)
     return Parts(clip, None if vae is None or vae.first_stage_model is None else vae, clip_vision)

@@ -1,5 +1,6 @@
 """A UNet file to a MODEL of the host: its class for the family around our network, under its device management."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.model_base
@@ -18,7 +19,7 @@ from .mixed_precision import keep_weights, kept_in, read_weights, report_dequant
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
-FILE_KEY = "temporal_unet.file"  # of the wrapper that checks the file before a run
+FILE_KEY = "temporal_unet.file"  # of the wrapper that checks the files before a run
 # Tensors next to the UNet from which the host detects how a model was trained (v-prediction, EDM), and those of Zero123.
 MARKERS = (
     "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
@@ -47,7 +48,7 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     model = _base_model(checkpoint, choose_config(checkpoint, model_options), mapped)
     patcher = patcher_class(model, load_device=device, offload_device=management.unet_offload_device())
     if mapped:
-        _watch_file(patcher, checkpoint.path, checkpoint.stamp)
+        _watch_files(patcher, checkpoint.stamps)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
     if checkpoint.config.temporal:
         follow_runs(patcher)
@@ -66,16 +67,17 @@ def host_maps(patcher_class: type, device: torch.device) -> bool:
     return dynamic and not comfy.utils.DISABLE_MMAP
 
 
-def _watch_file(patcher, path: Path, stamp: FileStamp):
-    """Refuses to sample after the file that the weights are mapped from was written to: they have changed then, or are gone.
+def _watch_files(patcher, stamps: Mapping[Path, FileStamp]):
+    """Refuses to sample after a file that weights are mapped from was written to: they have changed then, or are gone.
 
     It checks before the host loads the weights to the device, which reads them.
     """
     def check(executor, *args, **kwargs):
-        if changed_in_place(path, stamp):
+        changed = next((path for path, stamp in stamps.items() if changed_in_place(path, stamp)), None)
+        if changed is not None:
             raise ValueError(
-                f"{path.name} was written to after it was loaded, and its weights are read from it as they are needed. Wait until "
-                f"it is whole, then load it again: Edit, Unload Models and Execution Cache."
+                f"{changed.name} was written to after it was loaded, and its weights are read from it as they are needed. Wait "
+                f"until it is whole, then load it again: Edit, Unload Models and Execution Cache."
             )
         return executor(*args, **kwargs)
 
