@@ -196,6 +196,15 @@ def test_a_lora_acts_exactly_and_leaves_no_trace(load):
     assert torch.equal(run(network, CONFIG), before)
 
 
+def test_a_convolution_that_is_stored_as_a_linear_layer_is_dequantized(load):
+    """As some tools store the projections of Stable Diffusion 1."""
+    config, proj_in = SMALL["sd1_tiny"], "output_blocks.1.1.proj_in.weight"
+    file, _, plain = quantize(config, "bare", which=lambda name, weight: name.endswith("proj_in.weight"))
+    save_file({name: tensor.flatten(1) if name.endswith("proj_in.weight") else tensor for name, tensor in file.items()}, load.path)
+    network = load.model().model.diffusion_model
+    assert not kept(network) and torch.equal(values(network)[proj_in], plain[proj_in]) and plain[proj_in].ndim == 4
+
+
 def test_what_is_said_of_a_file_and_of_its_model_is_the_same(pack, load):
     describe, info = pack("nodes.bridge.info.describe").describe, pack("nodes.bridge.info.file_info")
     count = sum(linear(*row) for row in quantize(CONFIG, "bare")[2].items())

@@ -50,6 +50,7 @@ def kept_weights(checkpoint: Checkpoint, chosen: torch.dtype | None) -> frozense
 def _host_reads(checkpoint: Checkpoint, name: str) -> bool:
     """Whether the host's linear layers know this weight's format."""
     linear = len(checkpoint.shapes[checkpoint.names[name]]) == 2 and name != "label_emb.weight"  # a table of classes
+    linear = linear and name not in checkpoint.reshaped  # the other way round: a convolution of one pixel
     return KEPT and linear and checkpoint.quantized[name].format in QUANT_ALGOS
 
 
