@@ -1,0 +1,60 @@
+"""Load LoRA on MODELs whose weights stay quantized: the layers over time too, exact, and nothing left of it when it is taken off."""
+
+import pytest
+import torch
+
+from support.diffusers_names import to_diffusers
+from support.families import inputs, relative_error
+from support.loras import STRENGTH, factors, loader, product
+from support.oracle import SMALL
+from support.quantized import linear, write_quantized
+from unet import UNetModel
+
+CPU = torch.device("cpu")
+CONFIG = SMALL["svd"]
+
+
+@pytest.fixture
+def load(node, tmp_path, monkeypatch):
+    return loader(node, tmp_path, monkeypatch)
+
+
+def run(network):
+    return network(**inputs(CONFIG, frames=2), num_video_frames=2)
+
+
+def expected(weights):
+    """What a network of these weights computes."""
+    network = UNetModel(CONFIG)
+    network.load_state_dict(weights)
+    return network.requires_grad_(False)(**inputs(CONFIG, frames=2), num_frames=2)
+
+
+def scaled_fp8(path):
+    return write_quantized(path, CONFIG, "comfy_quant")[2]
+
+
+@pytest.mark.parametrize("write", [scaled_fp8])
+def test_a_lora_acts_exactly_on_quantized_weights_and_leaves_no_trace(pack, load, tmp_path, write):
+    """Fully loaded, and in low VRAM at the first call and the second: next to a plain network of the changed weights."""
+    plain = write(tmp_path / "model")
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(tmp_path / "model"))
+    network, generator, tensors, changed = model.model.diffusion_model, torch.Generator().manual_seed(3), {}, dict(plain)
+    for name, weight in plain.items():
+        if linear(name, weight) or weight.ndim == 5:
+            up, down = factors(weight.shape, 2, generator)
+            path = "unet." + to_diffusers(name).removesuffix(".weight")
+            tensors |= {f"{path}.lora.up.weight": up * 0.1, f"{path}.lora.down.weight": down}
+            changed[name] = weight + STRENGTH * product(up * 0.1, down, weight.shape).float()
+    patched, info = load(model, tensors)
+    count = len(tensors) // 2
+    assert f"acts on {count} of its {count} layers" in info
+    before = run(network)
+    patched.patch_model(device_to=CPU)
+    assert relative_error(run(network), expected(changed)) <= 1e-5
+    patched.unpatch_model(device_to=CPU)
+    assert run(network).equal(before)
+    patched.load(CPU, lowvram_model_memory=1)
+    assert [relative_error(run(network), expected(changed)) <= 1e-5 for _ in range(2)] == [True, True]
+    patched.detach()
+    assert run(network).equal(before) and relative_error(before, expected(changed)) > 1e-2
