@@ -1,4 +1,4 @@
-"""Load LoRA on MODELs whose weights stay quantized: the layers over time too, exact, and nothing left of it when it is taken off."""
+"""Load LoRA on MODELs whose weights stay quantized: exact, layers over time too, and gone when it is taken off."""
 
 import pytest
 import torch

@@ -97,6 +97,14 @@ def write_bad_controlnets(folder: Path) -> None:
     torch.save([1, 2], folder / "list.pt")
 
 
+def write_loras(folder: Path) -> None:
+    """One for a layer over time of SVD, and what people choose as a LoRA by mistake."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"unet.mid_block.resnets.0.time_mixer.mix_factor.diff": torch.full((1,), 5.0)}, folder / "over_time.safetensors")
+    save_file({"lora_unet_double_blocks_0_img_attn_qkv.diff": torch.ones(2)}, folder / "flux.safetensors")
+    torch.save([torch.ones(2, 2)] * 2, folder / "list.pt")
+
+
 def start(host: dev.Host, base: Path, models: list[Path]) -> Comfy:
     """A server, to be entered with `with`, on a base directory with these models, the photo and the probes."""
     for folder in models:
@@ -123,6 +131,7 @@ def server(host, tmp_path_factory):
     running = start(host, base, [small, dev.untrained_models(host, *LARGE)])
     write_bad_files(base / "models" / "diffusion_models", small)
     write_bad_controlnets(base / "models" / "controlnet")
+    write_loras(base / "models" / "loras")
     shutil.copy(base / "models" / "diffusion_models" / "web_page.safetensors",
                 base / "models" / "checkpoints" / "web_page_checkpoint.safetensors")
     with running:

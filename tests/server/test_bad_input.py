@@ -10,7 +10,7 @@ from support.prompts import changed, image_model, node, only, svd, with_control
 pytestmark = pytest.mark.usefixtures("alive")
 SD15, SDXL = "untrained_sd15.safetensors", "untrained_sdxl.safetensors"
 CONDITIONING, SAMPLER = "TemporalUNetSVDConditioning", "TemporalUNetSVDSampler"
-CHECKPOINT_LOADER = "TemporalUNetCheckpointLoader"
+CHECKPOINT_LOADER, LORA_LOADER = "TemporalUNetCheckpointLoader", "TemporalUNetLoraLoader"
 CONTROLNET_LOADER, APPLY = "TemporalUNetControlNetLoader", "TemporalUNetApplyControlNetResiduals"
 
 
@@ -37,6 +37,12 @@ def controlled_image(unet_name: str, context: int, extra: dict | None = None, **
 
 def controlnet(name: str) -> dict:
     return controlled_svd({"net": node(CONTROLNET_LOADER, control_net_name=name)}, control_net=["net", 0])
+
+
+def lora(name: str) -> dict:
+    prompt = svd()
+    return {"lora": node(LORA_LOADER, model=[only(prompt, "TemporalUNetLoader"), 0], lora_name=name, strength_model=1.0),
+            **changed(prompt, SAMPLER, model=["lora", 0])}
 
 
 def options(**inputs) -> dict:
@@ -100,6 +106,10 @@ RUN_TIME_FAULTS = {  # name -> (prompt, node that reports it, what its message m
         ), SAMPLER,
         ["SVD Temporal UNet Sampler: guidance_curve", "'banana'", "expected position:value points"],
     ),
+    "LoRA for another model": (
+        lora("flux.safetensors"), LORA_LOADER,
+        ["flux.safetensors: none of its 1 layers can act on this model", "Load the model that it was made for"],
+    ),
     "windows that only overlap": (
         svd_with(SAMPLER, window_frames=2, window_overlap=2), SAMPLER,
         ["SVD Temporal UNet Sampler: window_overlap 2", "windows of 2 frames", "less than 2"],
@@ -126,6 +136,8 @@ REFUSALS = {  # name -> (prompt, what the refusal must say)
         [CHECKPOINT_LOADER, "ckpt_name - web_page_checkpoint.safetensors: it is a web page", r"\.safetensors file itself"],
     ),
     "LoRA": (unet("lora.safetensors"), ["TemporalUNetLoader", "lora.safetensors", "a LoRA, not a UNet", "LoRA loader"]),
+    "unknown LoRA": (lora("no_such.safetensors"), [LORA_LOADER, "lora_name", "'no_such.safetensors' not in"]),
+    "LoRA: list": (lora("list.pt"), [LORA_LOADER, "lora_name - list.pt: it holds a list of tensors without names"]),
     "VAE": (unet("vae.safetensors"), ["TemporalUNetLoader", "vae.safetensors", "a VAE, not a UNet", "Load VAE"]),
     "missing key": (
         unet("missing_key.safetensors"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from support.client import cached
-from support.prompts import image_model, only, svd, with_control
+from support.prompts import changed, image_model, node, only, svd, with_control
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +37,16 @@ def test_the_control_image_steers_the_result(server):
     prompt["sampler"]["inputs"] |= {"positive": ["positive", 0], "negative": ["positive", 0]}
     assert not np.array_equal(steered, unsteered)
     assert np.array_equal(unsteered, computed(server, prompt, "KSampler"))
+
+
+def test_a_lora_for_a_layer_over_time_changes_the_video_and_at_strength_0_does_not(server):
+    plain = svd(seed=1)
+    inputs = {"model": [only(plain, "TemporalUNetLoader"), 0], "lora_name": "over_time.safetensors"}
+
+    def video(strength: float):
+        lora = node("TemporalUNetLoraLoader", strength_model=strength, **inputs)
+        return computed(server, {"lora": lora, **changed(plain, "TemporalUNetSVDSampler", model=["lora", 0])})
+
+    expected = computed(server, plain)
+    assert not np.array_equal(video(1.0), expected)
+    assert np.array_equal(video(0.0), expected)
