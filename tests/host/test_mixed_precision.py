@@ -2,19 +2,18 @@
 
 from dataclasses import replace
 
-import comfy.model_management
-import comfy.model_patcher
+import comfy.hooks
 import comfy.ops
 import comfy.quant_ops
 import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from support import small
-from support.families import relative_error
-from support.oracle import CPU, ROWS, SMALL, host_model, prompts, sample
+from support.families import PREFIX, relative_error
+from support.oracle import CPU, ROWS, SMALL, host_model, prompts, run_node, sample
 from support.quantized import SPELLINGS, bytes_of, linear, quantize, write_quantized
 
 CONFIG = replace(small.SVD, context_dim=32)
@@ -41,7 +40,7 @@ def load(pack, tmp_path):
 
 def values(network) -> dict[str, torch.Tensor]:
     """The weights of our network, dequantized."""
-    weights = {name: parameter.data for name, parameter in network.named_parameters() if not name.endswith("_scale")}
+    weights = {name: weight for name, weight in network.named_parameters() if not name.endswith("_scale")}
     return {name: weight.dequantize() if is_quantized(weight) else weight for name, weight in weights.items()}
 
 
@@ -50,7 +49,7 @@ def is_quantized(weight) -> bool:
 
 
 def kept(network) -> set[str]:
-    return {name for name, parameter in network.named_parameters() if is_quantized(parameter.data)}
+    return {name for name, parameter in network.named_parameters() if is_quantized(parameter)}
 
 
 def call(config, frames=2):
@@ -130,7 +129,8 @@ def packed(config, format_name):
 def test_every_format_of_the_host_is_kept_and_gives_what_its_own_layers_give(load, format_name):
     tensors, plain = packed(CONFIG, format_name)
     save_file(tensors, load.path, {"temporal_unet.head_channels": str(CONFIG.head_channels)})
-    network = load.model().model.diffusion_model
+    model = load.model()
+    network = model.model.diffusion_model
     assert kept(network) == quantizable(plain, format_name)
     assert all(torch.equal(weight, plain[name]) for name, weight in values(network).items())
     host = comfy.ops.mixed_precision_ops({}, torch.float32, disabled=ALGOS.keys()).Linear(
@@ -139,6 +139,8 @@ def test_every_format_of_the_host_is_kept_and_gives_what_its_own_layers_give(loa
     host.load_state_dict({key.removeprefix(f"{LAYER}."): part for key, part in tensors.items() if key.startswith(f"{LAYER}.")})
     x = torch.randn(2, 5, plain[f"{LAYER}.weight"].shape[1], generator=torch.Generator().manual_seed(2))
     assert torch.equal(network.get_submodule(LAYER)(x), host(x))
+    weights = sum(part.nbytes for name, part in tensors.items() if not name.endswith("comfy_quant"))
+    assert 0 <= model.model_size() - weights <= 16384  # the noise levels, which are no weights
     half = load.model(dtype=torch.float16).model.diffusion_model
     assert all(torch.equal(weight, plain[name].half()) for name, weight in values(half).items() if not name.endswith("mix_factor"))
 
@@ -163,15 +165,21 @@ def test_a_choice_of_fp8_leaves_quantized_weights_as_the_hosts_loader_does(load,
     assert network.get_submodule(LAYER).bias.dtype == torch.float32, "the host keeps what linear layers add in what they compute in"
 
 
-def patched(model, plain, rank=2, strength=0.7):
-    """(the MODEL with a LoRA on every linear layer, the weights with it in fp32)."""
+def lora_of(plain, strength=0.7, rank=2):
+    """(a LoRA of every linear layer, the weights with it in fp32)."""
     generator, lora, expected = torch.Generator().manual_seed(3), {}, dict(plain)
     for name, weight in plain.items():
         if linear(name, weight):
-            up, down = (torch.randn(shape, generator=generator) for shape in ((len(weight), rank), (rank, weight.shape[1])))
+            up, down = (0.1 * torch.randn(shape, generator=generator) for shape in ((len(weight), rank), (rank, weight.shape[1])))
             layer = f"diffusion_model.{name.removesuffix('.weight')}"
-            lora |= {f"{layer}.lora_up.weight": up * 0.01, f"{layer}.lora_down.weight": down * 0.01}
-            expected[name] = weight + strength * ((up * 0.01) @ (down * 0.01))
+            lora |= {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}
+            expected[name] = weight + strength * (up @ down)
+    return lora, expected
+
+
+def patched(model, plain, strength=0.7):
+    """(the MODEL with a LoRA on every linear layer, the weights with it in fp32)."""
+    lora, expected = lora_of(plain, strength)
     return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0], expected
 
 
@@ -194,6 +202,44 @@ def test_a_lora_acts_exactly_and_leaves_no_trace(load):
     assert kept(network)
     lora.detach()
     assert torch.equal(run(network, CONFIG), before)
+
+
+def test_hooks_patch_weights_and_take_their_patches_back(load):
+    """As the sampler does with a LoRA of a hook for one of two prompts: on, off, on again."""
+    model, plain = load()
+    network, (lora, expected) = model.model.diffusion_model, lora_of(plain, 1.0)
+    hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+    model.register_all_hook_patches(hooks, comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model))
+    for _round in range(2):
+        model.apply_hooks(hooks)
+        assert relative_error(values(network)[f"{LAYER}.weight"], expected[f"{LAYER}.weight"]) <= 1e-6
+        model.apply_hooks(None)
+        assert f"{LAYER}.weight" in kept(network)
+        assert all(torch.equal(weight, plain[name]) for name, weight in values(network).items())
+
+
+@pytest.mark.parametrize("lowvram", [False, True])
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_what_the_host_saves_are_the_values(load, tmp_path, with_lora, lowvram):
+    """It would write patched values with the scales of others; without scales a file is right wherever it is loaded."""
+    model, plain = load()
+    patched_model, expected = patched(model, plain) if with_lora else (model.clone(), plain)
+    patched_model.load(CPU, lowvram_model_memory=1 if lowvram else 0)
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), patched_model)
+    patched_model.detach()
+    saved = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(tmp_path / "saved.safetensors").items()}
+    assert expected.keys() == saved.keys()
+    assert all(relative_error(saved[name], weight) <= 1e-6 for name, weight in expected.items() if weight.norm())
+
+
+def test_merging_takes_the_values(load, node):
+    model, plain = load()
+    for second, of_second in (load(seed=1), load(CONFIG, "old", seed=2)):
+        merged = run_node(node("ModelMergeSimple"), model, second, 0.25)[0]
+        merged.patch_model(device_to=CPU)
+        found = values(merged.model.diffusion_model)
+        assert all(relative_error(found[name], 0.25 * plain[name] + 0.75 * of_second[name]) <= 1e-6 for name in plain)
+        merged.unpatch_model(device_to=CPU)
 
 
 def test_a_convolution_that_is_stored_as_a_linear_layer_is_dequantized(load):

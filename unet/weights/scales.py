@@ -259,10 +259,10 @@ def dequantized(name: str, weight: Quantized, read) -> torch.Tensor:
     return stored.to(torch.float32) * scale.reshape(-1, *[1] * (stored.ndim - 1))
 
 
-def stored_bytes(name: str, weight: Quantized, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> int:
-    """What a weight takes as it is stored, with its scales; `shapes`: as `network_shapes` has them."""
+def scale_bytes(weight: Quantized, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> int:
+    """What the scales of a weight take as they are stored."""
     sizes = {scale: DTYPES[dtypes[scale]].itemsize if dtypes[scale] in DTYPES else 1 for scale in weight.scales.values()}
-    return prod(shapes[name]) // weight.packed + sum(prod(shapes[scale]) * size for scale, size in sizes.items())
+    return sum(prod(shapes[scale]) * size for scale, size in sizes.items())
 
 
 def refuse_scales(unexpected: Collection[str]) -> None:

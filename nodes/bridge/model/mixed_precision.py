@@ -13,7 +13,8 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
 from ....unet import Checkpoint, UNetFileError
-from ....unet.weights.scales import PLAIN, Quantized, can_dequantize, stored_bytes
+from ....unet.weights.scales import PLAIN, Quantized, can_dequantize, scale_bytes
+from .float_patches import PatchedInFloat
 
 KEPT = issubclass(QuantizedTensor, torch.Tensor)  # without comfy-kitchen the host has an empty class of this name
 KEPT_WEIGHTS = "temporal_unet.kept"  # in the host's `quant_config`: the weights that stay as they are stored
@@ -86,13 +87,16 @@ def counted(checkpoint: Checkpoint, names: frozenset[str]) -> str:
 
 def weight_bytes(checkpoint: Checkpoint, kept: frozenset[str], dtype: torch.dtype) -> int:
     """What the network takes in memory with these weights as they are stored and all others as `dtype`."""
-    total = 0
+    total = kept_scale_bytes(checkpoint, kept)
     for name, on_disk in checkpoint.names.items():
-        if name in kept:
-            total += stored_bytes(on_disk, checkpoint.quantized[name], checkpoint.shapes, checkpoint.dtypes)
-        else:
-            total += prod(checkpoint.shapes[on_disk]) * dtype.itemsize
+        count = prod(checkpoint.shapes[on_disk])
+        total += count // checkpoint.quantized[name].packed if name in kept else count * dtype.itemsize
     return total
+
+
+def kept_scale_bytes(checkpoint: Checkpoint, kept: frozenset[str]) -> int:
+    """What the scales of these weights take, which the host does not count: for nvfp4 an eighth of the weights."""
+    return sum(scale_bytes(checkpoint.quantized[name], checkpoint.shapes, checkpoint.dtypes) for name in kept)
 
 
 def read_weights(checkpoint: Checkpoint, kept: frozenset[str], dtype: torch.dtype, mapped: bool) -> dict[str, torch.Tensor]:
@@ -123,7 +127,7 @@ def with_mixed_layers(operations):
     """The host's mixed-precision layers, on the meta device until they are loaded, and exact under patches."""
 
     class Operations(operations):
-        class Linear(operations.Linear):
+        class Linear(PatchedInFloat, operations.Linear):
             def __init__(self, *args, device=None, **kwargs):
                 super().__init__(*args, **kwargs, device="cpu")  # to which it moves the weight that it loads
 
@@ -138,13 +142,5 @@ def with_mixed_layers(operations):
                     return operations.Linear.forward(self, input, *args, **kwargs)
                 comfy.ops.run_every_op()  # ends an interrupted run
                 return self.forward_comfy_cast_weights(input, input.dtype)  # a patched weight's inputs are not quantized either
-
-            def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
-                """Takes a patched weight; the host keeps the quantized one and puts it back."""
-                weight = weight.to(self.weight.dtype)
-                if return_weight:
-                    return weight
-                self.weight = torch.nn.Parameter(weight, requires_grad=False)
-                return None
 
     return Operations

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import comfy.hooks
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
@@ -13,9 +14,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
+from .float_patches import saves_floats
 from .host_operations import with_quick_layers
 from .host_unet import UNetModel
-from .mixed_precision import keep_weights, kept_in, read_weights, report_dequantized, with_mixed_layers
+from .mixed_precision import keep_weights, kept_in, kept_scale_bytes, read_weights, report_dequantized, with_mixed_layers
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
@@ -46,7 +48,12 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     mapped = host_maps(patcher_class, device)
     model = _base_model(checkpoint, choose_config(checkpoint, model_options), mapped)
-    patcher = patcher_class(model, load_device=device, offload_device=management.unet_offload_device())
+    kept = kept_in(model.model_config)
+    size = management.module_size(model) + kept_scale_bytes(checkpoint, kept)
+    patcher = patcher_class(model, load_device=device, offload_device=management.unet_offload_device(), size=size)
+    if kept:
+        saves_floats(model)
+        patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)  # else it copies floats into quantized weights
     if mapped:
         _watch_files(patcher, checkpoint.stamps)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))

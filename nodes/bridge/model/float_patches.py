@@ -1,0 +1,95 @@
+"""Quantized layers of the host whose patches (LoRA, merging, hooks) act on floats, exactly, and are saved as floats.
+
+The host's own would quantize a patched weight again, list scales as weights that could be patched, and fail on both in hooks.
+"""
+
+from functools import partial
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import nn
+
+
+class PatchedInFloat(nn.Module):
+    """Comes before a mixed-precision layer of the host; what it is given to patch are its weight's values (`convert_weight`)."""
+
+    weight: Any
+    state_dict = nn.Module.state_dict  # of the weight and the bias alone
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}input_scale", None)
+
+    def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
+        """Takes a patched weight; the host keeps the quantized one and puts it back.
+
+        `inplace_update`: a hook of the host patches. It puts the quantized one back by a copy into what is there then.
+        """
+        weight = weight.to(self.weight.dtype)
+        if return_weight:
+            return weight
+        self.weight = Hooked(weight, requires_grad=False) if inplace_update else nn.Parameter(weight, requires_grad=False)
+        if inplace_update:
+            self.weight.layer = self
+        return None
+
+
+class Hooked(nn.Parameter):
+    """A weight that a hook patched: what the host copies into it takes its place in the layer."""
+
+    layer: PatchedInFloat
+
+    @property
+    def data(self):
+        return _Place(self.layer)
+
+    @data.setter
+    def data(self, value):
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]  # a descriptor, which its stub does not show
+
+
+class _Place:
+    def __init__(self, layer: PatchedInFloat):
+        self.layer = layer
+
+    def copy_(self, weight):
+        self.layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def saves_floats(model) -> None:
+    """Has what the host saves of a model (Save Checkpoint, Save Model) hold the values of quantized weights, without scales."""
+    model.state_dict_for_saving = partial(_state_dict_for_saving, model)
+
+
+def _state_dict_for_saving(model, weights: dict, *args, **kwargs):
+    floats = {}
+    for name in weights:
+        layer = model.diffusion_model.get_submodule(name.rpartition(".")[0])
+        if name.endswith(".weight") and isinstance(layer, PatchedInFloat) and isinstance(layer.weight, QuantizedTensor):
+            floats[name] = Values(layer)
+    return type(model).state_dict_for_saving(model, {**weights, **floats}, *args, **kwargs)
+
+
+class Values(nn.Parameter):
+    """The values of a layer's quantized weight with the patches that the host applies in each call; made when they are written.
+
+    The host's own way: safetensors moves what is not on the CPU there, tensor by tensor.
+    """
+
+    def __new__(cls, layer: PatchedInFloat):
+        return super().__new__(cls, torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device="meta"), requires_grad=False)
+
+    def __init__(self, layer: PatchedInFloat):
+        self.layer = layer
+
+    @property
+    def device(self):
+        return comfy.model_patcher.CustomTorchDevice
+
+    def to(self, *args, **kwargs):
+        values = self.layer.weight.to(torch.float32).dequantize()
+        for function in self.layer.weight_function:
+            values = function(values)
+        return values.to("cpu", self.layer.weight.dtype)
