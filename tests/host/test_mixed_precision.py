@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import comfy.cli_args
 import comfy.hooks
+import comfy.memory_management
+import comfy.model_patcher
 import comfy.ops
 import comfy.quant_ops
 import comfy.sd
@@ -216,6 +219,34 @@ def test_hooks_patch_weights_and_take_their_patches_back(load):
         model.apply_hooks(None)
         assert f"{LAYER}.weight" in kept(network)
         assert all(torch.equal(weight, plain[name]) for name, weight in values(network).items())
+
+
+def staged(monkeypatch, module, key, patches):
+    """The layer as `ModelPatcherDynamic.load` leaves it, with plain memory for what aimdo would reserve on a card."""
+    import comfy_aimdo.model_vbar
+    import comfy_aimdo.torch
+
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_fault", lambda memory: 1)
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_signature_compare", lambda found, kept: found == kept)
+    monkeypatch.setattr(comfy_aimdo.torch, "aimdo_to_tensor", lambda memory, device: memory)
+    monkeypatch.setattr(comfy.cli_args.args, "disable_pinned_memory", True)  # an option of the host's
+    module.comfy_cast_weights, module.seed_key, module._v_signature = True, key, None
+    module._pin_state, module.pin_failed = None, False
+    module.weight_lowvram_function = comfy.model_patcher.LowVramPatch(f"{key}.weight", patches)
+    module.weight_function, module.bias_lowvram_function, module.bias_function = [], None, []
+    module._v = torch.zeros(comfy.memory_management.vram_aligned_size([module.weight, module.bias]), dtype=torch.uint8)
+
+
+def test_a_lora_acts_exactly_on_each_call_of_the_dynamic_path_by_the_hosts_functions_on_a_cpu(load, monkeypatch):
+    """No card, and no aimdo. The host's own layer has the patched weight quantized again from the second call on."""
+    model, plain = load()
+    lora, expected = patched(model, plain)
+    module = model.model.diffusion_model.get_submodule(LAYER)
+    staged(monkeypatch, module, f"diffusion_model.{LAYER}", lora.patches)
+    for _call in range(3):  # "cpu" as a text: the host does not stage for the device itself
+        weight, *_ = comfy.ops.cast_bias_weight(module, None, torch.float32, "cpu", torch.float32, offloadable=True)
+        delta = expected[f"{LAYER}.weight"] - plain[f"{LAYER}.weight"]
+        assert relative_error(weight - plain[f"{LAYER}.weight"], delta) <= 1e-5
 
 
 @pytest.mark.parametrize("lowvram", [False, True])

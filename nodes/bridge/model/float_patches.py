@@ -16,6 +16,8 @@ class PatchedInFloat(nn.Module):
     """Comes before a mixed-precision layer of the host; what it is given to patch are its weight's values (`convert_weight`)."""
 
     weight: Any
+    _patch = None  # of the dynamic way to load
+    _functions: Any = ()
     state_dict = nn.Module.state_dict  # of the weight and the bias alone
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -34,6 +36,26 @@ class PatchedInFloat(nn.Module):
         if inplace_update:
             self.weight.layer = self
         return None
+
+
+    @property
+    def weight_lowvram_function(self):
+        """The dynamic way to load: None, since the host would quantize a weight that it patches by this again, and keep that."""
+        return None if isinstance(self.weight, QuantizedTensor) else self._patch
+
+    @weight_lowvram_function.setter
+    def weight_lowvram_function(self, function):
+        self._patch = function
+
+    @property
+    def weight_function(self):
+        """What the host applies to the dequantized weight in each call."""
+        dynamic = self._patch is not None and isinstance(self.weight, QuantizedTensor) and hasattr(self, "_v")
+        return [self._patch, *self._functions] if dynamic else self._functions
+
+    @weight_function.setter
+    def weight_function(self, functions):
+        self._functions = functions
 
 
 class Hooked(nn.Parameter):
