@@ -1,0 +1,168 @@
+"""Layers that hold GGUF weights: dequantized as a layer is called, patched in float, counted by their bytes.
+
+The host has one kind of quantized tensor, which it moves, offloads and maps on both of its ways to load. It patches weights of
+that kind in three ways, none of which is right for bytes that are never quantized again, so the layers here
+- give the host floats to patch, and take floats back (`convert_weight`, `set_weight`): adding to a quantized tensor does nothing;
+- show a patch that the host would write into its quantized copy on the device as one of each call (`weight_function`);
+- let a weight that a hook patched be replaced when the hook ends (`Hooked`), where the host copies in place.
+"""
+
+import copy
+from typing import Any
+
+import comfy.ops
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import nn
+
+from ....unet import onednn
+from ....unet.weights.ggml_types import PackedTensor
+
+KEPT = issubclass(QuantizedTensor, torch.Tensor)  # without comfy-kitchen the host has an empty class of this name
+
+
+class PackedLayer(nn.Module):
+    """Comes before a layer class of the host; a layer whose weight is plain, or has become plain by a patch, is that class."""
+
+    weight: Any
+    _patch = None  # a LowVramPatch of the dynamic way to load
+    _functions = ()
+
+    @property
+    def packed(self) -> bool:
+        return isinstance(self.weight, QuantizedTensor)
+
+    def is_plain(self):
+        return not self.packed and super().is_plain()  # type: ignore[misc]  # a layer that asks for it has it
+
+    def forward(self, input: torch.Tensor, *args, **kwargs) -> torch.Tensor:  # noqa: A002  # the name that callers may use
+        if not self.packed:
+            return super().forward(input, *args, **kwargs)  # type: ignore[misc]  # the class that comes after
+        comfy.ops.run_every_op()  # ends an interrupted run
+        weight, bias, stream = comfy.ops.cast_bias_weight(self, input, offloadable=True)
+        values = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        out = self.computed(input, values, bias)
+        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return out
+
+    def computed(self, x, weight, bias):
+        return self._conv_forward(x, weight, bias)  # type: ignore[operator]  # of both convolutions
+
+    def convert_weight(self, weight, inplace=False, **kwargs):
+        """What the host patches: the values of a packed weight, in the dtype that it asked for."""
+        return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+
+    def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
+        """Takes a patched weight, in the dtype of the layer's; the host keeps the packed one and puts it back.
+
+        `inplace_update`: a hook of the host patches. Then the packed one comes back by a copy.
+        """
+        weight = weight.to(self.weight.dtype)
+        if return_weight:
+            return weight
+        if not inplace_update:
+            self.weight = nn.Parameter(weight, requires_grad=False)
+        elif self.packed:
+            self.weight = Hooked(weight, requires_grad=False)
+            self.weight.layer = self
+        else:
+            self.weight.data.copy_(weight)
+        return None
+
+    @property
+    def weight_lowvram_function(self):
+        """The dynamic way to load: None, since the host would quantize a weight that it patches by this again."""
+        return None if self.packed else self._patch
+
+    @weight_lowvram_function.setter
+    def weight_lowvram_function(self, function):
+        self._patch = function
+
+    @property
+    def weight_function(self):
+        """What the host applies to the dequantized weight in each call."""
+        dynamic = self._patch is not None and self.packed and hasattr(self, "_v")
+        return [self._patch, *self._functions] if dynamic else self._functions
+
+    @weight_function.setter
+    def weight_function(self, functions):
+        self._functions = functions
+
+    def _apply(self, fn, recurse=True):
+        """PyTorch would swap a moved weight into the old one, which fails as soon as a compiler holds on to that."""
+        if not self.packed:
+            return super()._apply(fn, recurse)
+        weight, self._parameters["weight"] = self.weight, None
+        super()._apply(fn, recurse)
+        self._parameters["weight"] = nn.Parameter(fn(weight), requires_grad=False)
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """Without the copy that the detach of a packed weight makes: the host asks for all once for each weight that it patches."""
+        if not self.packed:
+            return super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight, self._parameters["weight"] = self.weight, None
+        destination[f"{prefix}weight"] = weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._parameters["weight"] = weight
+        return None
+
+    def __deepcopy__(self, memo):
+        """PyTorch's own copy does not know the storage of a quantized tensor."""
+        if self.packed:
+            memo[id(self.weight)] = nn.Parameter(self.weight.clone(), requires_grad=False)
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+
+class Hooked(nn.Parameter):
+    """A weight that a hook of the host patched: what the host copies into it takes its place in the layer."""
+
+    layer: PackedLayer
+
+    @property
+    def data(self):
+        return _Place(self.layer)
+
+    @data.setter
+    def data(self, value):
+        torch.Tensor.data.__set__(self, value)
+
+
+class _Place:
+    def __init__(self, layer):
+        self.layer = layer
+
+    def copy_(self, weight):
+        self.layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def with_packed_layers(operations):
+    """The host's layer classes, of which those with large weights also hold packed ones."""
+
+    class Operations(operations):
+        class Linear(PackedLayer, operations.Linear):
+            def computed(self, x, weight, bias):
+                fast = onednn.takes(onednn.linear, x, weight, bias)
+                return (onednn.linear if fast else nn.functional.linear)(x, weight, bias)
+
+        class Conv2d(PackedLayer, operations.Conv2d):
+            pass
+
+        class Conv3d(PackedLayer, operations.Conv3d):
+            pass
+
+    return Operations
+
+
+def load_packed(network: nn.Module, weights: dict[str, torch.Tensor | PackedTensor], dtype: torch.dtype) -> None:
+    """Puts weights into a network on the meta device as they are; what no layer of it holds packed is dequantized to `dtype`."""
+    from .packed_layout import as_hosts
+
+    for name, weight in weights.items():
+        if isinstance(weight, PackedTensor):
+            layer, _, parameter = name.rpartition(".")
+            holds = parameter == "weight" and isinstance(network.get_submodule(layer), PackedLayer)
+            weights[name] = as_hosts(weight, dtype) if holds else weight.dequantize(dtype)
+    network.load_state_dict(weights, assign=True)
