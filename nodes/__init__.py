@@ -17,6 +17,7 @@ from .load_controlnet_residuals import LoadControlNetResiduals
 from .load_lora import LoadLoRA
 from .load_unet import LoadUNet
 from .save_controlnet_residuals import SaveControlNetResiduals
+from .save_unet import SaveUNet
 from .svd_image_to_video import SVDConditioning
 from .svd_sampler import SVDSampler
 from .video_options import VideoOptionsNode
@@ -33,7 +34,7 @@ class TemporalUNetExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            LoadCheckpoint, LoadUNet, LoadLoRA, FeatureCache, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo,
+            LoadCheckpoint, LoadUNet, SaveUNet, LoadLoRA, FeatureCache, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo,
             ContinueVideo, JoinVideo, LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals,
             LoadControlNetResiduals,
         ]

@@ -2,6 +2,7 @@
 
 LOAD_CHECKPOINT = "Load Checkpoint (Temporal UNet)"
 LOAD_UNET = "Load UNet"
+SAVE_UNET = "Save UNet"
 LOAD_LORA = "Load LoRA (SVD and all)"
 FEATURE_CACHE = "UNet Feature Cache"
 SVD_IMAGE_TO_VIDEO = "SVD Image to Video"

@@ -24,6 +24,19 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         },
         [("MODEL", "model"), ("STRING", "info")],
     ),
+    "TemporalUNetSave": (
+        "Save UNet",
+        {
+            "model": ("MODEL", {}),
+            "filename_prefix": ("STRING", {"default": "diffusion_models/temporal_unet"}),
+            "format": ("COMBO", {"default": "safetensors", "options": ["safetensors", "GGUF"]}),
+            "type": ("COMBO", {
+                "default": "fp16", "options": ["fp16", "bf16", "fp32", "fp8", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"],
+            }),
+            "dialect": ("COMBO", {"default": "comfy", "options": ["comfy", "sdcpp"]}),
+        },
+        [],
+    ),
     "TemporalUNetLoraLoader": (
         "Load LoRA (SVD and all)",
         {

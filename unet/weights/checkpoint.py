@@ -20,6 +20,7 @@ from .diffusers_folder import Schedule, schedule_of
 from .diffusers_names import to_ldm
 from .errors import UNetFileError, shorten
 from .files import check_dtypes, is_mapped, main_dtype, open_any, open_files, shapes_and_dtypes_of, shapes_of
+from .markers import MARKERS
 from .on_disk import Stamps, changed_in_place, stamps_of
 from .scales import (
     Quantized,
@@ -219,7 +220,7 @@ def _account(
     `quantized`: by their names in the file, weights that are stored with scales. Raises UNetFileError where anything is missing,
     of another shape or of another dtype.
     """
-    unexpected = sorted(names.keys() - expected.keys())
+    unexpected = sorted(names.keys() - expected.keys() - set(MARKERS))
     refuse_scales(unexpected)
     used = {name: on_disk for name, on_disk in names.items() if name in expected}
     check_dtypes(opened.dtypes, [on_disk for on_disk in used.values() if on_disk not in quantized])

@@ -13,7 +13,6 @@ ALIGNMENT = 32  # bytes; what a reader expects where the file names none
 UINT32, INT32, STRING, ARRAY = 4, 5, 8, 9  # kinds of values
 FILE_TYPES = {"fp32": 0, "fp16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "bf16": 32}  # of general.file_type
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
-OF_THE_CONTAINER = ("general.", "comfy.gguf.")  # beginnings of keys that belong to one file, not to the model in it
 
 
 def gguf_header(planned: list[PlannedTensor], wanted: Wanted, metadata: Mapping[str, str]) -> bytes:
@@ -36,11 +35,6 @@ def padded(size: int) -> int:
     return size + -size % ALIGNMENT
 
 
-def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What of a file's metadata is about the model, so that another file with it says so, too."""
-    return {key: value for key, value in metadata.items() if not key.startswith(OF_THE_CONTAINER)}
-
-
 def _pairs(planned: list[PlannedTensor], wanted: Wanted, metadata: Mapping[str, str]) -> Iterator[bytes]:
     if wanted.dialect == "comfy":
         yield _pair("general.architecture", STRING, _text(_architecture(tensor.name for tensor in planned)))
@@ -50,7 +44,7 @@ def _pairs(planned: list[PlannedTensor], wanted: Wanted, metadata: Mapping[str, 
             if tensor.stored != tensor.shape:
                 shape = struct.pack(f"<IQ{len(tensor.shape)}i", INT32, len(tensor.shape), *tensor.shape)
                 yield _pair(ORIGINAL_SHAPE + tensor.name, ARRAY, shape)
-    for key, value in kept_metadata(metadata).items():
+    for key, value in metadata.items():
         yield _pair(key, STRING, _text(value))
 
 

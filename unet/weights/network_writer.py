@@ -11,21 +11,27 @@ import torch
 
 from .errors import UNetFileError
 from .ggml_types import PackedTensor
+from .gguf_header import MOST_TEXT
 from .gguf_writer import gguf_header, padded
-from .save_plan import GGUF, Network, PlannedTensor, Wanted, plan_tensors, safetensors_header
+from .save_plan import GGUF, Network, PlannedTensor, Wanted, kept_metadata, plan_tensors, safetensors_header
 
 
 class FilePlan:
-    """A file that is known but for its values: its header, its tensors, its size in bytes."""
+    """A file that is known but for its values: its header, its tensors, its size in bytes.
+
+    `left_out`: the metadata that GGUF's readers do not take, since they are too long.
+    """
 
     def __init__(self, network: Network, wanted: Wanted):
-        self.wanted = wanted
+        self.wanted, metadata = wanted, kept_metadata(network.metadata)
+        self.left_out = [key for key, text in metadata.items() if wanted.container == GGUF and len(text.encode()) > MOST_TEXT]
+        metadata = {key: text for key, text in metadata.items() if key not in self.left_out}
         self.tensors: list[PlannedTensor] = plan_tensors(network, wanted)
         if wanted.container == GGUF:
-            self.header = gguf_header(self.tensors, wanted, network.metadata)
+            self.header = gguf_header(self.tensors, wanted, metadata)
             self.size = len(self.header) + sum(padded(tensor.size) for tensor in self.tensors)
         else:
-            self.header = safetensors_header(self.tensors, network.metadata)
+            self.header = safetensors_header(self.tensors, metadata)
             self.size = len(self.header) + sum(tensor.size for tensor in self.tensors)
 
 

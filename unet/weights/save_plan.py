@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import on_disk
 from .errors import UNetFileError
 from .ggml_quantize import BLOCK, BLOCK_BYTES, QUANTIZERS, quantize
 from .ggml_types import PackedTensor
@@ -29,6 +30,7 @@ HALF = ("F16", "F8_E4M3", "F8_E5M2")  # what tensors of a file hold that fp16 ho
 ROW = 256  # numbers in a row of a tensor that is stored in another shape
 LARGEST = 65504.0  # of fp16, in which blocks keep their scales
 
+OF_ONE_FILE = ("general.", "comfy.gguf.", "_quantization_metadata")  # beginnings of keys that say how a file stores its tensors
 COMFY_PLAIN = ("time_embed.", "label_emb.", "input_blocks.0.0.weight", "out.2.weight")
 SDCPP_PLAIN = ("time_embed.", "label_emb.")
 
@@ -100,6 +102,11 @@ class PlannedTensor:
             )
 
 
+def format_of(dtype: torch.dtype) -> str:
+    """What a file calls this dtype of weights."""
+    return next(name for name, known in on_disk.DTYPES.items() if known == dtype)
+
+
 @dataclass(frozen=True)
 class Network:
     """What is to be saved."""
@@ -108,6 +115,11 @@ class Network:
     formats: Mapping[str, str]  # how each is at hand, as safetensors or GGUF names it
     markers: Mapping[str, torch.Tensor]  # tensors next to the network that say how it was trained
     metadata: Mapping[str, str]
+
+
+def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What of a file's metadata is about the model, so that another file with it says so, too."""
+    return {key: value for key, value in metadata.items() if not key.startswith(OF_ONE_FILE)}
 
 
 def plan_tensors(network: Network, wanted: Wanted) -> list[PlannedTensor]:

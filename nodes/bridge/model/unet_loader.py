@@ -14,6 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
+from ....unet.weights.markers import MARKERS
 from .float_patches import saves_floats
 from .host_operations import with_quick_layers
 from .host_unet import UNetModel
@@ -22,11 +23,6 @@ from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
 FILE_KEY = "temporal_unet.file"  # of the wrapper that checks the files before a run
-# Tensors next to the UNet from which the host detects how a model was trained (v-prediction, EDM), and those of Zero123.
-MARKERS = (
-    "v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min",
-    "cc_projection.weight", "cc_projection.bias",
-)
 # A tensor of the UNet, from whose spread the host detects whether a Stable Diffusion 2 predicts v or noise.
 SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
