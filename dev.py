@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent
 TOOLS = ROOT / "tools"
 BENCHES = {  # name -> module of tools/
     "quality": "bench.quality", "steps": "bench.fewer_steps", "long": "bench.long_clips", "chunks": "bench.chunk_costs",
-    "control": "bench.control_time", "speed": "bench.speed",
+    "control": "bench.control_time", "speed": "bench.speed", "files": "bench.file_kinds",
 }
 MAKERS = {
     "locales": "assets.make_locales", "templates": "assets.make_templates", "blueprint": "assets.make_blueprint",
