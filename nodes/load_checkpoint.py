@@ -30,7 +30,7 @@ class LoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "ckpt_name", options=checkpoint_names(),
-                    tooltip="A .safetensors file from models/checkpoints, such as svd_xt.safetensors.",
+                    tooltip="A file from models/checkpoints (safetensors, .ckpt, GGUF), such as svd_xt.safetensors.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True, optional=True,

@@ -17,13 +17,13 @@ class LoadUNet(io.ComfyNode):
             node_id="TemporalUNetLoader",
             display_name=LOAD_UNET,
             category="Temporal UNet/Loaders",
-            description="Loads the UNet of Stable Diffusion 1, 2, XL or Stable Video Diffusion out of a .safetensors file.",
+            description="Loads the UNet of Stable Diffusion 1, 2, XL or Stable Video Diffusion out of a file of any kind.",
             search_aliases=["unet", "unet loader", "load diffusion model", "svd", "stable video diffusion"],
             inputs=[
                 io.Combo.Input(
                     "unet_name", options=unet_names(),
-                    tooltip="A .safetensors file from models/diffusion_models, or a full checkpoint from "
-                    "models/checkpoints, of which only the UNet is read.",
+                    tooltip="A file from models/diffusion_models or models/diffusers (safetensors, .ckpt, GGUF, diffusers' "
+                    "layout), or a full checkpoint from models/checkpoints, of which only the UNet is read.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True, optional=True,

@@ -1,6 +1,7 @@
 """The names that loaders offer and take, and what is said of a file before the run."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.families import write_unet
+from support.families import random_weights, write_unet
 from support.oracle import SMALL
+from unet.weights.diffusers_names import diffusers_layers
+
+SDCPP = Path(__file__).resolve().parents[1] / "support" / "sdcpp"
 
 
 @pytest.fixture
@@ -74,6 +78,58 @@ def test_a_name_with_a_back_slash_is_the_hosts(node, write):
     assert offered(node, "a.safetensors", "b.safetensors", "c.safetensors") == sorted(files)
     for name, bias in files.items():
         assert torch.equal(first_bias(node, name), bias)
+
+
+@pytest.fixture
+def parts():
+    """Models in parts, in diffusers' folders and as GGUF, in the host's folders; `parts(bias)` writes them, nothing stays."""
+    models = Path(folder_paths.models_dir)
+    roots = [models / "diffusion_models" / "many", models / "checkpoints" / "many", models / "diffusers" / "pipe"]
+
+    def write(weights):
+        unet = roots[2] / "unet"
+        for folder in (roots[0], roots[1], unet):
+            folder.mkdir(parents=True)
+        names = list(weights)
+        for root, stem in ((roots[0], "net"), (roots[1], "bare")):
+            files = [f"{stem}-0000{number}-of-00002.safetensors" for number in (1, 2)]
+            for file, half in zip(files, (names[::2], names[1::2]), strict=True):
+                save_file({name: weights[name] for name in half}, root / file)
+            if stem == "net":
+                places = {name: files[index % 2] for index, name in enumerate(names)}
+                (root / "net.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        (roots[0] / "config.json").write_text("{}")
+        (roots[0] / "net.gguf").write_bytes((SDCPP / "sd1_mixed.gguf").read_bytes())
+        shutil.copy(roots[0] / "net-00001-of-00002.safetensors", roots[2] / "text.safetensors")
+        layers = diffusers_layers(SMALL["sd1"])
+        named = {f"{layers[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value for name, value in weights.items()}
+        save_file(named, unet / "diffusion_pytorch_model.safetensors")
+        folder_paths.filename_list_cache.clear()
+
+    yield write
+    for root in roots:
+        shutil.rmtree(root, ignore_errors=True)
+    folder_paths.filename_list_cache.clear()
+
+
+def test_what_the_host_does_not_list_is_offered_by_our_loaders_alone_and_each_model_once(node, parts):
+    weights = random_weights(SMALL["sd1"])
+    parts(weights)
+    unets = node("TemporalUNetLoader").define_schema().inputs[0].options
+    added = {name for name in unets if "many" in name or "pipe" in name}
+    assert added == {
+        "many/net.gguf", "many/net.safetensors.index.json", "checkpoints/many/bare-00001-of-00002.safetensors",
+        "diffusers/pipe/unet/diffusion_pytorch_model.safetensors",
+    }
+    checkpoints = node("TemporalUNetCheckpointLoader").define_schema().inputs[0].options
+    assert [name for name in checkpoints if "many" in name] == ["many/bare-00001-of-00002.safetensors"]
+    hosts = node("UNETLoader").INPUT_TYPES()["required"]["unet_name"][0]
+    assert not [name for name in hosts if name.endswith((".gguf", ".json"))]
+    for name in sorted(added - {"many/net.gguf"}):
+        assert torch.equal(first_bias(node, name), weights["time_embed.0.bias"]), name
+    part = "many/net-00002-of-00002.safetensors"  # as workflows of before may name it
+    assert asyncio.run(node("TemporalUNetLoader").validate_inputs(part)) is True
+    assert torch.equal(first_bias(node, part), weights["time_embed.0.bias"])
 
 
 def test_the_controlnet_of_the_miniature_is_offered_and_loads(node):

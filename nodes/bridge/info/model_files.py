@@ -7,7 +7,10 @@ from pathlib import Path
 import folder_paths
 import torch
 
-CHECKPOINTS, UNETS = "checkpoints/", "diffusion_models/"  # before a name that Load UNet shows: the folder that it is in
+from .file_lists import OWN_LISTS, offered_names
+
+# Before a name that Load UNet shows: the folder that it is in.
+CHECKPOINTS, UNETS, DIFFUSERS = "checkpoints/", "diffusion_models/", "diffusers/"
 BUNDLED = Path(__file__).resolve().parents[3] / "tools" / "miniature" / "weights"  # comes with the pack
 BUNDLED_CHECKPOINT, BUNDLED_CONTROLNET = "miniature_svd.safetensors", "miniature_svd_controlnet_path.safetensors"
 WEIGHT_DTYPES: dict[str, dict] = {  # choices of the loaders -> model_options
@@ -32,30 +35,36 @@ def checkpoint_path(name: str) -> str:
 
 
 def unet_names() -> list[str]:
-    """Files of `diffusion_models` by their name, those of `checkpoints` as `checkpoints/<name>`; each once.
+    """Files of `diffusion_models` by their name, those of `checkpoints` as `checkpoints/<name>`, `diffusers` likewise; each once.
 
     Names of `diffusion_models` that read as if they began with one of these folders are offered as `diffusion_models/<name>`.
     """
-    unets = folder_paths.get_filename_list("diffusion_models")
-    shown = [UNETS + name if name.startswith((CHECKPOINTS, UNETS)) else name for name in unets]
-    return shown + [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
+    unets = offered_names("diffusion_models")
+    shown = [UNETS + name if name.startswith((CHECKPOINTS, UNETS, DIFFUSERS)) else name for name in unets]
+    folders = ((CHECKPOINTS, "checkpoints"), (DIFFUSERS, "diffusers"))
+    others = [before + name for before, folder in folders for name in offered_names(folder)]
+    return shown + [name for name in others if not name.startswith(DIFFUSERS) or name not in unets]
 
 
 def valid_unet_names() -> list[str]:
-    """`unet_names`, and those of version 0.1.0, which saved workflows may hold: all of `diffusion_models` by the host's name."""
-    return unet_names() + folder_paths.get_filename_list("diffusion_models")
+    """`unet_names`, and those of version 0.1.0, which saved workflows may hold: all of both folders by the host's name."""
+    checkpoints = [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
+    return [*unet_names(), *folder_paths.get_filename_list("diffusion_models"), *checkpoints]
 
 
 def unet_path(name: str) -> str:
     """The path of one of `valid_unet_names`; raises FileNotFoundError where there is no such file.
 
-    Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`.
+    Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`,
+    `diffusers/a` one of `diffusion_models`.
     """
     _check_name("diffusion_models", name)
     if name.startswith(CHECKPOINTS):
         path = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
-    elif name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS)):
+    elif name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS, UNETS + DIFFUSERS)):
         path = folder_paths.get_full_path("diffusion_models", name.removeprefix(UNETS))
+    elif name.startswith(DIFFUSERS) and folder_paths.get_full_path("diffusion_models", name) is None:
+        path = folder_paths.get_full_path("diffusers", name.removeprefix(DIFFUSERS))
     else:
         path = None
     return path or folder_paths.get_full_path_or_raise("diffusion_models", name)
@@ -83,7 +92,7 @@ def lora_path(name: str) -> str:
 
 
 def _with_bundled(folder: str, bundled: str) -> list[str]:
-    names = folder_paths.get_filename_list(folder)
+    names = offered_names(folder) if folder in OWN_LISTS else folder_paths.get_filename_list(folder)
     return names if bundled in names or not (BUNDLED / bundled).is_file() else [*names, bundled]
 
 
