@@ -53,8 +53,8 @@ def make_networks(pack: Callable, family: str, settings) -> Networks:
         if key.endswith("mix_factor"):
             weights[key] = weights[key].float()
     opened = SimpleNamespace(  # what our loader asks of an open file
-        path=Path(f"{name} in memory"), stamps={}, config=config, family=ROWS[name], names={}, shapes={}, metadata={},
-        quantized={}, state_dict=lambda *args, **kwargs: weights,
+        path=Path(f"{name} in memory"), stamps={}, schedule=None, config=config, family=ROWS[name], names={}, shapes={},
+        metadata={}, quantized={}, state_dict=lambda *args, **kwargs: weights,
     )
     model = pack("nodes.bridge.model.unet_loader").load_checkpoint(opened, {"dtype": dtype}).model
     ours = model.diffusion_model.to(settings.device)

@@ -38,11 +38,10 @@ def weight_files(path: Path) -> list[Path]:
 
 def missing_part(path: Path) -> str | None:
     """That `path` is one part of a set of which another is missing, in words that say what to do; None where it is not."""
-    missing = next((part for part in _parts(path) if not os.path.isfile(part)), None)
-    if missing is None:
-        return None
     found = PART.fullmatch(path.name)
-    assert found  # else it would have no parts
+    missing = next((part for part in _parts(path) if not os.path.isfile(part)), None)
+    if found is None or missing is None:
+        return None
     return (
         f"it is part {int(found['index'])} of {int(found['count'])} of a model, and {missing.name} is missing. Put all parts into "
         f"one folder."

@@ -33,7 +33,7 @@ def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozen
         Line("family", {"family": checkpoint.family.title}),
         parameters_line(checkpoint.parameters, dtype, compute),
         *quantized_lines(checkpoint, kept),
-        file_line(checkpoint.path),
+        files_line(checkpoint),
         memory_line(memory),
     ]
     if checkpoint.unexpected:
@@ -62,6 +62,17 @@ def parameters_line(parameters: int, dtype, compute) -> Line:
 
 def file_line(path) -> Line:
     return Line("file", {"file": path.name, "size": size(path.stat().st_size)})
+
+
+def files_line(checkpoint: Checkpoint) -> Line:
+    """The file that the network was read from; of a folder of diffusers' layout which one in it, of a set how many."""
+    first = next(iter(checkpoint.stamps))
+    bytes_in_all = size(sum(stamp.size for stamp in checkpoint.stamps.values()))
+    inside = first.is_relative_to(checkpoint.path) and first != checkpoint.path
+    name = f"{checkpoint.path.name}/{first.relative_to(checkpoint.path).as_posix()}" if inside else checkpoint.path.name
+    if len(checkpoint.stamps) == 1:
+        return Line("file", {"file": name, "size": bytes_in_all})
+    return Line("files", {"file": name, "count": len(checkpoint.stamps), "size": bytes_in_all})
 
 
 def memory_line(memory: int) -> Line:

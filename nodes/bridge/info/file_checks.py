@@ -20,6 +20,7 @@ from .model_files import (
     quoted,
     unet_names,
     unet_path,
+    valid_checkpoint_names,
     valid_unet_names,
 )
 
@@ -38,7 +39,7 @@ class Choice:
     look: Callable[[str], object]
 
 
-CHECKPOINT = Choice("models/checkpoints", checkpoint_names, checkpoint_names, checkpoint_path, open_checkpoint)
+CHECKPOINT = Choice("models/checkpoints", checkpoint_names, valid_checkpoint_names, checkpoint_path, open_checkpoint)
 UNET = Choice("models/diffusion_models or models/checkpoints", unet_names, valid_unet_names, unet_path, open_checkpoint)
 CONTROLNET = Choice("models/controlnet", controlnet_names, controlnet_names, controlnet_path, look_at_controlnet)
 

@@ -11,6 +11,7 @@ TEMPLATES = {  # key -> English; locales/en/main.json has them as temporalUnet.i
     "dequantized": "dequantized while loading: {types}",
     "parametersInFile": "{count} M parameters, {dtype} in the file",
     "file": "{file}, {size}",
+    "files": "{file}, {count} files, {size}",
     "memory": "{memory} in memory",
     "unused": "{count} tensors not used ({names}, …)",
     "hasClip": "with text encoder",

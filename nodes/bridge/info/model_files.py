@@ -7,10 +7,11 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from .file_lists import OWN_LISTS, offered_names
+from .listed_files import diffusers_folders, listed
 
 # Before a name that Load UNet shows: the folder that it is in.
 CHECKPOINTS, UNETS, DIFFUSERS = "checkpoints/", "diffusion_models/", "diffusers/"
+IN_FOLDER = "unet/config.json"  # by which a folder of diffusers' layout is found
 BUNDLED = Path(__file__).resolve().parents[3] / "tools" / "miniature" / "weights"  # comes with the pack
 BUNDLED_CHECKPOINT, BUNDLED_CONTROLNET = "miniature_svd.safetensors", "miniature_svd_controlnet_path.safetensors"
 WEIGHT_DTYPES: dict[str, dict] = {  # choices of the loaders -> model_options
@@ -26,53 +27,71 @@ WEIGHT_DTYPES: dict[str, dict] = {  # choices of the loaders -> model_options
 
 def checkpoint_names() -> list[str]:
     """Files of `checkpoints`, then the miniature that comes with the pack."""
-    return _with_bundled("checkpoints", BUNDLED_CHECKPOINT)
+    return _with_bundled(listed("checkpoints"), BUNDLED_CHECKPOINT)
+
+
+def valid_checkpoint_names() -> list[str]:
+    """`checkpoint_names`, and the parts of sets, which saved workflows may hold."""
+    return checkpoint_names() + folder_paths.get_filename_list("checkpoints")
 
 
 def checkpoint_path(name: str) -> str:
-    """The path of one of `checkpoint_names`; raises FileNotFoundError where there is no such file."""
+    """The path of one of `valid_checkpoint_names`; raises FileNotFoundError where there is no such file."""
     return _bundled_path("checkpoints", name, BUNDLED_CHECKPOINT)
 
 
 def unet_names() -> list[str]:
-    """Files of `diffusion_models` by their name, those of `checkpoints` as `checkpoints/<name>`, `diffusers` likewise; each once.
+    """Files of `diffusion_models` by their name, those of `checkpoints` as `checkpoints/<name>`; each once.
 
-    Names of `diffusion_models` that read as if they began with one of these folders are offered as `diffusion_models/<name>`.
+    Folders of diffusers' layout end in a slash; those of `diffusers` are `diffusers/<name>/`. Names of `diffusion_models` that read
+    as if they began with one of these folders are offered as `diffusion_models/<name>`.
     """
-    unets = offered_names("diffusion_models")
-    shown = [UNETS + name if name.startswith((CHECKPOINTS, UNETS, DIFFUSERS)) else name for name in unets]
-    folders = ((CHECKPOINTS, "checkpoints"), (DIFFUSERS, "diffusers"))
-    others = [before + name for before, folder in folders for name in offered_names(folder)]
-    return shown + [name for name in others if not name.startswith(DIFFUSERS) or name not in unets]
+    unets = [UNETS + name if name.startswith((CHECKPOINTS, UNETS)) else name for name in listed("diffusion_models")]
+    folders = [
+        UNETS + name if name.startswith((CHECKPOINTS, UNETS, DIFFUSERS)) else name for name in diffusers_folders("diffusion_models")
+    ]
+    return [
+        *unets, *folders, *(DIFFUSERS + name for name in diffusers_folders("diffusers")),
+        *(CHECKPOINTS + name for name in listed("checkpoints")),
+    ]
 
 
 def valid_unet_names() -> list[str]:
-    """`unet_names`, and those of version 0.1.0, which saved workflows may hold: all of both folders by the host's name."""
+    """`unet_names`, and what saved workflows may hold: parts of sets, and names of version 0.1.0, which were the host's."""
     checkpoints = [CHECKPOINTS + name for name in folder_paths.get_filename_list("checkpoints")]
-    return [*unet_names(), *folder_paths.get_filename_list("diffusion_models"), *checkpoints]
+    return unet_names() + folder_paths.get_filename_list("diffusion_models") + checkpoints
 
 
 def unet_path(name: str) -> str:
     """The path of one of `valid_unet_names`; raises FileNotFoundError where there is no such file.
 
-    Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`,
-    `diffusers/a` one of `diffusion_models`.
+    Of two files that a name may mean it is the one that version 0.1.0 loaded: `checkpoints/a` is a file of `checkpoints`.
     """
     _check_name("diffusion_models", name)
+    if name.endswith("/"):
+        return _diffusers_path(name)
     if name.startswith(CHECKPOINTS):
         path = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
-    elif name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS, UNETS + DIFFUSERS)):
+    elif name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS)):
         path = folder_paths.get_full_path("diffusion_models", name.removeprefix(UNETS))
-    elif name.startswith(DIFFUSERS) and folder_paths.get_full_path("diffusion_models", name) is None:
-        path = folder_paths.get_full_path("diffusers", name.removeprefix(DIFFUSERS))
     else:
         path = None
     return path or folder_paths.get_full_path_or_raise("diffusion_models", name)
 
 
+def _diffusers_path(name: str) -> str:
+    """The path of a folder that `unet_names` lists; raises FileNotFoundError where there is none."""
+    if name.startswith(DIFFUSERS):
+        found = folder_paths.get_full_path_or_raise("diffusers", name.removeprefix(DIFFUSERS) + IN_FOLDER)
+    else:
+        inside = name.removeprefix(UNETS) if name.startswith((UNETS + CHECKPOINTS, UNETS + UNETS, UNETS + DIFFUSERS)) else name
+        found = folder_paths.get_full_path_or_raise("diffusion_models", inside + IN_FOLDER)
+    return str(Path(found).parents[1])
+
+
 def controlnet_names() -> list[str]:
     """Files of `controlnet`, then the miniature's ControlNet that comes with the pack."""
-    return _with_bundled("controlnet", BUNDLED_CONTROLNET)
+    return _with_bundled(folder_paths.get_filename_list("controlnet"), BUNDLED_CONTROLNET)
 
 
 def controlnet_path(name: str) -> str:
@@ -91,8 +110,7 @@ def lora_path(name: str) -> str:
     return folder_paths.get_full_path_or_raise("loras", name)
 
 
-def _with_bundled(folder: str, bundled: str) -> list[str]:
-    names = offered_names(folder) if folder in OWN_LISTS else folder_paths.get_filename_list(folder)
+def _with_bundled(names: list[str], bundled: str) -> list[str]:
     return names if bundled in names or not (BUNDLED / bundled).is_file() else [*names, bundled]
 
 

@@ -17,12 +17,12 @@ from .file_info import Clip, checkpoint_file_info, controlnet_file_info, unet_fi
 from .file_questions import QUESTIONS, NoAnswer
 from .model_files import (
     WEIGHT_DTYPES,
-    checkpoint_names,
     checkpoint_path,
     controlnet_names,
     controlnet_path,
     quoted,
     unet_path,
+    valid_checkpoint_names,
     valid_unet_names,
 )
 
@@ -38,7 +38,10 @@ def add_routes(routes: web.RouteTableDef) -> None:
 
 
 async def checkpoint_info(request: web.Request) -> web.Response:
-    return await _model_info(request, checkpoint_names, lambda name, *about: checkpoint_file_info(checkpoint_path(name), *about))
+    def info(name, *about):
+        return checkpoint_file_info(checkpoint_path(name), *about)
+
+    return await _model_info(request, valid_checkpoint_names, info)
 
 
 async def unet_info(request: web.Request) -> web.Response:

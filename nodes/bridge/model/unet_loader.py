@@ -1,5 +1,6 @@
 """A UNet file to a MODEL of the host: its class for the family around our network, under its device management."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
+from ....unet.weights.errors import printable
 from ....unet.weights.markers import MARKERS
 from .float_patches import saves_floats
 from .host_operations import with_quick_layers
@@ -23,6 +25,7 @@ from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
 FILE_KEY = "temporal_unet.file"  # of the wrapper that checks the files before a run
+PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.model_base.ModelType.V_PREDICTION}
 # A tensor of the UNet, from whose spread the host detects whether a Stable Diffusion 2 predicts v or noise.
 SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
@@ -136,6 +139,22 @@ def choose_config(checkpoint: Checkpoint, model_options: dict):
     return model_config
 
 
+def _as_trained(model: comfy.model_base.BaseModel, checkpoint: Checkpoint) -> None:
+    """Lets the model predict what the scheduler's config next to its weights says; markers in the file itself go before that."""
+    schedule = checkpoint.schedule
+    if schedule is None or model.model_type not in PREDICTIONS.values() or any(name in checkpoint.shapes for name in MARKERS):
+        return
+    kind = PREDICTIONS.get(schedule.prediction)
+    if kind is None:
+        logging.warning(
+            "%s: its scheduler_config.json says that it predicts '%s', which the host has no sampling for; it runs as %s.",
+            checkpoint.path.name, printable(schedule.prediction), model.model_type.name,
+        )
+        return
+    model.model_config.sampling_settings["zsnr"] = schedule.zero_snr
+    model.model_type, model.model_sampling = kind, comfy.model_base.model_sampling(model.model_config, kind)
+
+
 class _Zero123(comfy.model_base.Stable_Zero123):
     """The host's class asks for the UNet's dtype while it is made, before ours is in place."""
 
@@ -150,6 +169,8 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
     markers = {name: checkpoint.tensor(name).clone() for name in MARKERS if name in checkpoint.shapes}
     if SPREAD in checkpoint.names:  # from the file, not in fp8, of which PyTorch computes no spread
         markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
+    if checkpoint.schedule is not None and checkpoint.schedule.edm:
+        markers |= {name: torch.zeros(4) for name in ("edm_mean", "edm_std")}  # the host asks whether they are there
     diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
     unet_config = model_config.unet_config
     unet_config["disable_unet_model_creation"] = True
@@ -162,6 +183,7 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
         )
     else:
         model = model_config.get_model({**weights, **markers}, "")
+    _as_trained(model, checkpoint)
     del unet_config["disable_unet_model_creation"]
     unet_config.update(own_config(checkpoint.config))
     model.diffusion_model = diffusion_model
