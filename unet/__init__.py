@@ -11,7 +11,7 @@ from .config import FAMILIES, Family, Levels, UNetConfig
 from .controlnet import ControlNetConfig, SVDControlNet
 from .controlnext import ControlNeXt, ControlNeXtConfig
 from .hooks import Hooks
-from .memory import activation_bytes, encoder_bytes, residual_bytes
+from .memory import activation_bytes, encoder_bytes, feature_bytes, residual_bytes
 from .model import UNetModel
 from .residuals import Residuals, residual_shapes
 from .weights.checkpoint import (
@@ -32,7 +32,7 @@ from .weights.residual_file import ControlResiduals, read_residuals, write_resid
 __all__ = [
     "FAMILIES", "Checkpoint", "ControlNeXt", "ControlNeXtConfig", "ControlNeXtFile", "ControlNetConfig", "ControlNetFile",
     "ControlResiduals", "Family", "FileStamp", "Hooks", "Levels", "Residuals", "SVDControlNet", "UNetConfig",
-    "UNetFileError", "UNetModel", "activation_bytes", "changed_in_place", "detect", "encoder_bytes", "find_controlnet",
-    "load_unet", "open_checkpoint", "open_controlnet", "open_controlnext", "read_residuals", "residual_bytes",
+    "UNetFileError", "UNetModel", "activation_bytes", "changed_in_place", "detect", "encoder_bytes", "feature_bytes",
+    "find_controlnet", "load_unet", "open_checkpoint", "open_controlnet", "open_controlnext", "read_residuals", "residual_bytes",
     "residual_shapes", "write_residuals",
 ]

@@ -5,6 +5,7 @@ from math import prod
 
 from . import costs
 from .config import BlockLayout, Levels, UNetConfig, level_size
+from .inner_features import STRIDE
 from .residuals import residual_shapes
 
 
@@ -42,6 +43,15 @@ def encoder_bytes(config: UNetConfig, frames: int, height: int, width: int, item
 def residual_bytes(levels: Levels, frames: int, height: int, width: int, item: int) -> int:
     """Bytes of the residuals that a ControlNet gives for one video."""
     return frames * item * sum(map(prod, residual_shapes(levels, height, width)))
+
+
+def feature_bytes(config: UNetConfig, frames: int, height: int, width: int, item: int, depth: int) -> int:
+    """Most bytes that an `InnerFeature` keeps of one video, where `depth` blocks at each end of the network are always computed."""
+    entered, left = config.input_layout()[depth - 1], config.output_layout()[len(config.depth_out) - depth - 1]
+    left_at = left.level - (left.resampling == "up")
+    thinned = [-(-side // STRIDE) for side in level_size(entered.level, height, width)]
+    values = entered.channels * prod(thinned) + 2 * left.channels * prod(level_size(left_at, height, width))
+    return frames * item * values
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 import weakref
 
 import comfy.model_management as management
@@ -230,6 +231,56 @@ def test_hooks_whose_strength_changes_compute_the_step_in_full(pack):
         call = run.call({"uuids": ["a"], "cond_or_uncond": [0], "sigmas": torch.tensor([sigma])}, None, torch.device("cpu"))
         call.inner(torch.ones(1, 1, 2, 2), lambda h, sigma=sigma: count.append(sigma) or h, {"transformer_index": 0})
     assert count == [4.0, 2.0]
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """What the host is told that each run takes besides the weights."""
+    asked, load = [], management.load_models_gpu
+
+    def load_models_gpu(*args, memory_required=0, **kwargs):
+        asked.append(memory_required)
+        return load(*args, memory_required=memory_required, **kwargs)
+
+    monkeypatch.setattr(management, "load_models_gpu", load_models_gpu)
+    return asked
+
+
+def in_our_windows(model, node):
+    """Moving windows, of which the first and the last stay where they are."""
+    return sys.modules[f"{node('TemporalUNetSVDSampler').__module__.rpartition('.')[0]}.bridge.sampling.windows"].with_windows(
+        model, 4, 1, False, False)
+
+
+@pytest.mark.parametrize(("name", "depth", "windows", "size"), [
+    ("svd", 2, as_is, (5, 6)), ("svd", 3, in_our_windows, (4, 4)), ("sd1", 5, windowed, (4, 4)), ("sdxl", 1, as_is, (5, 3)),
+])
+@pytest.mark.slow
+def test_the_features_kept_are_part_of_the_memory_reported(pairs, any_threshold, node, pack, reported, monkeypatch, name, depth,
+                                                           windows, size):
+    caching, runs = pack("nodes.bridge.sampling.feature_caching"), []
+    summary = caching.summary
+    monkeypatch.setattr(caching, "summary", lambda run: runs.append(run) or summary(run))
+    model = windows(pairs(name).ours, node)
+    frames = 8 if windows is in_our_windows else 3
+    for each in (model, any_threshold(model, 1e-9, depth)):
+        sample(each, *prompts(SMALL[name]), steps=3, cfg=1.5, frames=frames, size=size)
+    kept = runs[0].total("most_bytes")
+    assert runs[0].total("full") == runs[0].total("calls")
+    assert 1 <= (reported[1] - reported[0]) / kept <= 1.1
+
+
+@pytest.mark.slow
+def test_within_a_step_of_several_noise_levels_moving_windows_keep_their_features(pairs, any_threshold, said, node):
+    positive, negative = prompts(SMALL["svd"])
+    for sampler in ("euler", "dpmpp_2s_ancestral"):
+        run_node(
+            node("TemporalUNetSVDSampler"), any_threshold(pairs("svd").ours, EVER), positive, negative,
+            {"samples": torch.zeros(6, 4, 4, 4)}, 1, 4, 1.0, 1.0, "linear", sampler, "karras", window_frames=3, window_overlap=1,
+        )
+    (full, calls), (full_of_two, calls_of_two) = said()
+    assert calls == 4 * 3 and full == 2 + 4  # the first and the last window stay; one moves between them
+    assert calls_of_two == 7 * 3 and full_of_two == full + 1  # that of the first step was not known to return
 
 
 def test_windows_that_move_do_not_pile_up(pack):

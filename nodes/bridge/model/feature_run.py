@@ -11,6 +11,7 @@ from ....unet.inner_features import InnerFeature
 from ..node_names import FEATURE_CACHE
 
 KEY = "temporal_unet.feature_cache"  # of the FeatureRun in `transformer_options`, and of the wrapper that puts it there
+MOVES = "temporal_unet.window_moves"  # in `transformer_options`: the next step has no window of these frames
 PLACES = ("input", "middle", "output")
 LEVELS_KEPT = 2  # noise levels after which a feature goes that was not asked for; after one in a window, most of which move
 
@@ -24,6 +25,7 @@ class FeatureRun:
     start: float  # the cache acts where end < sigma <= start
     end: float
     hooks: list = field(default_factory=list)  # the host's hooks on the run's conds: a change of strength changes weights
+    room: int = 0  # estimated bytes of all that is kept at a time
     transformer_index: int = 0  # the host's place mark behind the inner blocks
     devices: dict[torch.device, "OnDevice"] = field(default_factory=dict)
 
@@ -50,7 +52,8 @@ class FeatureRun:
         branch = options["uuids"][0], side, None if window is None else tuple(window.index_list)
         on_device = self.devices.setdefault(device, OnDevice())
         made_for = _controlled(control), _patched(options), self._strengths()
-        return CachedCall(self, on_device, on_device.feature(branch, _sigma(options)), _sigma(options), made_for)
+        feature = None if window is not None and options.get(MOVES) else on_device.feature(branch, _sigma(options))
+        return CachedCall(self, on_device, feature, _sigma(options), made_for)
 
     def _strengths(self):
         return tuple(hook.strength for hook in self.hooks)
@@ -92,9 +95,12 @@ class OnDevice:
 
 
 class CachedCall:
-    """The inner blocks in one call on one branch, which may be repeated where memory runs out, until `done`."""
+    """The inner blocks in one call on one branch, which may be repeated where memory runs out, until `done`.
 
-    def __init__(self, run: FeatureRun, on_device: OnDevice, feature: InnerFeature, sigma: float, made_for: Hashable):
+    Without a `feature` they are computed and nothing is kept.
+    """
+
+    def __init__(self, run: FeatureRun, on_device: OnDevice, feature: InnerFeature | None, sigma: float, made_for: Hashable):
         self.run, self.on_device, self.feature, self.sigma, self.made_for = run, on_device, feature, sigma, made_for
         self.depth = run.depth
         self.full = False
@@ -108,6 +114,8 @@ class CachedCall:
             self.run.transformer_index = options["transformer_index"]
             return out
 
+        if self.feature is None:
+            return run_inner(h)
         out = self.feature.at(math.log(self.sigma), h, self.run.threshold, run_inner, self.made_for)
         options["transformer_index"] = self.run.transformer_index
         return out

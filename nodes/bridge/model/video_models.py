@@ -7,6 +7,7 @@ import comfy.model_base
 import comfy.model_management as management
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
+from .feature_run import KEY as FEATURES
 from .host_hooks import patched_at_large
 from .memory_budget import ChunkedRun
 
@@ -19,11 +20,13 @@ class VideoMemory(comfy.model_base.BaseModel):
     def __init__(self, model_config, chunked_run: ChunkedRun):
         super().__init__(model_config)  # of the host's class
         self.chunked_run = chunked_run  # the network's, kept here since a patch may wrap `diffusion_model`
+        self.features = 0  # bytes that a Feature Cache keeps in the run that is being loaded for
 
     def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006  (as the host declares it; only read)
         """Bytes that a call on an input [rows, c, h, w] takes besides the weights; `cond_shapes`: those of its conditions."""
         frames, videos = _frames_and_videos(input_shape[0], cond_shapes)
-        return self.chunked_run.need(videos, frames, *input_shape[2:], management.dtype_size(self.get_dtype_inference()))
+        need = self.chunked_run.need(videos, frames, *input_shape[2:], management.dtype_size(self.get_dtype_inference()))
+        return need + (self.features if KEY in cond_shapes else 0)
 
     def extra_conds_shapes(self, **condition):
         return _OneCondition({KEY: ()})
@@ -73,11 +76,12 @@ def follow_runs(patcher) -> None:
 
 def _note_patches(executor, patcher, noise_shape, conds, *, model_options, **kwargs):
     """Around the host's loading for a sampling run, in which it asks for the memory without saying which patches there are."""
-    model = patcher.model
+    options, model = model_options["transformer_options"], patcher.model
     model.chunked_run.patched = (
-        patched_at_large(model_options["transformer_options"], model.diffusion_model)
+        patched_at_large(options, model.diffusion_model)
         or any("transformer_blocks." in name or "time_stack." in name for name in patcher.object_patches)  # not applied yet
     )
+    model.features = options[FEATURES].room if FEATURES in options else 0
     return executor(patcher, noise_shape, conds, model_options=model_options, **kwargs)
 
 

@@ -1,19 +1,27 @@
 """A MODEL whose network keeps its inner features in each sampling run, and what is said of such a run."""
 
+import inspect
 import logging
 from dataclasses import dataclass
 
+import comfy.context_windows
+import comfy.model_management as management
 import comfy.model_patcher
 import comfy.patcher_extension
 from comfy_execution.utils import get_executing_context
 
+from ....unet import UNetConfig, feature_bytes
 from ..inputs.ranges import finite, in_order
 from ..model.feature_run import KEY, FeatureRun
 from ..model.host_unet import UNetModel
 from ..node_names import FEATURE_CACHE as NODE
 from ..node_names import LOAD_UNET
+from .windows import ClipWindows
 
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+PREPARE = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+# Newer hosts prepend a frame to windows that begin later; 0.16.3 does not.
+HOST_ANCHORS = "causal_window_fix" in inspect.signature(comfy.context_windows.IndexListContextHandler).parameters
 
 
 @dataclass(frozen=True)
@@ -52,40 +60,63 @@ def with_cache(model, settings: CacheSettings):
             f"1 to {blocks - 1}."
         )
     model = model.clone()
-    model.remove_wrappers_with_key(OUTER_SAMPLE, KEY)
+    for kind in (OUTER_SAMPLE, PREPARE):
+        model.remove_wrappers_with_key(kind, KEY)
     if settings.threshold > 0:
-        model.add_wrapper_with_key(OUTER_SAMPLE, KEY, CachedSampling(settings))
+        model.add_wrapper_with_key(OUTER_SAMPLE, KEY, CachedSampling(settings, network.config))
+        if not network.config.temporal:  # a video MODEL reports its memory itself
+            model.add_wrapper_with_key(PREPARE, KEY, _with_room)
     return model
+
+
+def _with_room(executor, patcher, noise_shape, conds, *, model_options, **kwargs):
+    """Around the host's loading for a run of an image MODEL, whose memory the host estimates by the latent's area alone.
+
+    It is told of an area larger by the share that the kept features take of its estimate.
+    """
+    rows, channels, height, width = noise_shape
+    need = patcher.model.memory_required([2 * rows, channels, height, width])  # of both branches, as the host asks
+    options = model_options["transformer_options"]
+    width *= 1 + (options[KEY].room / need if KEY in options else 0)
+    return executor(patcher, [rows, channels, height, width], conds, model_options=model_options, **kwargs)
 
 
 class CachedSampling:
     """Around the host's sampling run: the features live no longer than it, however it ends."""
 
-    def __init__(self, settings: CacheSettings):
+    def __init__(self, settings: CacheSettings, config: UNetConfig):
         self.settings = settings
+        self.config = config
         self.node = get_executing_context()  # the node that is executed now, None in a script
 
-    def __call__(self, executor, *args, **kwargs):
+    def __call__(self, executor, noise, *args, **kwargs):
         guider = executor.class_obj
         before = guider.model_options
-        run = self._begin(guider)
+        run = self._begin(guider, noise.shape)
         guider.model_options = comfy.model_patcher.create_model_options_clone(before)
         guider.model_options["transformer_options"][KEY] = run
         try:
-            out = executor(*args, **kwargs)
+            out = executor(noise, *args, **kwargs)
         finally:
             guider.model_options = before
         self._report(run)
         return out
 
-    def _begin(self, guider):
+    def _begin(self, guider, shape):
         levels = guider.model_patcher.get_model_object("model_sampling")
         hooked = (cond["hooks"] for conds in guider.conds.values() for cond in conds if cond.get("hooks"))
         return FeatureRun(
             self.settings.threshold, self.settings.depth,
             levels.percent_to_sigma(self.settings.start_percent), levels.percent_to_sigma(self.settings.end_percent),
-            [hook for group in hooked for hook in group.hooks],
+            [hook for group in hooked for hook in group.hooks], self._room(guider, shape),
         )
+
+    def _room(self, guider, shape):
+        """Bytes of the features that a run on a latent of this shape keeps at a time."""
+        rows, _, height, width = shape
+        rows = sum(map(len, guider.conds.values())) * rows_kept(guider.model_options.get("context_handler"), rows)
+        item = management.dtype_size(guider.model_patcher.model.get_dtype_inference())
+        return feature_bytes(self.config, rows, height, width, item, self.settings.depth)
 
     def _report(self, run):
         text = summary(run)
@@ -95,6 +126,16 @@ class CachedSampling:
 
             if PromptServer.instance.client_id is not None:  # the host takes None as "to everyone"
                 PromptServer.instance.send_progress_text(text, self.node.node_id, PromptServer.instance.client_id)
+
+
+def rows_kept(handler, rows: int) -> int:
+    """Of how many rows features are kept on one branch of `rows` rows: all, or those of each window of the host's that lasts."""
+    if not isinstance(handler, comfy.context_windows.IndexListContextHandler) or rows <= handler.context_length:
+        return rows
+    if isinstance(handler, ClipWindows):
+        return handler.context_length * handler.most_lasting(rows)
+    anchored = HOST_ANCHORS and handler.causal_window_fix
+    return sum(len(window) + (anchored and window[0] > 0) for window in handler.context_schedule.func(rows, handler, {}))
 
 
 def summary(run: FeatureRun) -> str:

@@ -6,6 +6,7 @@ import comfy.context_windows as windows
 import comfy.model_management as management
 import torch
 
+from ..model.feature_run import MOVES
 from ..model.trained_length import automatic_length
 from .colors import matched_latent
 from .options import VideoOptions, check_overlap
@@ -53,6 +54,8 @@ class ClipWindows(windows.IndexListContextHandler):
         self.keep_colors = keep_colors
         self.own_levels = False  # does a sampler of OWN_LEVELS run?
         self._level, self._levels = None, 0
+        self._latest = None  # (noise level, step) of the last call
+        self._repeats = False  # does the sampler ask for several levels in a step?
         self.on_window = lambda indices, frames: None  # called when a window of a clip of `frames` frames begins
 
     def set_step(self, timestep, model_options):
@@ -67,6 +70,21 @@ class ClipWindows(windows.IndexListContextHandler):
             self._level, self._step = level, self._levels // 3
             self._levels += 1
 
+    def _starts(self, total, step):
+        return window_starts(total, self.context_length, self.context_overlap, step, self.closed_loop)
+
+    def most_lasting(self, total: int) -> int:
+        """How many windows of a clip of so many frames begin where they began in the step before, at most."""
+        steps = [set(self._starts(total, step)) for step in range(50)]
+        return max(len(one & other) for one, other in zip(steps, steps[1:], strict=False))
+
+    def _following(self, total, level):
+        """First frames of the windows at the next noise level, as far as they can be told."""
+        if self._latest is not None and self._latest[0] != level and self._latest[1] == self._step:
+            self._repeats = True
+        self._latest = level, self._step
+        return self._starts(total, self._step if self._repeats else self._step + 1)
+
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         return x_in.shape[0] > self.context_length
 
@@ -78,7 +96,8 @@ class ClipWindows(windows.IndexListContextHandler):
         weights = pyramid(self.context_length).to(x_in.device).reshape(-1, 1, 1, 1)
         sums = [torch.zeros_like(x_in) for _ in conds]
         weight = x_in.new_zeros(total, 1, 1, 1)
-        for start in window_starts(total, self.context_length, self.context_overlap, self._step, self.closed_loop):
+        following = self._following(total, timestep[0].item())
+        for start in self._starts(total, self._step):
             management.throw_exception_if_processing_interrupted()
             indices = [(start + i) % total for i in range(self.context_length)]
             self.on_window(indices, total)
@@ -88,7 +107,7 @@ class ClipWindows(windows.IndexListContextHandler):
                 image = model.process_latent_out(sums[0][start] / weight[start])
                 window_conds = [_given(cond, image, self.keep_colors) for cond in window_conds]
             options = {**model_options, "transformer_options": {
-                **model_options["transformer_options"], "context_window": window}}
+                **model_options["transformer_options"], "context_window": window, MOVES: start not in following}}
             made = calc_cond_batch(model, window_conds, x_in[indices], timestep[indices], options)
             for total_of_cond, one in zip(sums, made, strict=True):
                 total_of_cond[indices] += weights * one
