@@ -60,7 +60,9 @@ def folder():
     folder_paths.filename_list_cache.clear()
 
 
-@pytest.mark.parametrize("family, prediction", [("sd2", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "v_prediction"), ("sdxl", None)])
+@pytest.mark.parametrize(
+    "family, prediction", [("sd2", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "v_prediction"), ("sdxl", None)]
+)
 def test_a_folder_loads_as_the_hosts_own_model_of_its_prediction(node, folder, family, prediction):
     config = SMALL[family]
     weights = random_weights(config)
@@ -102,7 +104,9 @@ def test_folders_sets_and_gguf_are_listed_once_and_nowhere_else(node, pack, fold
     assert "temporal_test/e.gguf" in node("TemporalUNetLoader").define_schema().inputs[0].options
 
 
-@pytest.mark.parametrize("name", ["diffusers/../diffusion_models/temporal_test/", "../diffusion_models/temporal_test/", "diffusers/none/"])
+@pytest.mark.parametrize(
+    "name", ["diffusers/../diffusion_models/temporal_test/", "../diffusion_models/temporal_test/", "diffusers/none/"]
+)
 def test_a_folder_that_is_not_listed_is_refused(node, folder, name):
     folder("diffusion_models/temporal_test", SD2, random_weights(SD2))
     assert asyncio.run(node("TemporalUNetLoader").validate_inputs(name)).startswith("Value not in list")
