@@ -1,7 +1,5 @@
 """The transformers of the UNet: attention over the pixels of a frame, and over the frames of a pixel."""
 
-from typing import TypeGuard, TypeVar
-
 import torch
 from torch import nn
 
@@ -10,8 +8,6 @@ from .chunks import by_rows, spans
 from .fused_linear import added, gated, may_bypass
 from .hooks import Call, Hooks, Layer, is_watched
 from .layers import GROUPS, AlphaBlender, timestep_embedding
-
-Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class GEGLU(nn.Module):
@@ -116,7 +112,7 @@ def _altered(norm: nn.Module, attn: nn.Module) -> bool:
     return not is_own(attn, CrossAttention) or any(map(is_watched, (norm, *attn.modules())))
 
 
-def is_own(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
+def is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a call of the module runs the `forward` of this class of ours, or of what a host derives from it, and no more."""
     return isinstance(module, kind) and not is_watched(module)
 

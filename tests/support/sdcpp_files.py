@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from support.families import TINY, write_unet
+from support.ggufs import pair, text_pair
 
 FOLDER = Path(__file__).parent / "sdcpp"
 _SMALL = {  # one level of 32 channels, the least that 32 groups of channels can be
@@ -34,6 +35,14 @@ FILES = {  # name: (network, type, types of single tensors)
 def write_source(path, network: str) -> dict[str, torch.Tensor]:
     """The weights that such a file was made of, in fp16, as a safetensors file."""
     return write_unet(path, CONFIGS[network], dtype=torch.float16)
+
+
+def write_with_head_width(path, name: str):
+    """A copy of such a file that names its miniature's head width, which the program does not keep."""
+    content = (FOLDER / name).read_bytes()
+    pairs = text_pair("temporal_unet.head_channels", str(CONFIGS[FILES[name][0]].head_channels))
+    filler = pair("x" * (64 - len(pairs) - 13), 7, bytes(1))  # so that the data stay aligned
+    path.write_bytes(content[:16] + (2).to_bytes(8, "little") + pairs + filler + content[24:])
 
 
 def main(python: str):

@@ -1,125 +1,38 @@
 """Reading a UNet or ControlNet out of a file: tensor by tensor, every key accounted for."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..config import Family, UNetConfig
+from ..config import UNetConfig
 from ..controlnet import ControlNetConfig, SVDControlNet
 from ..controlnext import ControlNeXt, ControlNeXtConfig
 from ..model import UNetModel
 from .controlnet_file import head_width_next_to, is_svd_controlnet, read_controlnet_config
 from .controlnext_file import controlnext_names, is_controlnext, read_controlnext_config
 from .detect import detect
-from .diffusers_folder import Schedule, schedule_of
+from .diffusers_folder import schedule_of
 from .diffusers_names import to_ldm
 from .errors import UNetFileError, shorten
-from .files import check_dtypes, is_mapped, main_dtype, open_any, open_files, shapes_and_dtypes_of, shapes_of
+from .files import check_dtypes, open_any, open_files, shapes_and_dtypes_of, shapes_of
 from .markers import MARKERS
-from .on_disk import Stamps, changed_in_place, stamps_of
+from .network_file import Checkpoint, ControlNetFile, ControlNeXtFile
+from .on_disk import Stamps, stamps_of
 from .scales import (
     Quantized,
     belonging,
     check_quantized,
-    dequantized,
     find_quantized,
     network_shapes,
     refuse_scales,
     refuse_unreadable,
 )
 from .shards import missing_part, weight_files
-
-
-@dataclass(kw_only=True)
-class NetworkFile:
-    """An open file with a network in it. Tensors are read, or only mapped, when they are asked for."""
-
-    path: Path  # as it was asked for: a file, an index of shards, or a folder of diffusers' layout
-    stamps: Stamps  # of the files that the tensors are in, when they were opened
-    shapes: Mapping[str, tuple[int, ...]]  # of every tensor in the file; of quantized weights those that they stand for
-    dtypes: Mapping[str, str]  # of every tensor in the file, as safetensors names them
-    names: Mapping[str, str]  # the network's own key names to those in the file
-    metadata: Mapping[str, str]
-    reshaped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of tensors that are stored in another
-    unexpected: list[str] = field(default_factory=list)  # tensors under the network's prefix that it does not use
-    quantized: Mapping[str, Quantized] = field(default_factory=dict)  # weights stored with scales, by their own key names
-    file: Any = None  # an open safetensors file, or another with the same methods: see `open_any`
-
-    @property
-    def parameters(self) -> int:
-        return sum(torch.Size(self.shapes[self.names[name]]).numel() for name in self.names)
-
-    def tensor(self, on_disk: str) -> torch.Tensor:
-        """A tensor by its name in the file, mapped from it (no copy).
-
-        A mapped tensor changes with the file, and reading it ends the process where the file was cut (SIGBUS).
-        """
-        return self.file.get_tensor(on_disk)
-
-    def changed_in_place(self) -> bool:
-        """Was a file written to or cut since it was opened? Not where another has taken its name: see `changed_in_place`."""
-        return any(changed_in_place(path, stamp) for path, stamp in self.stamps.items())
-
-    def dtype(self) -> torch.dtype:
-        """The dtype that most of the network's values have in the file, quantized ones left out."""
-        plain = {on_disk: self.shapes[on_disk] for name, on_disk in self.names.items() if name not in self.quantized}
-        return main_dtype(self.file, plain)
-
-    def state_dict(
-        self, dtype: torch.dtype | None = None, mapped: bool = False, stored: Collection[str] = (),
-    ) -> dict[str, torch.Tensor]:
-        """The network's tensors under its own key names, as `dtype` (None = as in the file), read one by one.
-
-        Quantized weights come dequantized, but those named in `stored` as they are in the file, each with its scales.
-
-        Each is a copy in memory, which stays as it is whatever happens to the file. With `mapped`, tensors that are in that
-        dtype already stay mapped from the file, which takes no memory: they change with it (see `changed_in_place`). Mix
-        factors and the like are kept in fp32. Raises UNetFileError where the file was changed since it was opened.
-        """
-        if self.changed_in_place():
-            raise UNetFileError(f"{self.path.name}: it was changed after it was opened. Load it again once it is written.")
-        copy = not mapped and is_mapped(self.file)
-        state = {}
-        for name, on_disk in self.names.items():
-            if name in stored:
-                layer, tensor = name.removesuffix("weight"), self.tensor(on_disk).to(None, copy=copy)
-                scales = self.quantized[name].scales.items()
-                state.update({f"{layer}{kind}": self.tensor(scale).to(None, copy=copy) for kind, scale in scales})
-            elif name in self.quantized:
-                tensor = dequantized(on_disk, self.quantized[name], self.tensor).to(dtype or torch.float32)
-            else:
-                wanted = torch.float32 if name.endswith((".mix_factor", "strength.scale")) else dtype
-                tensor = self.tensor(on_disk).to(wanted, copy=copy)
-            state[name] = tensor.reshape(self.reshaped[name]) if name in self.reshaped else tensor
-        return state
-
-
-@dataclass(kw_only=True)
-class Checkpoint(NetworkFile):
-    """An open file with a UNet in it."""
-
-    config: UNetConfig
-    family: Family
-    schedule: Schedule | None = None  # how it was trained, where the folder that it lies in says that
-
-
-@dataclass(kw_only=True)
-class ControlNetFile(NetworkFile):
-    """An open file with an SVD ControlNet in it, temporal or spatial only."""
-
-    config: ControlNetConfig
-
-
-@dataclass(kw_only=True)
-class ControlNeXtFile(NetworkFile):
-    """An open file with a ControlNeXt of SVD in it."""
-
-    config: ControlNeXtConfig
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UNetFileError, shorten
+from .ggml_types import TYPES, is_quantized
 from .gguf_file import GGUFFile
 from .gguf_header import MAGIC
 from .on_disk import DTYPES, no_model, open_regular
@@ -77,7 +78,13 @@ def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
     for name, shape in shapes.items():
         dtype = DTYPES.get(file.get_slice(name).get_dtype(), torch.float32)
         counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
-    return max(counts, key=counts.__getitem__)
+    return max(counts, key=counts.__getitem__, default=torch.float32)
+
+
+def stored_size(tensor) -> int:
+    """The bytes that a tensor takes in its file; `tensor` is a slice of an open one."""
+    name, numel = tensor.get_dtype(), math.prod(tensor.get_shape())
+    return TYPES[name].size(numel) if name in TYPES else numel * DTYPES[name].itemsize if name in DTYPES else numel
 
 
 def is_mapped(file) -> bool:
@@ -97,7 +104,7 @@ def shapes_and_dtypes_of(file) -> tuple[dict[str, tuple[int, ...]], dict[str, st
 def check_dtypes(dtypes: Mapping[str, str], names: Iterable[str]) -> None:
     """Raises UNetFileError where one of these tensors has a dtype that weights do not have."""
     for name in names:
-        if dtypes[name] not in DTYPES:
+        if dtypes[name] not in DTYPES and not is_quantized(dtypes[name]):
             raise UNetFileError(_wrong_dtype(name, dtypes[name]))
 
 

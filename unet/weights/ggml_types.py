@@ -79,6 +79,11 @@ def ggml_type(name_or_id: str | int) -> GGMLType:
     return TYPES[name_or_id] if isinstance(name_or_id, str) else BY_ID[name_or_id]
 
 
+def is_quantized(name: str) -> bool:
+    """Is this, the name of a dtype or of a number format, a quantized one of the table?"""
+    return name in TYPES and TYPES[name].plain is None
+
+
 def dequantize(
     data: torch.Tensor, kind: GGMLType | str | int, shape: Iterable[int], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:

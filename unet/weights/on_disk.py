@@ -85,7 +85,6 @@ NO_MODEL = (
     ((b"<!doc", b"<html", b"<?xml"),
      "it is a web page, not a model: the download went wrong. Download the {suffix} file itself."),
     (b"version https://git-lfs", "it is a Git LFS pointer, not the model. Fetch the real file with `git lfs pull`."),
-    (b"gguf", "it is a GGUF file; expected safetensors."),
 )
 
 

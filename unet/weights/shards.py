@@ -120,3 +120,6 @@ class ShardSet:
 
     def get_tensor(self, name: str):
         return self.places[name][1].get_tensor(name)
+
+    def get_packed(self, name: str):
+        return self.places[name][1].get_packed(name)
