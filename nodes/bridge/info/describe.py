@@ -9,6 +9,7 @@ from ....unet.weights.errors import printable
 from ..control.pairing import CONTEXT_WIDTHS
 from ..model.checkpoint_parts import CLIP, CLIP_VISION, VAE
 from ..model.mixed_precision import counted, kept_in
+from ..model.packed_weights import is_packed
 from .lines import Line, Value, size, text_of
 
 PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_VISION: ("hasClipVision", "lacksClipVision")}
@@ -16,23 +17,25 @@ PART_KEYS = {CLIP: ("hasClip", "lacksClip"), VAE: ("hasVae", "lacksVae"), CLIP_V
 
 def describe(checkpoint: Checkpoint, model, parts: list[str] | None = None) -> str:
     """Family, parameters, dtypes, file and memory of a MODEL that was loaded from `checkpoint`; `parts` as `parts_lines` takes."""
-    kept = kept_in(model.model.model_config)
-    lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size(), kept)
+    kept, packed = kept_in(model.model.model_config), is_packed(model.model.diffusion_model)
+    lines = unet_lines(checkpoint, model.model.get_dtype(), model.model.get_dtype_inference(), model.model_size(), kept, packed)
     if checkpoint.unexpected:
         logging.warning("%s: %s", checkpoint.path.name, lines[-1])
     return text_of(lines if parts is None else lines + parts_lines(checkpoint, parts))
 
 
-def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozenset[str] = frozenset()) -> list[Line]:
+def unet_lines(
+    checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozenset[str] = frozenset(), packed: bool = False
+) -> list[Line]:
     """Family, parameters, file and memory of a UNet.
 
-    Its weights are, or will be, stored as `dtype` in `memory` bytes, the `kept` ones quantized as they are in the file, and cast to
-    `compute` for computing.
+    Its weights are, or will be, stored as `dtype` in `memory` bytes and cast to `compute` for computing, but the `kept` ones (with
+    `packed` those of a GGUF file) stay quantized as they are in the file.
     """
     lines = [
         Line("family", {"family": checkpoint.family.title}),
         parameters_line(checkpoint.parameters, dtype, compute),
-        *quantized_lines(checkpoint, kept),
+        *quantized_lines(checkpoint, kept, packed),
         files_line(checkpoint),
         memory_line(memory),
     ]
@@ -42,8 +45,11 @@ def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozen
     return lines
 
 
-def quantized_lines(checkpoint: Checkpoint, kept: frozenset[str]) -> list[Line]:
+def quantized_lines(checkpoint: Checkpoint, kept: frozenset[str], packed: bool) -> list[Line]:
     """The formats of the weights that are quantized in the file: of those that stay so, and of those that do not."""
+    if checkpoint.quantization:
+        types = ", ".join(f"{kind} ({count})" for kind, count in checkpoint.quantization.items())
+        return [Line("quantized" if packed else "dequantized", {"types": types})]
     groups = {"quantized": kept, "dequantized": frozenset(checkpoint.quantized) - kept}
     return [Line(key, {"types": counted(checkpoint, names)}) for key, names in groups.items() if names]
 

@@ -29,8 +29,9 @@ from ..control.pairing import families_of
 from ..model.checkpoint_parts import parts_in
 from ..model.memory_budget import needed
 from ..model.mixed_precision import kept_in, weight_bytes
+from ..model.packed_weights import packed_bytes
 from ..model.trained_length import trained_length, window_length
-from ..model.unet_loader import choose_config
+from ..model.unet_loader import choose_config, stays_packed
 from .describe import file_line, hosts_kind, memory_line, own_kind, parameters_line, parts_lines, short, unet_lines
 from .lines import Line
 
@@ -71,9 +72,10 @@ def _about(checkpoint: Checkpoint, model_options: dict, clip: Clip) -> dict:
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
     kept = kept_in(config)
-    weights = weight_bytes(checkpoint, kept, dtype)
+    packed = stays_packed(checkpoint, model_options)
+    weights = packed_bytes(checkpoint, dtype) if packed else weight_bytes(checkpoint, kept, dtype)
     info: dict[str, Any] = {
-        "lines": [line.data() for line in unet_lines(checkpoint, dtype, compute, weights, kept)],
+        "lines": [line.data() for line in unet_lines(checkpoint, dtype, compute, weights, kept, packed)],
         "family": checkpoint.family.name, "family_title": checkpoint.family.title,
         "device_bytes": int(management.get_total_memory(management.get_torch_device())),
     }

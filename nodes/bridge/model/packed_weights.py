@@ -1,14 +1,11 @@
 """Layers that hold GGUF weights: dequantized as a layer is called, patched in float, counted by their bytes.
 
-The host has one kind of quantized tensor, which it moves, offloads and maps on both of its ways to load. It patches weights of
-that kind in three ways, none of which is right for bytes that are never quantized again, so the layers here
-- give the host floats to patch, and take floats back (`convert_weight`, `set_weight`): adding to a quantized tensor does nothing;
-- show a patch that the host would write into its quantized copy on the device as one of each call (`weight_function`);
-- let a weight that a hook patched be replaced when the hook ends (`Hooked`), where the host copies in place.
+The host has one kind of quantized tensor, which it moves, offloads and maps on both of its ways to load. What it would do with a
+patch of one is in `float_patches.py`.
 """
 
 import copy
-from typing import Any
+from math import prod
 
 import comfy.ops
 import torch
@@ -16,17 +13,15 @@ from comfy.quant_ops import QuantizedTensor
 from torch import nn
 
 from ....unet import onednn
-from ....unet.weights.ggml_types import PackedTensor
+from ....unet.weights.ggml_types import TYPES, PackedTensor, is_quantized
+from ....unet.weights.network_file import NetworkFile
+from .float_patches import PatchedInFloat
 
 KEPT = issubclass(QuantizedTensor, torch.Tensor)  # without comfy-kitchen the host has an empty class of this name
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(PatchedInFloat):
     """Comes before a layer class of the host; a layer whose weight is plain, or has become plain by a patch, is that class."""
-
-    weight: Any
-    _patch = None  # a LowVramPatch of the dynamic way to load
-    _functions = ()
 
     @property
     def packed(self) -> bool:
@@ -51,42 +46,6 @@ class PackedLayer(nn.Module):
     def convert_weight(self, weight, inplace=False, **kwargs):
         """What the host patches: the values of a packed weight, in the dtype that it asked for."""
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-
-    def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
-        """Takes a patched weight, in the dtype of the layer's; the host keeps the packed one and puts it back.
-
-        `inplace_update`: a hook of the host patches. Then the packed one comes back by a copy.
-        """
-        weight = weight.to(self.weight.dtype)
-        if return_weight:
-            return weight
-        if not inplace_update:
-            self.weight = nn.Parameter(weight, requires_grad=False)
-        elif self.packed:
-            self.weight = Hooked(weight, requires_grad=False)
-            self.weight.layer = self
-        else:
-            self.weight.data.copy_(weight)
-        return None
-
-    @property
-    def weight_lowvram_function(self):
-        """The dynamic way to load: None, since the host would quantize a weight that it patches by this again."""
-        return None if self.packed else self._patch
-
-    @weight_lowvram_function.setter
-    def weight_lowvram_function(self, function):
-        self._patch = function
-
-    @property
-    def weight_function(self):
-        """What the host applies to the dequantized weight in each call."""
-        dynamic = self._patch is not None and self.packed and hasattr(self, "_v")
-        return [self._patch, *self._functions] if dynamic else self._functions
-
-    @weight_function.setter
-    def weight_function(self, functions):
-        self._functions = functions
 
     def _apply(self, fn, recurse=True):
         """PyTorch would swap a moved weight into the old one, which fails as soon as a compiler holds on to that."""
@@ -116,26 +75,19 @@ class PackedLayer(nn.Module):
         return made
 
 
-class Hooked(nn.Parameter):
-    """A weight that a hook of the host patched: what the host copies into it takes its place in the layer."""
-
-    layer: PackedLayer
-
-    @property
-    def data(self):
-        return _Place(self.layer)
-
-    @data.setter
-    def data(self, value):
-        torch.Tensor.data.__set__(self, value)
+def is_packed(network: nn.Module) -> bool:
+    """Does a network hold GGUF weights as they are in the file?"""
+    return any(isinstance(layer, PackedLayer) for layer in network.modules())
 
 
-class _Place:
-    def __init__(self, layer):
-        self.layer = layer
-
-    def copy_(self, weight):
-        self.layer.weight = nn.Parameter(weight, requires_grad=False)
+def packed_bytes(checkpoint: NetworkFile, dtype: torch.dtype) -> int:
+    """What the network's weights take in memory where those of more than one dimension stay packed, others being of `dtype`."""
+    size = 0
+    for on_disk in checkpoint.names.values():
+        name, shape = checkpoint.dtypes[on_disk], checkpoint.shapes[on_disk]
+        packed = is_quantized(name) and len(shape) > 1
+        size += TYPES[name].size(prod(shape)) if packed else prod(shape) * dtype.itemsize
+    return size
 
 
 def with_packed_layers(operations):

@@ -16,11 +16,13 @@ from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
 from ....unet.weights.errors import printable
+from ....unet.weights.ggml_types import PackedTensor
 from ....unet.weights.markers import MARKERS
 from .float_patches import saves_floats
 from .host_operations import with_quick_layers
 from .host_unet import UNetModel
 from .mixed_precision import keep_weights, kept_in, kept_scale_bytes, read_weights, report_dequantized, with_mixed_layers
+from .packed_weights import KEPT, load_packed, with_packed_layers
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
@@ -45,14 +47,17 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     model_options = model_options or {}
     device = management.get_torch_device()
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    mapped = host_maps(patcher_class, device)
-    model = _base_model(checkpoint, choose_config(checkpoint, model_options), mapped)
+    mapped, packed = host_maps(patcher_class, device), stays_packed(checkpoint, model_options)
+    model = _base_model(checkpoint, choose_config(checkpoint, model_options), mapped, packed)
     kept = kept_in(model.model_config)
     size = management.module_size(model) + kept_scale_bytes(checkpoint, kept)
     patcher = patcher_class(model, load_device=device, offload_device=management.unet_offload_device(), size=size)
-    if kept:
+    if kept or packed:
         saves_floats(model)
         patcher.set_hook_mode(comfy.hooks.EnumHookMode.MinVram)  # else it copies floats into quantized weights
+    if checkpoint.quantization and not packed:
+        why = "" if KEPT else ", since comfy-kitchen is missing"
+        logging.info("%s: dequantized to %s as it was loaded%s", checkpoint.path.name, model.get_dtype(), why)
     if mapped:
         _watch_files(patcher, checkpoint.stamps)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
@@ -124,14 +129,28 @@ def own_config(config: UNetConfig) -> dict:
     return out
 
 
+def stays_packed(checkpoint: Checkpoint, model_options: dict) -> bool:
+    """Are the file's GGUF weights kept as they are?
+
+    Not where a dtype was chosen, here or by an argument of the host's, or where the host is without comfy-kitchen: then they are
+    dequantized as they are loaded.
+    """
+    if not KEPT or not checkpoint.quantization or "dtype" in model_options:
+        return False
+    return choose_config(checkpoint, model_options).unet_config["dtype"].itemsize > 1
+
+
 def choose_config(checkpoint: Checkpoint, model_options: dict):
-    """The host's config object for this family, with weight and compute dtypes chosen as its own loader chooses them."""
+    """The host's config object for this family, with weight and compute dtypes chosen as its own loader chooses them.
+
+    GGUF weights are taken for fp16: their scales are, and what they were made from.
+    """
     model_config = getattr(comfy.supported_models, checkpoint.family.host)(host_config(checkpoint.config))
     supported = list(model_config.supported_inference_dtypes)
     kept = keep_weights(model_config, checkpoint, model_options.get("dtype"))
+    stored = torch.float16 if checkpoint.quantization else None if checkpoint.quantized else checkpoint.dtype()
     dtype = model_options.get("dtype") or management.unet_dtype(
-        model_params=checkpoint.parameters, supported_dtypes=supported,
-        weight_dtype=None if checkpoint.quantized else checkpoint.dtype(),
+        model_params=checkpoint.parameters, supported_dtypes=supported, weight_dtype=stored,
     )
     manual_cast = management.unet_manual_cast(None if kept else dtype, management.get_torch_device(), supported)
     model_config.set_inference_dtype(dtype, manual_cast)
@@ -162,10 +181,14 @@ class _Zero123(comfy.model_base.Stable_Zero123):
         return self.model_config.unet_config["dtype"]
 
 
-def _base_model(checkpoint: Checkpoint, model_config, mapped: bool):
-    """The host's BaseModel of the family with our network in it; `mapped`: weights stay mapped from the file where they can."""
-    weights = read_weights(checkpoint, kept_in(model_config), model_config.unet_config["dtype"], mapped)
-    report_dequantized(checkpoint, kept_in(model_config), model_config.unet_config["dtype"])
+def _base_model(checkpoint: Checkpoint, model_config, mapped: bool, packed: bool):
+    """The host's BaseModel of the family with our network in it.
+
+    `mapped`: weights stay mapped from the file where they can; `packed`: those of a GGUF file stay quantized.
+    """
+    dtype, kept = model_config.unet_config["dtype"], kept_in(model_config)
+    weights = checkpoint.state_dict(dtype, mapped, packed=True) if packed else read_weights(checkpoint, kept, dtype, mapped)
+    report_dequantized(checkpoint, kept, dtype)
     markers = {name: checkpoint.tensor(name).clone() for name in MARKERS if name in checkpoint.shapes}
     if SPREAD in checkpoint.names:  # from the file, not in fp8, of which PyTorch computes no spread
         markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
@@ -197,12 +220,13 @@ def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetMod
         dtype, model_config.manual_cast_dtype, fp8_optimizations=model_config.optimizations["fp8"],
         model_config=model_config,
     )
+    packed = any(isinstance(weight, PackedTensor) for weight in weights.values())
     operations = with_mixed_layers(operations) if kept_in(model_config) else with_quick_layers(operations)
     model = UNetModel(
         config, attn_precision=model_config.unet_config.get("attn_precision"),
-        operations=operations, dtype=dtype, device="meta",
+        operations=with_packed_layers(operations) if packed else operations, dtype=dtype, device="meta",
     )
-    model.load_state_dict(weights, assign=True)
+    load_packed(model, weights, dtype) if packed else model.load_state_dict(weights, assign=True)
     model.requires_grad_(False).eval()
     if management.force_channels_last() and not config.temporal:  # 5-D weights have no such format
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such overload
