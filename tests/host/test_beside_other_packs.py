@@ -1,5 +1,7 @@
 """What other packs do to a MODEL or ask of its network: as on the host's own."""
 
+from functools import partial
+
 import pytest
 import torch
 from comfy.ldm.modules import attention
@@ -171,3 +173,35 @@ def test_layers_that_packs_replace_or_insert_run_as_in_the_hosts_network(sd1):
     ours, host = (sample(changed(model), *prompts(SMALL["sd1"])) for model in sd1)
     assert relative_error(ours, host) <= 1e-4
     assert relative_error(ours, sample(sd1.ours, *prompts(SMALL["sd1"]))) > 1e-2
+
+
+def test_a_layer_whose_forward_a_pack_replaced_is_called_with_the_hosts_arguments(pack, tmp_path):
+    """As RAUNet: the forward of Downsample and Upsample, through the object patch that restores it."""
+    def changed(model):
+        def half(x):
+            return down.op(x) * 0.5
+
+        def quick(x, output_shape=None):
+            return up.conv(torch.nn.functional.interpolate(x, output_shape[2:4], mode="bilinear"))
+
+        def louder(x, emb, before):
+            return before(x, emb) * 1.2
+
+        model = model.clone()
+        network, down, up = model.model.diffusion_model, *ends_of(model)
+        for name, layer in network.named_modules():
+            if layer is down or layer is up:
+                model.add_object_patch(f"diffusion_model.{name}.forward", half if layer is down else quick)
+        first = network.input_blocks[1][0]
+        model.add_object_patch("diffusion_model.input_blocks.1.0.forward", partial(louder, before=first.forward))
+        return sample(model, *prompts(SMALL["sd1"]))
+
+    def ends_of(model):
+        layers = list(model.model.diffusion_model.modules())
+        return (next(x for x in layers if isinstance(x, kind)) for kind in (openaimodel.Downsample, openaimodel.Upsample))
+
+    pair = Pair(pack, tmp_path, "sd1")
+    plain = sample(pair.ours, *prompts(SMALL["sd1"]))
+    ours, host = map(changed, pair)
+    assert relative_error(ours, host) <= 1e-4 and relative_error(ours, plain) > 1e-2
+    assert torch.equal(sample(pair.ours, *prompts(SMALL["sd1"])), plain)

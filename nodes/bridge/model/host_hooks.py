@@ -6,6 +6,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules import openaimodel
 
 from ....unet import Hooks
+from ....unet.hooks import Layer
 from ....unet.transformer import (
     BasicTransformerBlock,
     CrossAttention,
@@ -178,22 +179,24 @@ class HostHooks(AttentionHooks):
 
     def layer(self, layer, x, call):
         if isinstance(layer, openaimodel.TimestepEmbedSequential):
-            return self._whole_block(layer, x, call)
+            return self._as_the_host(layer, x, call)
         for kind, patch in self.patches.get("forward_timestep_embed_patch", ()):
             if isinstance(layer, kind):
                 return patch(
                     layer, x, call.emb, call.context, self.options, call.next_skip,
                     call.time_context, call.num_frames, self.asked["image_only_indicator"],
                 )
+        if isinstance(layer, Layer) and "forward" in vars(layer):  # a pack's, with the host's arguments (RAUNet)
+            return self._as_the_host((layer,), x, call)
         x = super().layer(layer, x, call)
         if isinstance(layer, SpatialTransformer):
             self.options["transformer_index"] += 1
         return x
 
-    def _whole_block(self, block, x, call):
-        """A block by the host's function, which a pack has replaced (reference ControlNets of Advanced-ControlNet)."""
+    def _as_the_host(self, layers, x, call):
+        """Layers, or a block, by the host's function, which a pack may have replaced (reference ControlNets)."""
         return openaimodel.forward_timestep_embed(
-            block, x, call.emb, call.context, self.options, call.next_skip,
+            layers, x, call.emb, call.context, self.options, call.next_skip,
             time_context=call.time_context, num_video_frames=call.num_frames,
             image_only_indicator=self.asked["image_only_indicator"],
         )
