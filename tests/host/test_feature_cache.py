@@ -344,13 +344,13 @@ def test_a_call_repeated_in_smaller_chunks_counts_once(pairs, cached, said, pack
     block, failed = network.output_blocks[-1][0], []
     forward = type(block).forward
 
-    def once(x, call, *more):
-        if call.budget == 2**25:
+    def once(layer, x, call, *more):
+        if layer is block and call.budget == 2**25:
             failed.append(call.budget)
             raise torch.OutOfMemoryError("out of memory (raised by the test)")
-        return forward(block, x, call, *more)
+        return forward(layer, x, call, *more)
 
-    monkeypatch.setattr(block, "forward", once)
+    monkeypatch.setattr(type(block), "forward", once)  # of the class: one of the layer's own would be called as the host calls it
     made = sample(cached(pairs("svd").ours), *prompts(SMALL["svd"]), **options)
     assert failed and relative_error(made, expected) <= 1e-5
     assert said()[0] == said()[1]
