@@ -105,6 +105,7 @@ def lora(config, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_our_samplers_video_steps_run_in_one_graph(models, compiled, node):
     both, config = models("svd")
 
@@ -117,6 +118,7 @@ def test_our_samplers_video_steps_run_in_one_graph(models, compiled, node):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_residuals_another_lora_and_another_size_make_no_more_graphs_than_with_the_hosts_network(models, compiled):
     """A LoRA is changed in place between the runs."""
     both, config = models("sd1")
