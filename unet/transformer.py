@@ -1,5 +1,7 @@
 """The transformers of the UNet: attention over the pixels of a frame, and over the frames of a pixel."""
 
+from typing import TypeGuard, TypeVar
+
 import torch
 from torch import nn
 
@@ -8,6 +10,8 @@ from .chunks import by_rows, spans
 from .fused_linear import added, gated, may_bypass
 from .hooks import Call, Hooks, Layer, is_watched
 from .layers import GROUPS, AlphaBlender, timestep_embedding
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class GEGLU(nn.Module):
@@ -112,14 +116,16 @@ def _altered(norm: nn.Module, attn: nn.Module) -> bool:
     return not is_own(attn, CrossAttention) or any(map(is_watched, (norm, *attn.modules())))
 
 
-def is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_own(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
     """Whether a call of the module runs the `forward` of this class of ours, or of what a host derives from it, and no more."""
     return isinstance(module, kind) and not is_watched(module)
 
 
 def runs_whole(block: nn.Module) -> bool:
     """Whether a transformer block, or one of its attentions, runs other code than ours, which may count on the whole batch."""
-    return not (is_own(block, BasicTransformerBlock) and all(is_own(attn, CrossAttention) for attn in (block.attn1, block.attn2)))
+    if not is_own(block, BasicTransformerBlock):
+        return True
+    return not (is_own(block.attn1, CrossAttention) and is_own(block.attn2, CrossAttention))
 
 
 def repeated(context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
