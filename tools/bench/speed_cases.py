@@ -54,7 +54,7 @@ def make_networks(pack: Callable, family: str, settings) -> Networks:
             weights[key] = weights[key].float()
     opened = SimpleNamespace(  # what our loader asks of an open file
         path=Path(f"{name} in memory"), stamps={}, schedule=None, config=config, family=ROWS[name], names={}, shapes={},
-        metadata={}, quantized={}, state_dict=lambda *args, **kwargs: weights,
+        metadata={}, quantized={}, quantization={}, dtype=lambda: dtype, parameters=0, state_dict=lambda *args, **kwargs: weights,
     )
     model = pack("nodes.bridge.model.unet_loader").load_checkpoint(opened, {"dtype": dtype}).model
     ours = model.diffusion_model.to(settings.device)
