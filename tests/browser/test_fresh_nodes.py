@@ -8,7 +8,7 @@ FRESH = """() => {
     types.forEach((type, index) => {
         const node = LiteGraph.createNode(type)
         app.graph.add(node)
-        node.pos = [400 * index, 0]
+        node.pos = [400 * (index % 12), 1300 * Math.floor(index / 12)] // two rows: all in view
     })
     app.canvas.ds.scale = 0.25 // all in view: what is not seen is not measured
     app.canvas.ds.offset = [300, 800]
