@@ -4,6 +4,7 @@ import pytest
 
 FRESH = """() => {
     app.graph.clear()
+    app.graph.last_node_id = 1000 // the page keeps sizes by id, and other tests had nodes under the first ones
     const types = Object.keys(LiteGraph.registered_node_types).filter((type) => type.startsWith('TemporalUNet'))
     types.forEach((type, index) => {
         const node = LiteGraph.createNode(type)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.families import TINY, random_weights
+from support.families import TINY, in_diffusers_layout, random_weights
 from support.oracle import ROWS, SMALL, host_model
 from unet.weights.diffusers_names import diffusers_layers
 
@@ -39,9 +39,7 @@ def folder():
         path = models / name
         made.append(path)
         (path / "unet").mkdir(parents=True)
-        layers = diffusers_layers(config)
-        tensors = {f"{layers[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in weights.items()}
-        save_file(tensors, path / "unet" / "diffusion_pytorch_model.safetensors")
+        save_file(in_diffusers_layout(config, weights), path / "unet" / "diffusion_pytorch_model.safetensors")
         widths = config.level_channels
         (path / "unet" / "config.json").write_text(json.dumps({
             "_class_name": "UNet2DConditionModel", "block_out_channels": widths, "in_channels": config.in_channels,

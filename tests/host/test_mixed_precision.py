@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from support import small
+from support.dynamic_path import staged
 from support.families import PREFIX, relative_error
 from support.oracle import CPU, ROWS, SMALL, host_model, prompts, run_node, sample
 from support.quantized import SPELLINGS, bytes_of, linear, quantize, write_quantized
@@ -219,22 +220,6 @@ def test_hooks_patch_weights_and_take_their_patches_back(load):
         model.apply_hooks(None)
         assert f"{LAYER}.weight" in kept(network)
         assert all(torch.equal(weight, plain[name]) for name, weight in values(network).items())
-
-
-def staged(monkeypatch, module, key, patches):
-    """The layer as `ModelPatcherDynamic.load` leaves it, with plain memory for what aimdo would reserve on a card."""
-    import comfy_aimdo.model_vbar
-    import comfy_aimdo.torch
-
-    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_fault", lambda memory: 1)
-    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbar_signature_compare", lambda found, kept: found == kept)
-    monkeypatch.setattr(comfy_aimdo.torch, "aimdo_to_tensor", lambda memory, device: memory)
-    monkeypatch.setattr(comfy.cli_args.args, "disable_pinned_memory", True)  # an option of the host's
-    module.comfy_cast_weights, module.seed_key, module._v_signature = True, key, None
-    module._pin_state, module.pin_failed = None, False
-    module.weight_lowvram_function = comfy.model_patcher.LowVramPatch(f"{key}.weight", patches)
-    module.weight_function, module.bias_lowvram_function, module.bias_function = [], None, []
-    module._v = torch.zeros(comfy.memory_management.vram_aligned_size([module.weight, module.bias]), dtype=torch.uint8)
 
 
 def test_a_lora_acts_exactly_on_each_call_of_the_dynamic_path_by_the_hosts_functions_on_a_cpu(load, monkeypatch):

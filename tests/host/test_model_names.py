@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.families import random_weights, write_unet
+from support.families import in_diffusers_layout, random_weights, write_unet
 from support.oracle import SMALL
-from unet.weights.diffusers_names import diffusers_layers
 
 SDCPP = Path(__file__).resolve().parents[1] / "support" / "sdcpp"
 
@@ -101,9 +100,7 @@ def parts():
         (unet / "config.json").write_text("{}")
         (roots[0] / "net.gguf").write_bytes((SDCPP / "sd1_mixed.gguf").read_bytes())
         shutil.copy(roots[0] / "net-00001-of-00002.safetensors", roots[2] / "text.safetensors")
-        layers = diffusers_layers(SMALL["sd1"])
-        named = {f"{layers[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value for name, value in weights.items()}
-        save_file(named, unet / "diffusion_pytorch_model.safetensors")
+        save_file(in_diffusers_layout(SMALL["sd1"], weights), unet / "diffusion_pytorch_model.safetensors")
         folder_paths.filename_list_cache.clear()
 
     yield write
@@ -112,7 +109,7 @@ def parts():
     folder_paths.filename_list_cache.clear()
 
 
-def test_what_the_host_does_not_list_is_offered_by_our_loaders_alone_and_each_model_once(node, parts):
+def test_parts_and_folders_are_offered_once_and_load_and_so_does_a_part_of_an_old_workflow(node, parts):
     weights = random_weights(SMALL["sd1"])
     parts(weights)
     unets = node("TemporalUNetLoader").define_schema().inputs[0].options
@@ -123,8 +120,6 @@ def test_what_the_host_does_not_list_is_offered_by_our_loaders_alone_and_each_mo
     }
     checkpoints = node("TemporalUNetCheckpointLoader").define_schema().inputs[0].options
     assert [name for name in checkpoints if "many" in name] == ["many/bare-00001-of-00002.safetensors"]
-    hosts = node("UNETLoader").INPUT_TYPES()["required"]["unet_name"][0]
-    assert not [name for name in hosts if name.endswith((".gguf", ".json"))]
     for name in sorted(added - {"many/net.gguf"}):
         assert torch.equal(first_bias(node, name), weights["time_embed.0.bias"]), name
     part = "many/net-00002-of-00002.safetensors"  # as workflows of before may name it

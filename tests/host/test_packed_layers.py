@@ -30,7 +30,7 @@ def packed(pack):
         layer = getattr(layers.with_packed_layers(operations), name)
         model = torch.nn.Module()
         model.layer = layer(shape[1], shape[0], *[shape[2:]][: len(shape) > 2], device="meta")
-        layers.load_packed(model, {"layer.weight": weight, "layer.bias": torch.zeros(shape[0])}, torch.float32)
+        layers.load_weights(model, {"layer.weight": weight, "layer.bias": torch.zeros(shape[0])}, torch.float32)
         model.requires_grad_(False)
         model.model_lowvram, model.lowvram_patch_counter, model.model_loaded_weight_memory = False, 0, 0
         model.model_offload_buffer_memory, model.current_weight_patches_uuid = 0, None

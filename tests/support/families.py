@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from unet import UNetConfig, UNetModel
+from unet.weights.diffusers_names import diffusers_layers
 
 PREFIX = "model.diffusion_model."
 
@@ -98,6 +99,13 @@ def write_unet(path, config: UNetConfig, *, seed: int = 0, dtype=torch.float32, 
     weights = random_weights(config, seed, dtype)
     save_file({**{prefix + name: value for name, value in weights.items()}, **(beside or {})}, path, metadata)
     return weights
+
+
+def in_diffusers_layout(config: UNetConfig, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of such a UNet, scales too, under the names of diffusers' layout."""
+    layers = diffusers_layers(config)
+    split = {name: name.rpartition(".") for name in weights}
+    return {f"{layers[layer]}.{parameter}": weights[name] for name, (layer, _, parameter) in split.items()}
 
 
 def inputs(config: UNetConfig, *, frames: int = 1, batch: int = 1, size=(8, 8), seed: int = 1) -> dict:

@@ -94,19 +94,17 @@ def test_quantized_weights_come_packed_or_dequantized_and_norms_always_dequantiz
     assert norms and not packed.keys() & set(norms)
 
 
-def test_a_file_says_how_it_is_quantized_and_how_many_bytes_it_takes(video):
+def test_a_file_says_how_it_is_quantized(video):
     checkpoint = open_checkpoint(video)
     tensors = gguf.GGUFReader(video).tensors
     assert checkpoint.quantization == {"Q4_0": sum(found.tensor_type.name == "Q4_0" for found in tensors)}
-    assert checkpoint.stored_bytes == sum(found.n_bytes for found in tensors)
     assert checkpoint.dtype() == torch.float16  # of what is not quantized
 
 
 def test_a_plain_file_is_not_quantized(tmp_path):
-    weights = write_unet(tmp_path / "a.safetensors", small.SD, dtype=torch.float16, metadata={HEADS: "16"})
+    write_unet(tmp_path / "a.safetensors", small.SD, dtype=torch.float16, metadata={HEADS: "16"})
     checkpoint = open_checkpoint(tmp_path / "a.safetensors")
     assert (checkpoint.quantization, checkpoint.dialect) == ({}, None)
-    assert checkpoint.stored_bytes == sum(weight.nbytes for weight in weights.values())
 
 
 SPELLINGS = {

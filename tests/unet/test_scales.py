@@ -9,10 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from support import small
-from support.families import PREFIX, inputs, random_weights
+from support.families import PREFIX, in_diffusers_layout, inputs, random_weights
 from support.quantized import SPELLINGS, bytes_of, fp8, linear, quantize, write_quantized
 from unet import UNetFileError, UNetModel, load_unet, open_checkpoint
-from unet.weights.diffusers_names import diffusers_layers
 from unet.weights.files import open_file, shapes_and_dtypes_of
 from unet.weights.scales import check_quantized, dequantized, find_quantized, network_shapes
 
@@ -219,8 +218,6 @@ def test_a_network_with_four_bit_weights_is_read(path):
 
 def test_scales_move_with_their_layer_under_the_names_of_diffusers(path):
     file, _, plain = quantize(CONFIG, "comfy_quant")
-    layers = diffusers_layers(CONFIG)
-    parts = {name: name.rpartition(".") for name in file}
-    save_file({f"{layers[layer]}.{kind}": file[name] for name, (layer, _, kind) in parts.items()}, path, HEADS)
+    save_file(in_diffusers_layout(CONFIG, file), path, HEADS)
     checkpoint = open_checkpoint(path)
     assert checkpoint.unexpected == [] and is_plain(checkpoint.state_dict(), plain)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.families import TINY, random_weights
+from support.families import TINY, in_diffusers_layout, random_weights
 from unet import UNetFileError, open_checkpoint
-from unet.weights.diffusers_names import diffusers_layers
 
 NAME = "sd1_tiny"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -17,9 +16,7 @@ PARTS = [f"diffusion_pytorch_model-0000{index}-of-00002.safetensors" for index i
 
 
 def in_diffusers(name=NAME) -> dict[str, torch.Tensor]:
-    layers = diffusers_layers(TINY[name])
-    split = {key.rpartition("."): value for key, value in random_weights(TINY[name]).items()}
-    return {f"{layers[layer]}.{parameter}": value for (layer, _, parameter), value in split.items()}
+    return in_diffusers_layout(TINY[name], random_weights(TINY[name]))
 
 
 def halves(tensors):

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from support.families import FULL, PREFIX
+from support.families import FULL, PREFIX, in_diffusers_layout
 from support.quantized import linear, quantize
-from unet.weights.diffusers_names import diffusers_layers
 
 Weights = dict[str, torch.Tensor]
 Written = tuple[Path, Weights]  # what to load, and the weights that it stands for
@@ -72,18 +71,9 @@ def parts(folder: Path, weights: Weights, stem="model", index=True, missing=Fals
     return first, weights
 
 
-def diffusers_named(config, weights: Weights) -> Weights:
-    layers = diffusers_layers(config)
-    named = {}
-    for name, tensor in weights.items():
-        layer, _, parameter = name.rpartition(".")
-        named[f"{layers[layer]}.{parameter}"] = tensor.contiguous()
-    return named
-
-
 def diffusers(folder: Path, weights: Weights, config, how="file", heads=None) -> Written:
     """One file, a folder of a whole pipeline, or parts with an index."""
-    tensors = diffusers_named(config, weights)
+    tensors = in_diffusers_layout(config, weights)
     if how == "parts":
         return parts(folder, tensors, "diffusion_pytorch_model")[0], weights
     unet = folder / "pipeline" / "unet" if how == "folder" else folder

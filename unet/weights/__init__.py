@@ -1,11 +1,15 @@
 """Reading weights from files and writing them; the networks import nothing from here.
 
-`checkpoint.py` opens a file and reads a network out of it, every key accounted for: start there. `kinds.py` says what is in a file
+`checkpoint.py` opens a file and accounts for every key of the network in it: start there; `network_file.py` is what it gives, and
+reads the tensors. `kinds.py` says what is in a file
 by its names alone, `detect.py` detects which UNet it is, `diffusers_names.py` maps the names of diffusers' layout,
 `diffusers_folder.py` reads what stands next to the weights in its folders, `controlnet_file.py` and `controlnext_file.py` read the
 nets that steer a UNet. `files.py` opens safetensors, `pickles.py` pickled files after `pickle_check.py` has looked through them,
 `shards.py` sets of several files, `on_disk.py` is what these need, `errors.py` the one error. `residual_file.py` stores a
 ControlNet's residuals.
+
+Weights with scales of their own: `scales.py`, of which `four_bit.py` is bitsandbytes' kind. `markers.py` names the tensors that say
+how a network was trained.
 
 LoRA: `lora_file.py` opens such a file and sorts its keys by layers, `lora_shapes.py` says whether they fit a weight.
 

@@ -120,21 +120,24 @@ def _parts(down: list[_Block], up: list[_Block]) -> Pairs:
     yield from MIDDLE
     place = 1
     for level, block in enumerate(down):
-        for index in range(len(block.residuals)):
-            yield f"input_blocks.{place}.0", f"down_blocks.{level}.resnets.{index}"
-            yield f"input_blocks.{place}.1", f"down_blocks.{level}.attentions.{index}"
-            place += 1
+        yield from _inside("input_blocks", place, f"down_blocks.{level}", block)
+        place += len(block.residuals)
         if block.resamples:
             yield f"input_blocks.{place}.0.op", f"down_blocks.{level}.downsamplers.0.conv"
             place += 1
     place = 0
     for level, block in enumerate(up):
-        for index in range(len(block.residuals)):
-            yield f"output_blocks.{place}.0", f"up_blocks.{level}.resnets.{index}"
-            yield f"output_blocks.{place}.1", f"up_blocks.{level}.attentions.{index}"
-            place += 1
+        yield from _inside("output_blocks", place, f"up_blocks.{level}", block)
+        place += len(block.residuals)
         if block.resamples:
             yield f"output_blocks.{place - 1}.{1 + block.attends}.conv", f"up_blocks.{level}.upsamplers.0.conv"
+
+
+def _inside(own: str, place: int, theirs: str, block: _Block) -> Pairs:
+    """The residual blocks of a level, the first of which is at `place`, and the transformers after them."""
+    for index in range(len(block.residuals)):
+        yield f"{own}.{place + index}.0", f"{theirs}.resnets.{index}"
+        yield f"{own}.{place + index}.1", f"{theirs}.attentions.{index}"
 
 
 def _swap_inside(rest: str, pairs: Pairs) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UNetFileError, shorten
-from .ggml_types import TYPES, is_quantized
+from .ggml_types import is_quantized
 from .gguf_file import GGUFFile
 from .gguf_header import MAGIC
 from .on_disk import DTYPES, no_model, open_regular
@@ -79,12 +79,6 @@ def main_dtype(file, shapes: Mapping[str, tuple[int, ...]]) -> torch.dtype:
         dtype = DTYPES.get(file.get_slice(name).get_dtype(), torch.float32)
         counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
     return max(counts, key=counts.__getitem__, default=torch.float32)
-
-
-def stored_size(tensor) -> int:
-    """The bytes that a tensor takes in its file; `tensor` is a slice of an open one."""
-    name, numel = tensor.get_dtype(), math.prod(tensor.get_shape())
-    return TYPES[name].size(numel) if name in TYPES else numel * DTYPES[name].itemsize if name in DTYPES else numel
 
 
 def is_mapped(file) -> bool:

@@ -2,7 +2,7 @@
 
 A LoRA changes the weights W of layers: by W + alpha / rank · up · down, or as one of its relatives does (LoHa, LoKr, GLoRA, OFT,
 plain differences). Of each key of such a file the end is the parameter, what stands before it the layer.
-Sources: the scripts of kohya-ss, LyCORIS, diffusers and PEFT, and what ComfyUI reads.
+Sources: the scripts of kohya-ss, LyCORIS, diffusers and PEFT.
 """
 
 import json
@@ -49,7 +49,7 @@ class LoRAFile:
     """An open file with a LoRA in it; its tensors are read when they are asked for."""
 
     path: Path
-    layers: dict[str, dict[str, str]]  # layer, without prefixes -> its parameters, in ComfyUI's spelling -> keys in the file
+    layers: dict[str, dict[str, str]]  # layer, without prefixes -> its parameters, as `PARAMETER` spells them -> keys in the file
     text_encoder: list[str]  # keys that are for a text encoder
     unknown: list[str]  # keys of no known parameter
     shapes: Mapping[str, tuple[int, ...]]
@@ -171,7 +171,7 @@ def twice(key: str, other: str) -> UNetFileError:
 
 
 def parameter_of(key: str) -> tuple[str, str] | None:
-    """(layer, parameter) that a key names, in ComfyUI's spelling; None where it names none."""
+    """(layer, parameter) that a key names, as `PARAMETER` spells it; None where it names none."""
     if found := PARAMETER.search(key):
         parameter = found[0][1:]
     elif found := DOWN_UP.search(key):

@@ -13,7 +13,7 @@ from ..controlnet import ControlNetConfig
 from ..controlnext import ControlNeXtConfig
 from .diffusers_folder import Schedule
 from .errors import UNetFileError
-from .files import is_mapped, main_dtype, stored_size
+from .files import is_mapped, main_dtype
 from .ggml_types import PackedTensor, is_quantized
 from .gguf_file import GGUFFile
 from .on_disk import Stamps, changed_in_place
@@ -62,12 +62,6 @@ class NetworkFile:
         """How many of the network's tensors are quantized without scales of their own, by type, the most first."""
         types = (self.dtypes[on_disk] for on_disk in self.names.values())
         return dict(Counter(filter(is_quantized, types)).most_common())
-
-    @property
-    def stored_bytes(self) -> int:
-        """The bytes that the network's tensors take in the file, scales with them."""
-        scales = (scale for found in self.quantized.values() for scale in found.scales.values())
-        return sum(stored_size(self.file.get_slice(on_disk)) for on_disk in (*self.names.values(), *scales))
 
     @property
     def dialect(self) -> str | None:

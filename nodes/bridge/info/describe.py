@@ -24,9 +24,7 @@ def describe(checkpoint: Checkpoint, model, parts: list[str] | None = None) -> s
     return text_of(lines if parts is None else lines + parts_lines(checkpoint, parts))
 
 
-def unet_lines(
-    checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozenset[str] = frozenset(), packed: bool = False
-) -> list[Line]:
+def unet_lines(checkpoint: Checkpoint, dtype, compute, memory: int, kept: frozenset[str], packed: bool) -> list[Line]:
     """Family, parameters, file and memory of a UNet.
 
     Its weights are, or will be, stored as `dtype` in `memory` bytes and cast to `compute` for computing, but the `kept` ones (with
@@ -49,7 +47,8 @@ def quantized_lines(checkpoint: Checkpoint, kept: frozenset[str], packed: bool) 
     """The formats of the weights that are quantized in the file: of those that stay so, and of those that do not."""
     if checkpoint.quantization:
         types = ", ".join(f"{kind} ({count})" for kind, count in checkpoint.quantization.items())
-        return [Line("quantized" if packed else "dequantized", {"types": types})]
+        lines = [Line("quantized" if packed else "dequantized", {"types": types})]
+        return lines if checkpoint.dialect is None else [*lines, Line("dialect", {"dialect": checkpoint.dialect})]
     groups = {"quantized": kept, "dequantized": frozenset(checkpoint.quantized) - kept}
     return [Line(key, {"types": counted(checkpoint, names)}) for key, names in groups.items() if names]
 

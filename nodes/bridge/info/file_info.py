@@ -72,7 +72,7 @@ def _about(checkpoint: Checkpoint, model_options: dict, clip: Clip) -> dict:
     dtype = config.unet_config["dtype"]
     compute = config.manual_cast_dtype or dtype
     kept = kept_in(config)
-    packed = stays_packed(checkpoint, model_options)
+    packed = stays_packed(checkpoint, model_options, config)
     weights = packed_bytes(checkpoint, dtype) if packed else weight_bytes(checkpoint, kept, dtype)
     info: dict[str, Any] = {
         "lines": [line.data() for line in unet_lines(checkpoint, dtype, compute, weights, kept, packed)],

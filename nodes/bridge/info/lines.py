@@ -9,6 +9,7 @@ TEMPLATES = {  # key -> English; locales/en/main.json has them as temporalUnet.i
     "parametersComputed": "{count} M parameters, {dtype}, computed in {compute}",
     "quantized": "kept quantized: {types}",
     "dequantized": "dequantized while loading: {types}",
+    "dialect": "GGUF, dialect {dialect}",
     "parametersInFile": "{count} M parameters, {dtype} in the file",
     "file": "{file}, {size}",
     "files": "{file}, {count} files, {size}",

@@ -83,7 +83,7 @@ def _load(checkpoint: Checkpoint, found: list[str]) -> Parts:
     }
     if has_safetensors_ending(checkpoint.path) and is_as_it_ends(checkpoint.path, checkpoint.file):
         _, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(str(checkpoint.path), **options)
-    else:  # the host would take it for one of another kind, or for a part alone
+    else:  # what the host would take for another kind, or a part, or unpickle
         tensors = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
         _, clip, vae, clip_vision = comfy.sd.load_state_dict_guess_config(tensors, metadata=checkpoint.metadata, **options)
     return Parts(clip, None if vae is None or vae.first_stage_model is None else vae, clip_vision)

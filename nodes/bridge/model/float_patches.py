@@ -11,6 +11,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import nn
 
+KEPT = issubclass(QuantizedTensor, torch.Tensor)  # without comfy-kitchen the host has an empty class of this name
+
 
 class PatchedInFloat(nn.Module):
     """Comes before a mixed-precision layer of the host; what it is given to patch are its weight's values (`convert_weight`)."""
@@ -36,7 +38,6 @@ class PatchedInFloat(nn.Module):
         if inplace_update:
             self.weight.layer = self
         return None
-
 
     @property
     def weight_lowvram_function(self):

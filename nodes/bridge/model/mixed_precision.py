@@ -14,9 +14,8 @@ from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
 from ....unet import Checkpoint, UNetFileError
 from ....unet.weights.scales import PLAIN, Quantized, can_dequantize, scale_bytes
-from .float_patches import PatchedInFloat
+from .float_patches import KEPT, PatchedInFloat
 
-KEPT = issubclass(QuantizedTensor, torch.Tensor)  # without comfy-kitchen the host has an empty class of this name
 KEPT_WEIGHTS = "temporal_unet.kept"  # in the host's `quant_config`: the weights that stay as they are stored
 NEWER = "ComfyUI 0.30.0"  # reads every format that we know
 

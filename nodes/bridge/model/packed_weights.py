@@ -17,8 +17,6 @@ from ....unet.weights.ggml_types import TYPES, PackedTensor, is_quantized
 from ....unet.weights.network_file import NetworkFile
 from .float_patches import PatchedInFloat
 
-KEPT = issubclass(QuantizedTensor, torch.Tensor)  # without comfy-kitchen the host has an empty class of this name
-
 
 class PackedLayer(PatchedInFloat):
     """Comes before a layer class of the host; a layer whose weight is plain, or has become plain by a patch, is that class."""
@@ -108,8 +106,8 @@ def with_packed_layers(operations):
     return Operations
 
 
-def load_packed(network: nn.Module, weights: dict[str, torch.Tensor | PackedTensor], dtype: torch.dtype) -> None:
-    """Puts weights into a network on the meta device as they are; what no layer of it holds packed is dequantized to `dtype`."""
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor | PackedTensor], dtype: torch.dtype) -> None:
+    """Puts weights into a network on the meta device as they are; packed ones that no layer holds are dequantized to `dtype`."""
     from .packed_layout import as_hosts
 
     for name, weight in weights.items():

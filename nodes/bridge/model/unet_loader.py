@@ -16,13 +16,12 @@ from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
 from ....unet.weights.errors import printable
-from ....unet.weights.ggml_types import PackedTensor
 from ....unet.weights.markers import MARKERS
-from .float_patches import saves_floats
+from .float_patches import KEPT, saves_floats
 from .host_operations import with_quick_layers
 from .host_unet import UNetModel
 from .mixed_precision import keep_weights, kept_in, kept_scale_bytes, read_weights, report_dequantized, with_mixed_layers
-from .packed_weights import KEPT, load_packed, with_packed_layers
+from .packed_weights import load_weights, with_packed_layers
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 
@@ -47,9 +46,10 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     model_options = model_options or {}
     device = management.get_torch_device()
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    mapped, packed = host_maps(patcher_class, device), stays_packed(checkpoint, model_options)
-    model = _base_model(checkpoint, choose_config(checkpoint, model_options), mapped, packed)
-    kept = kept_in(model.model_config)
+    model_config = choose_config(checkpoint, model_options)
+    mapped, packed = host_maps(patcher_class, device), stays_packed(checkpoint, model_options, model_config)
+    model = _base_model(checkpoint, model_config, mapped, packed)
+    kept = kept_in(model_config)
     size = management.module_size(model) + kept_scale_bytes(checkpoint, kept)
     patcher = patcher_class(model, load_device=device, offload_device=management.unet_offload_device(), size=size)
     if kept or packed:
@@ -129,15 +129,14 @@ def own_config(config: UNetConfig) -> dict:
     return out
 
 
-def stays_packed(checkpoint: Checkpoint, model_options: dict) -> bool:
-    """Are the file's GGUF weights kept as they are?
+def stays_packed(checkpoint: Checkpoint, model_options: dict, model_config) -> bool:
+    """Are the file's GGUF weights kept as they are? `model_config` is what `choose_config` gives.
 
     Not where a dtype was chosen, here or by an argument of the host's, or where the host is without comfy-kitchen: then they are
     dequantized as they are loaded.
     """
-    if not KEPT or not checkpoint.quantization or "dtype" in model_options:
-        return False
-    return choose_config(checkpoint, model_options).unet_config["dtype"].itemsize > 1
+    chosen = "dtype" in model_options or model_config.unet_config["dtype"].itemsize == 1
+    return KEPT and bool(checkpoint.quantization) and not chosen
 
 
 def choose_config(checkpoint: Checkpoint, model_options: dict):
@@ -194,7 +193,7 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool, packed: bool
         markers[SPREAD] = checkpoint.tensor(checkpoint.names[SPREAD]).float()
     if checkpoint.schedule is not None and checkpoint.schedule.edm:
         markers |= {name: torch.zeros(4) for name in ("edm_mean", "edm_std")}  # the host asks whether they are there
-    diffusion_model = _diffusion_model(checkpoint.config, model_config, weights)
+    diffusion_model = _diffusion_model(checkpoint.config, model_config, weights, packed)
     unet_config = model_config.unet_config
     unet_config["disable_unet_model_creation"] = True
     if checkpoint.config.temporal:
@@ -213,20 +212,19 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool, packed: bool
     return model.to(management.unet_offload_device())
 
 
-def _diffusion_model(config: UNetConfig, model_config, weights: dict) -> UNetModel:
+def _diffusion_model(config: UNetConfig, model_config, weights: dict, packed: bool) -> UNetModel:
     """Our network, built on the meta device: it takes these tensors as they are, so loading needs no second copy."""
     dtype = model_config.unet_config["dtype"]
     operations = comfy.ops.pick_operations(
         dtype, model_config.manual_cast_dtype, fp8_optimizations=model_config.optimizations["fp8"],
         model_config=model_config,
     )
-    packed = any(isinstance(weight, PackedTensor) for weight in weights.values())
     operations = with_mixed_layers(operations) if kept_in(model_config) else with_quick_layers(operations)
     model = UNetModel(
         config, attn_precision=model_config.unet_config.get("attn_precision"),
         operations=with_packed_layers(operations) if packed else operations, dtype=dtype, device="meta",
     )
-    load_packed(model, weights, dtype) if packed else model.load_state_dict(weights, assign=True)
+    load_weights(model, weights, dtype)
     model.requires_grad_(False).eval()
     if management.force_channels_last() and not config.temporal:  # 5-D weights have no such format
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such overload
