@@ -64,7 +64,6 @@ def test_each_spelling_of_each_layer_is_known(pack, name):
 @pytest.mark.one_host
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "svd", "koala_700m"])
 def test_the_names_are_those_of_diffusers_own_network(pack, name):
-    pytest.importorskip("diffusers")
     from support.diffusers_models import diffusers_network
 
     theirs = {key.removesuffix(".weight") for key, _ in diffusers_network(TINY[name]).named_parameters() if key.endswith(".weight")}

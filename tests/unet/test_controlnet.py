@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,6 @@ from unet import (
 )
 from unet.weights.controlnet_file import read_controlnet_config
 from unet.weights.diffusers_names import to_ldm
-
-diffusers = pytest.importorskip("diffusers")
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,8 @@ def test_the_feature_equals_the_published_formula(load, version, t):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_residual_blocks_are_diffusers(load, version):
     """The authors take ResnetBlock2D, Downsample2D and TimestepEmbedding from diffusers, with its defaults."""
-    resnet = pytest.importorskip("diffusers.models.resnet")
+    from diffusers.models import resnet
+
     weights = doubles(version)
     net = load(weights)
     emb = torch.randn(2, 256, dtype=torch.float64)

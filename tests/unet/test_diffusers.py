@@ -1,5 +1,6 @@
 """Our SVD network against diffusers' UNetSpatioTemporalConditionModel on the same weights."""
 
+import diffusers
 import pytest
 import torch
 
@@ -7,8 +8,6 @@ from support import formulas
 from support.diffusers_names import to_diffusers
 from support.families import TINY, inputs, random_weights, relative_error
 from unet import UNetModel
-
-diffusers = pytest.importorskip("diffusers")
 
 CONFIG = TINY["svd"]
 

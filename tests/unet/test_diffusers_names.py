@@ -6,8 +6,6 @@ from support.families import TINY
 from unet import UNetModel
 from unet.weights.diffusers_names import diffusers_layers, to_ldm
 
-pytest.importorskip("diffusers")
-
 
 def own_shapes(config):
     return {name: tuple(tensor.shape) for name, tensor in UNetModel(config, device="meta").state_dict().items()}
