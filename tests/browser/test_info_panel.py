@@ -367,15 +367,14 @@ def test_what_is_wired_to_another_family_is_said_in_red_and_nothing_where_it_fit
 @pytest.mark.slow
 @pytest.mark.parametrize("opened_editor", ["nodes2"], indirect=True)
 def test_panels_speak_the_language_of_the_editor_and_english_where_it_is_none_of_the_six(editor, panel):
-    choose = "(language) => app.extensionManager.setting.set('Comfy.Locale', language)"
     panel(LOADER).wait_for("weights included")
     try:
         for language, words in (("fr", "247,8 MiB"), ("zh", "权重"), ("ru", "247.8 MiB of your")):
-            editor.page.evaluate(choose, language)
+            editor.choose_language(language)
             reported = panel(LOADER).wait_for(words)
             assert reported.lines[0] == "Stable Video Diffusion"
     finally:
-        editor.page.evaluate(choose, "en")
+        editor.choose_language("en")
         panel(LOADER).wait_for("weights included")
 
 

@@ -138,6 +138,13 @@ class Editor:
             widget.callback?.(value)
         }""", [node_type, name, value])
 
+    def choose_language(self, language: str) -> None:
+        """Set the editor's language; back once the page speaks it: the host loads its texts meanwhile, and the last loaded stays."""
+        self.page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+        self.page.wait_for_function(
+            "(language) => document.getElementById('vue-app').__vue_app__.config.globalProperties.$i18n.locale === language",
+            arg=language)
+
     def run(self, values: dict[str, dict], preview_method: str = "default") -> str:
         """Set widgets (node type -> name -> value), queue the graph as the Run button does; the prompt's id.
 
