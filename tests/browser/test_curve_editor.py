@@ -369,6 +369,12 @@ class Promoted:
         return inputs["frame_strengths"]
 
 
+def wait_for_undo_step(page, text):
+    """The editor notes a step of undo some time after it was made; two that it notes together would be one step."""
+    page.wait_for_function(
+        "(text) => JSON.stringify(app.extensionManager.workflow.activeWorkflow.changeTracker.activeState).includes(text)", arg=text)
+
+
 @pytest.mark.slow
 def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becomes_its_text(promoted):
     promoted.text = "0:0.5, 0.25:1, 1:0"
@@ -377,13 +383,11 @@ def test_promoted_to_a_subgraph_its_text_is_drawn_inside_and_what_is_drawn_becom
     assert curve.line()[2] == pytest.approx(curve.at(0.25, 1), abs=0.6)
     curve.drag((1, 0), (0.75, 0.5))
     assert promoted.text == "0:0.5, 0.25:1, 0.75:0.5"
+    wait_for_undo_step(curve.page, promoted.text)
     assert curve.line()[-1] == pytest.approx(curve.at(1, 0.5), abs=0.6)
     curve.element.get_by_label("Triangle").click()
+    wait_for_undo_step(curve.page, promoted.text)
     assert promoted.text == promoted.sent == "0:0.5, 0.5:1, 1:0.5"
-    curve.page.wait_for_function(  # the editor notes a step of undo some time after it was made
-        "(text) => JSON.stringify(app.extensionManager.workflow.activeWorkflow.changeTracker.activeState).includes(text)",
-        arg=promoted.text,
-    )
     for keys, expected in (("Control+z", "0:0.5, 0.25:1, 0.75:0.5"), ("Control+z", "0:0.5, 0.25:1, 1:0")):
         press(curve, keys)
         curve.page.wait_for_function(f"""(text) => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState

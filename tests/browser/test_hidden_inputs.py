@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import time
 
 import pytest
 from playwright.sync_api import TimeoutError
@@ -46,6 +47,13 @@ def height(editor):
     return heights[-1]
 
 
+def check_height(editor, at_least, at_most):
+    """Within 20 s: on a very busy page two looks can agree before it is laid out."""
+    deadline = time.monotonic() + 20
+    while not at_least <= (found := height(editor)) <= at_most:
+        assert time.monotonic() < deadline, f"{at_least} <= {found} <= {at_most}"
+
+
 def saved_sampler(workflow):
     return next(node for node in workflow["nodes"] if node["type"] == SAMPLER)
 
@@ -55,13 +63,13 @@ def test_few_inputs_are_shown_and_the_nodes_height_follows(editor):
     editor.load_api(workflow(), "few")
     editor.look_at(SAMPLER)
     check_shown(editor)
-    first = height(editor)
+    without = height(editor)
     editor.set_widget(SAMPLER, "guidance", "curve")
     check_shown(editor, "guidance_curve")
-    tall = height(editor)
+    check_height(editor, without + 100, without + 1000)  # with the curve's editor
     editor.set_widget(SAMPLER, "guidance", "linear")
     check_shown(editor)
-    assert (again := height(editor)) <= min(first + 5, tall - 100), (first, tall, again)  # the curve's editor
+    check_height(editor, 0, without + 5)
 
 
 @pytest.mark.slow
