@@ -139,7 +139,7 @@ class Editor:
         }""", [node_type, name, value])
 
     def choose_language(self, language: str) -> None:
-        """Set the editor's language; back once the page speaks it: the host loads its texts meanwhile, and the last loaded stays."""
+        """Set the editor's language; back when the page speaks it: the host loads its texts meanwhile; the last loaded stays."""
         self.page.evaluate("(language) => app.extensionManager.setting.set('Comfy.Locale', language)", language)
         self.page.wait_for_function(
             "(language) => document.getElementById('vue-app').__vue_app__.config.globalProperties.$i18n.locale === language",
