@@ -121,6 +121,23 @@ def save(node, pack):
     return save
 
 
+@pytest.mark.parametrize("prefix, words", [
+    ("../a", "leads out of the output folder"), ("/tmp/a", "leads out of the output folder"),
+    ("link/a", "leads out of the output folder"), ("sub/../../a", "leads out of the output folder"),
+    ("%year%/../../a", "leads out of the output folder"), ("a\0b", "is not a name that a file can have"),
+    ("\ud800", "is not a name that a file can have"),
+])
+def test_a_prefix_that_leads_out_of_the_output_folder_is_refused(save, output_folder, tmp_path_factory, prefix, words):
+    outside = tmp_path_factory.mktemp("outside")
+    (output_folder / "link").symlink_to(outside)
+    with pytest.raises(ValueError) as error:
+        save(prefix)
+    message = str(error.value)
+    assert re.fullmatch(f"Save ControlNet Residuals: filename_prefix '.+' {words}. Name a place in the output folder.", message)
+    assert str(output_folder) not in message and message.isprintable()
+    assert list(outside.iterdir()) == [] and [path.name for path in output_folder.iterdir()] == ["link"]
+
+
 def no_space(folder):
     import resource
 

@@ -218,7 +218,7 @@ def test_a_fault_is_reported_by_the_node_that_meets_it(server, name):
     assert fault["node_type"] == node_type, fault["exception_message"]
     message = fault["exception_message"].strip()
     assert not [words for words in expected if not re.search(words, message)], message
-    assert len(message) < 1000 and "Traceback" not in message, message
+    assert len(message) < 1000 and "Traceback" not in message and str(server.base) not in message, message
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -228,4 +228,4 @@ def test_the_host_refuses_what_the_schema_rules_out(server, name):
         server.queue(prompt)
     assert not [words for words in expected if not re.search(words, str(refusal.value))], str(refusal.value)
     named_twice = " - (SVD Image to Video|SVD Temporal|Video Options|Apply|Load ControlNet)"
-    assert not re.search(f"{named_twice}|Exception when validating", str(refusal.value)), str(refusal.value)
+    assert not re.search(f"{named_twice}|Exception when validating|{server.base}", str(refusal.value)), str(refusal.value)

@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 import urllib.error
+import urllib.request
 from urllib.parse import urlencode
 
 import psutil
@@ -120,6 +121,47 @@ def test_a_bad_controlnet_is_reported_with_the_text_of_the_error(server, name):
 ])
 def test_a_file_that_the_node_does_not_list_is_not_described(server, route, name):
     assert status(server, route, name=name) == 404
+
+
+@pytest.mark.parametrize("name", [
+    "file:///etc/passwd", "C:\\Windows\\win.ini", "C:x.safetensors", "\\\\host\\share\\x.safetensors",
+    "\\\\?\\C:\\x", "..%2f..%2fetc%2fpasswd", "./untrained_svd.safetensors", "x/../untrained_svd.safetensors",
+    "UNTRAINED_SVD.safetensors", "untrained_svd.safetensors/", "untrained_svd.safetensors/.",
+    "checkpoints//untrained_svd.safetensors", ".", "checkpoints/",
+    "diffusers/../../vae/", "x" * 5000,
+])
+def test_a_name_in_another_form_than_the_node_lists_is_not_followed(server, name):
+    assert {status(server, route, name=name) for route in (CHECKPOINT, UNET, CONTROLNET)} == {404}
+
+
+def test_a_longer_question_is_refused_before_it_is_read(server):
+    assert status(server, UNET, name="x" * 10_000) == 400
+
+
+OWN, OTHER = "http://127.0.0.1:{port}", "http://other.example"
+
+
+@pytest.mark.parametrize("headers, expected", [
+    ({}, 200), ({"Origin": OWN}, 200), ({"Sec-Fetch-Site": "same-origin"}, 200), ({"Sec-Fetch-Site": "none"}, 200),
+    ({"Origin": "https://comfy.example", "Host": "Comfy.Example"}, 200),  # behind a proxy
+    ({"Origin": OTHER}, 403), ({"Origin": "null"}, 403), ({"Origin": ""}, 403),
+    ({"Origin": "http://127.0.0.1:1"}, 403), ({"Origin": "http://127.0.0.1"}, 403), ({"Origin": "http://localhost:{port}"}, 403),
+    ({"Origin": OTHER, "Host": "192.168.7.7:{port}"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
+    ({"Sec-Fetch-Site": "same-site", "Origin": OWN}, 403),
+])
+def test_only_pages_of_this_server_get_an_answer(server, headers, expected):
+    headers = {name: value.format(port=server.port) for name, value in headers.items()}
+    files = {CHECKPOINT: "miniature_svd.safetensors", f"/api{UNET}": "untrained_svd.safetensors", CONTROLNET: CONTROL}
+    for route, name in files.items():
+        request = urllib.request.Request(f"{server.url}{route}?name={name}", headers=headers)
+        try:
+            answer = urllib.request.urlopen(request)
+        except urllib.error.HTTPError as refusal:
+            answer = refusal
+        with answer:
+            assert answer.status == expected and "Access-Control-Allow-Origin" not in answer.headers
+            assert (b"lines" in answer.read()) == (expected == 200)
 
 
 @pytest.mark.parametrize("query", [

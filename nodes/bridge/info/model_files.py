@@ -137,22 +137,30 @@ def residuals_path(node: str, name: str) -> str:
         raise ValueError(f"{node}: residuals_name is {quoted(name)}, expected the name of a file.")
     kind = next((kind for kind in ("output", "temp") if name.endswith(f"[{kind}]")), "input")
     inside, _ = folder_paths.annotated_filepath(name)
+    try:
+        path = real_path_in(kind, inside)
+        if os.path.isfile(path):
+            return path
+        found = "is a folder, a device or a pipe, expected a file" if os.path.exists(path) else f"is not in the {kind} folder"
+    except ValueError as error:
+        found = str(error)
+    raise ValueError(f"{node}: {quoted(name)} {found}. Put the file itself into the {kind} folder, or choose another.")
+
+
+def real_path_in(kind: str, name: str) -> str:
+    """Where `name` lies in the host's input, output or temp folder (`kind`), links followed.
+
+    Raises ValueError, which says in words that follow the name what is wrong with it, where that is not in the folder, or can be
+    nowhere.
+    """
     folder = os.path.realpath(folder_paths.get_directory_by_type(kind))
     try:
-        path = os.path.realpath(os.path.join(folder, inside))
+        path = os.path.realpath(os.path.join(folder, name))
     except ValueError:  # it holds NUL, or half a character
-        path = None
-    if path is None:
-        found = "is not a name that a file can have"
-    elif not Path(path).is_relative_to(folder):
-        found = f"leads out of the {kind} folder"
-    elif not os.path.exists(path):
-        found = f"is not in the {kind} folder"
-    elif not os.path.isfile(path):
-        found = "is a folder, a device or a pipe, expected a file"
-    else:
-        return path
-    raise ValueError(f"{node}: {quoted(name)} {found}. Put the file itself into the {kind} folder, or choose another.")
+        raise ValueError("is not a name that a file can have") from None
+    if not Path(path).is_relative_to(folder):
+        raise ValueError(f"leads out of the {kind} folder")
+    return path
 
 
 def quoted(name) -> str:

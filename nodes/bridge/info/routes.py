@@ -6,8 +6,11 @@
 
 They answer {"lines": [{key, values, text}, …], …} with what `unet_file_info` and `controlnet_file_info` say besides, `key` being
 one of `TEMPLATES` in lines.py; or {"error": text} with the message that a run would end with. Status 404: no such file is in the
-host's lists; 400: a parameter is out of range; 503: the disk does not answer. Only the file's header is read.
+host's lists; 400: a parameter is out of range; 403: a page of another site asks; 503: the disk does not answer. Only the file's
+header is read.
 """
+
+from functools import wraps
 
 from aiohttp import web
 
@@ -25,6 +28,7 @@ from .model_files import (
     valid_checkpoint_names,
     valid_unet_names,
 )
+from .origins import is_foreign
 
 CLIP = {  # parameter -> (default, least, most), in the order of Clip
     "width": (1024, 1, 16384), "height": (576, 1, 16384), "frames": (14, 1, 4096), "window_frames": (0, 0, 4096),
@@ -34,7 +38,17 @@ CLIP = {  # parameter -> (default, least, most), in the order of Clip
 def add_routes(routes: web.RouteTableDef) -> None:
     """Adds them to the host's `PromptServer.instance.routes`."""
     for answer in (checkpoint_info, unet_info, controlnet_info):
-        routes.get(f"/temporal_unet/{answer.__name__}")(answer)
+        routes.get(f"/temporal_unet/{answer.__name__}")(_for_own_pages(answer))
+
+
+def _for_own_pages(answer):
+    @wraps(answer)
+    async def asked(request: web.Request) -> web.Response:
+        if is_foreign(request):
+            return web.json_response({"error": "only pages of this server may ask"}, status=403)
+        return await answer(request)
+
+    return asked
 
 
 async def checkpoint_info(request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from ....unet import ControlResiduals, UNetFileError, write_residuals
 from ....unet.weights.network_writer import FilePlan, take_name, written_part
 from ....unet.weights.save_plan import GGUF, Wanted
 from ..model.saved_weights import SavedNetwork
-from .model_files import quoted
+from .model_files import quoted, real_path_in
 
 ENDINGS = {GGUF: ".gguf"}  # of safetensors: .safetensors
 
@@ -28,7 +29,7 @@ def save_residuals(node: str, residuals: ControlResiduals, prefix: str, metadata
     Raises ValueError, which names `node` and the prefix, where the disk or the system does not let it be written.
     """
     with _named(node, prefix):
-        folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        folder, name, number, subfolder = _place(node, prefix)
         whole = Path(folder) / f"{uuid4().hex}.part"
         try:
             write_residuals(whole, residuals, metadata)
@@ -46,7 +47,7 @@ def save_network(node: str, model, prefix: str, wanted: Wanted, metadata: Mappin
     with _named(node, prefix):
         saved = SavedNetwork(model, metadata)
         plan = FilePlan(saved.network, wanted)
-        folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        folder, name, number, subfolder = _place(node, prefix)
         bar = ProgressBar(plan.size)
 
         def written(size: int) -> None:
@@ -57,7 +58,7 @@ def save_network(node: str, model, prefix: str, wanted: Wanted, metadata: Mappin
             file = _take_free_name(part, name, number, ENDINGS.get(wanted.container, ".safetensors"))
     if plan.left_out:
         logging.warning("%s: %s is saved without %s, too long for a GGUF file.", node, file, ", ".join(plan.left_out))
-    logging.info("%s: %s, %.3f GB", node, Path(folder) / file, plan.size / 1e9)
+    logging.info("%s: %s, %.3f GB", node, Path(subfolder) / file, plan.size / 1e9)
     return file, subfolder
 
 
@@ -70,6 +71,20 @@ def file_metadata(hidden) -> dict[str, str]:
         return version
     texts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
     return version | {name: json.dumps(value) for name, value in texts.items()}
+
+
+def _place(node: str, prefix: str) -> tuple[str, str, int, str]:
+    """The folder, name, number and subfolder that the host gives a file that is saved under `prefix`.
+
+    Raises ValueError, which names `node`, where that leads out of the output folder: the host's own message tells where the folder
+    lies, and 0.16 follows links.
+    """
+    try:
+        real_path_in("output", f"{os.path.normpath(prefix)}_")
+    except ValueError as error:
+        raise ValueError(f"{node}: filename_prefix {quoted(prefix)} {error}. Name a place in the output folder.") from None
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return folder, name, number, subfolder
 
 
 @contextmanager
