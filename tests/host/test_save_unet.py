@@ -8,9 +8,11 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
+from gguf import GGUFReader, dequantize
 from safetensors import safe_open
 
 from support.families import random_weights, relative_error, write_unet
+from support.gguf_networks import write_gguf
 from support.oracle import ROWS, SMALL, Pair, host_model, prompts, run_node, sample
 
 SD = "sd2"
@@ -107,6 +109,38 @@ def test_a_model_of_the_hosts_own_loader_is_saved_with_its_patches(save, load):
     key = "middle_block.0.in_layers.2.weight"
     on_device = model.model.diffusion_model.state_dict()[key]  # where the host has patched it, for the sampling
     assert torch.equal(ours.model.diffusion_model.state_dict()[key], on_device) and not torch.equal(on_device, weights[key])
+
+
+def write_searched(path) -> dict[str, torch.Tensor]:
+    """A GGUF file whose scales are not what its values give, as programs write it that search for better ones; its values."""
+    values = write_gguf(path, SMALL["sd1_tiny"], "Q8_0")
+    for tensor in GGUFReader(path, "r+").tensors:
+        if tensor.tensor_type.name == "Q8_0":
+            tensor.data.reshape(-1, 34)[:, 2:].view("int8")[:] //= 3
+            dequantized = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+            values[tensor.name] = dequantized.reshape(values[tensor.name].shape)
+    return values
+
+
+def stored(path) -> dict[str, tuple[str, bytes]]:
+    """Format and bytes of every tensor in a GGUF file, by the public reader."""
+    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in GGUFReader(path).tensors}
+
+
+def test_gguf_weights_that_nothing_patches_are_saved_byte_for_byte(tmp_path, save, load):
+    """Also those that a LoRA of another MODEL is in on the device; of this MODEL's own LoRA the weight is quantized again."""
+    path, name = tmp_path / "a.gguf", "input_blocks.3.1.transformer_blocks.0.attn1.to_q.weight"
+    values = write_searched(path)
+    model = load(path)
+    patched = model.clone()
+    assert patched.add_patches({f"diffusion_model.{name}": ("diff", (torch.ones(64, 64),))})
+    management.load_models_gpu([patched])
+    source = {name: entry for name, entry in stored(path).items() if entry[0] == "Q8_0"}
+    saved, with_patch = (stored(save(each, "GGUF", "Q8_0")) for each in (model, patched))
+    assert len(source) > 50 and [name for name in source if saved[name] != source[name]] == []
+    assert [name for name in source if with_patch[name] != source[name]] == [name]
+    with safe_open(save(model, kind="fp32"), "pt") as file:
+        assert [name for name in source if not torch.equal(file.get_tensor(name), values[name])] == []
 
 
 MARKED = {  # tensors next to an SDXL -> those that are saved, and a setting that shows that they were read

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 
-from ....unet.weights.ggml_types import PackedTensor, dequantize
+from ....unet.weights.ggml_types import PackedTensor, dequantize, ggml_type
 
 LAYOUT = f"TemporalUNetGGUF {__name__}"  # of this copy of the pack: the host looks layouts up by name
 
@@ -47,3 +47,9 @@ def as_hosts(packed: PackedTensor, dtype: torch.dtype) -> QuantizedTensor:
     """A packed weight as a tensor that the host counts, moves and offloads by its bytes; it computes in `dtype`."""
     params = PackedParams(scale=torch.ones(()), orig_dtype=dtype, orig_shape=tuple(packed.shape), kind=packed.kind.name)
     return QuantizedTensor(packed.data, LAYOUT, params)
+
+
+def as_stored(weight: QuantizedTensor) -> PackedTensor | None:
+    """A weight of this layout as it was in the file; None of another kind of quantized tensor."""
+    params = weight.params
+    return PackedTensor(weight._qdata, ggml_type(params.kind), tuple(weight.shape)) if isinstance(params, PackedParams) else None

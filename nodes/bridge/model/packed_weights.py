@@ -78,6 +78,15 @@ def is_packed(network: nn.Module) -> bool:
     return any(isinstance(layer, PackedLayer) for layer in network.modules())
 
 
+def packed_values(weight: torch.Tensor) -> PackedTensor | None:
+    """A GGUF weight of such a layer as it was in the file, where it lies; None of any other weight."""
+    if not isinstance(weight, QuantizedTensor):
+        return None
+    from .packed_layout import as_stored
+
+    return as_stored(weight)
+
+
 def packed_bytes(checkpoint: NetworkFile, dtype: torch.dtype) -> int:
     """What the network's weights take in memory where those of more than one dimension stay packed, others being of `dtype`."""
     size = 0

@@ -1,6 +1,7 @@
 """A MODEL's network as it is to be saved: its weights with the patches (LoRA, merging) that the MODEL has, one by one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import comfy.lora
 import comfy.model_management as management
@@ -11,7 +12,9 @@ from comfy.model_patcher import get_key_weight
 from ....unet import detect
 from ....unet.weights.checkpoint import check_keys, expected_shapes
 from ....unet.weights.detect import HEAD_CHANNELS
+from ....unet.weights.ggml_types import PackedTensor
 from ....unet.weights.save_plan import Network, PlannedTensor, format_of
+from .packed_weights import packed_values
 from .trained_length import FRAMES_KEY
 
 NETWORK = "diffusion_model."
@@ -33,18 +36,31 @@ class SavedNetwork:
         expected = expected_shapes(config)
         check_keys({name: shapes[theirs] for name, theirs in names.items() if name in expected}, expected)
         self._names = {name: names[name] for name in expected}
-        formats = {name: format_of(parameters[theirs].dtype) for name, theirs in self._names.items()}
+        formats = {name: self._format(theirs) for name, theirs in self._names.items()}
         self.network = Network(expected, formats, self._markers, metadata)
 
-    def values(self, tensor: PlannedTensor) -> torch.Tensor:
-        """The values of a tensor of the file, on the CPU."""
+    def _format(self, theirs: str) -> str:
+        packed = packed_weight(self._patcher, NETWORK + theirs)
+        return packed.kind.name if packed else format_of(unpatched(self._patcher, NETWORK + theirs)[0].dtype)
+
+    def values(self, tensor: PlannedTensor) -> torch.Tensor | PackedTensor:
+        """The values of a tensor of the file, on the CPU; a GGUF weight that nothing patches comes as it is."""
         if tensor.name in self._markers:
             return self._markers[tensor.name]
-        return patched_weight(self._patcher, NETWORK + self._names[tensor.name])
+        key = NETWORK + self._names[tensor.name]
+        packed = packed_weight(self._patcher, key)
+        if packed is None:
+            return patched_weight(self._patcher, key)
+        return replace(packed, data=packed.data.cpu())
 
 
-def patched_weight(patcher, key: str) -> torch.Tensor:
-    """A weight with the MODEL's patches, on the CPU, in the dtype that the host patches in; it is not rounded to its own again.
+def packed_weight(patcher, key: str) -> PackedTensor | None:
+    """A GGUF weight that the MODEL has no patches for, where it lies; None where a weight is another."""
+    return None if patcher.patches.get(key) else packed_values(unpatched(patcher, key)[0])
+
+
+def unpatched(patcher, key: str):
+    """(a weight as it was loaded, the function of its layer that makes floats of it, or None).
 
     Where the weight on the device is patched already, perhaps by another MODEL, the host has kept the one that it was.
     """
@@ -53,6 +69,12 @@ def patched_weight(patcher, key: str) -> torch.Tensor:
         weight = patcher.backup[key].weight
     if key in patcher.hook_backup:
         weight = patcher.hook_backup[key][0]
+    return weight, convert
+
+
+def patched_weight(patcher, key: str) -> torch.Tensor:
+    """A weight with the MODEL's patches, on the CPU, in the dtype that the host patches in; it is not rounded to its own again."""
+    weight, convert = unpatched(patcher, key)
     patches = patcher.patches.get(key)
     if patches:
         device = patcher.load_device
