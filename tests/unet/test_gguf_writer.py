@@ -197,3 +197,24 @@ def test_an_error_midway_leaves_no_file_and_another_file_of_the_name_stays(tmp_p
         pass
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"another's"]
     assert counts == sorted(counts) and len(counts) == 20
+
+
+@pytest.mark.parametrize("wanted", [Wanted(GGUF, "Q8_0"), Wanted(SAFETENSORS, "fp8")])
+def test_a_file_that_reads_back_otherwise_than_it_was_written_is_refused(tmp_path, weights, wanted):
+    plan = FilePlan(network(weights), wanted)
+
+    def damage(done):
+        if done == plan.size:
+            [part] = tmp_path.iterdir()
+            with part.open("r+b") as file:
+                file.seek(len(plan.header) + 100)
+                byte = file.read(1)[0]
+                file.seek(-1, 1)
+                file.write(bytes([byte ^ 1]))
+
+    with (
+        pytest.raises(UNetFileError, match=f"^{plan.tensors[0].name} reads back from the disk otherwise"),
+        written_part(tmp_path, plan, lambda tensor: {**weights, **MARKERS}[tensor.name], damage),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,8 @@
-"""Writing a network's file, tensor by tensor: in memory is one at a time."""
+"""Writing a network's file, tensor by tensor, and reading it back: in memory is one at a time."""
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from uuid import uuid4
 import torch
 
 from .errors import UNetFileError
+from .files import open_any
 from .ggml_types import PackedTensor
+from .gguf_file import GGUFFile
 from .gguf_header import MOST_TEXT
 from .gguf_writer import gguf_header, padded
 from .save_plan import GGUF, Network, PlannedTensor, Wanted, kept_metadata, plan_tensors, safetensors_header
@@ -41,9 +44,10 @@ def written_part(
 ) -> Iterator[Path]:
     """A whole file of that plan in `folder` under a name of its own ending in `.part`; it is gone when this ends.
 
-    Whoever wants it gives it another name meanwhile (`take_name`). `values` gives those of a tensor, `written` is told the
-    bytes that are in the file after each. Raises UNetFileError where the disk has no room for it, before anything is written,
-    or where values do not fit their format; OSError where the system does not let it be written.
+    It has been read back, each tensor equal to what was written. Whoever wants it gives it another name meanwhile (`take_name`).
+    `values` gives those of a tensor, `written` is told the bytes that are in the file after each. Raises UNetFileError where the
+    disk has no room for it, before anything is written, where values do not fit their format, or where the file reads back
+    otherwise; OSError where the system does not let it be written.
     """
     free = shutil.disk_usage(folder).free
     if free < plan.size:
@@ -53,7 +57,7 @@ def written_part(
         )
     part = folder / f"{uuid4().hex}.part"
     try:
-        _write(part, plan, values, written)
+        _compare(part, plan, _write(part, plan, values, written))
         yield part
     finally:
         part.unlink(missing_ok=True)
@@ -65,12 +69,27 @@ def take_name(part: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def _write(part: Path, plan: FilePlan, values, written) -> None:
+def _write(part: Path, plan: FilePlan, values, written) -> list[int]:
+    """The checksum of each tensor."""
+    sums = []
     with part.open("xb") as file:
         file.write(plan.header)
         for tensor in plan.tensors:
-            data = tensor.encode(values(tensor))
-            file.write(data.numpy().data)
+            data = tensor.encode(values(tensor)).numpy().data
+            file.write(data)
+            sums.append(zlib.crc32(data))
             if plan.wanted.container == GGUF:
                 file.write(b"\0" * (padded(tensor.size) - tensor.size))
             written(file.tell())
+    return sums
+
+
+def _compare(part: Path, plan: FilePlan, sums: list[int]) -> None:
+    """Raises UNetFileError where the file, opened as any other, holds a tensor with another checksum."""
+    file = open_any(part)
+    for tensor, written in zip(plan.tensors, sums, strict=True):
+        found = file.get_packed(tensor.name).data if isinstance(file, GGUFFile) else file.get_tensor(tensor.name).reshape(-1)
+        if zlib.crc32(found.view(torch.uint8).numpy().data) != written:
+            raise UNetFileError(
+                f"{tensor.name} reads back from the disk otherwise than it was written. Check the disk, or save to another one."
+            )
