@@ -2,8 +2,8 @@
 """Set up, run, test and try the pack with a real ComfyUI: `python dev.py run`, `python dev.py test`, `python dev.py --help`.
 
 This file holds the commands. In `tools/`, environments.py makes environments and hosts, server.py runs a host, animate.py and
-progress.py make a video on it, rooms.py runs tests, processes.py whatever else, and renew_locks.py renews the lock files that
-environments are made from. Only the standard library is used.
+progress.py make a video on it, convert.py converts models, rooms.py runs tests, processes.py whatever else, and renew_locks.py
+renews the lock files that environments are made from. Only the standard library is used.
 """
 from __future__ import annotations
 
@@ -172,6 +172,10 @@ def command_tool(args: argparse.Namespace) -> None:
     sys.exit(run_tool(host, args.tools[args.what], *args.pytest_args))
 
 
+def command_convert(args: argparse.Namespace) -> None:
+    sys.exit(run_tool(host_for(args), "convert", args.source, args.target, args.type, args.dialect))
+
+
 def command_clean(args: argparse.Namespace) -> None:
     with locked():
         for name in MADE_IN_CACHE:
@@ -180,6 +184,11 @@ def command_clean(args: argparse.Namespace) -> None:
         (cache() / "lock").unlink()
         cache().rmdir()
     say(f"Removed what dev.py had made in {cache()}")
+
+
+def absolute(text: str) -> Path:
+    """A path of the command line that holds in other working folders, too."""
+    return Path(text).absolute()
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -209,6 +218,17 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
                      help="where the video goes (default: ./output)")
     for name, option in animate.OPTIONS.items():
         run.add_argument(f"--{name.replace('_', '-')}", type=option.parse, metavar="N", help=option.help())
+    convert = command("convert", command_convert, "Write the UNet of a model file as another file: of another type, or as GGUF.")
+    convert.add_argument("source", type=absolute, metavar="IN",
+                         help="any file that Load UNet reads: safetensors, .ckpt and the like, GGUF, an index of shards, or a "
+                         "folder of diffusers' layout; of a full checkpoint the UNet alone is converted, no VAE and text encoder")
+    convert.add_argument("target", type=absolute, metavar="OUT",
+                         help="the file to write, ending in .safetensors or .gguf; nothing is overwritten")
+    convert.add_argument("--type", required=True, metavar="TYPE",
+                         help="fp32, fp16, bf16; for safetensors also fp8; for GGUF also Q8_0, Q5_1, Q5_0, Q4_1, Q4_0")
+    convert.add_argument("--dialect", choices=("comfy", "sdcpp"), default="comfy",
+                         help="of GGUF: comfy (the default) quantizes convolutions too, for Load UNet and ComfyUI-GGUF; sdcpp "
+                         "leaves them in fp16, for stable-diffusion.cpp")
     test = command("test", command_test, "Run all tests; arguments after -- go to pytest.")
     test.add_argument("--quick", action="store_true", help="the newest ComfyUI alone, without the tests marked slow")
     serve = command("serve", command_serve, "Start the editor with the pack installed.")
