@@ -7,13 +7,16 @@ import comfy.model_management as management
 import folder_paths
 import pytest
 import torch
+from comfy.model_base import ModelType
 from comfy_api.latest import io
 from gguf import GGUFReader, dequantize
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from support.families import random_weights, relative_error, write_unet
+from support.families import in_diffusers_layout, random_weights, relative_error, write_unet
 from support.gguf_networks import write_gguf
 from support.oracle import ROWS, SMALL, Pair, host_model, prompts, run_node, sample
+from tools.convert import convert
 
 SD = "sd2"
 
@@ -167,6 +170,29 @@ def test_how_a_model_was_trained_is_detected_in_the_saved_file_again(pack, tmp_p
     assert pack("unet").open_checkpoint(path).unexpected == []
     ours, theirs = again.get_model_object("model_sampling"), model.get_model_object("model_sampling")
     assert ours.sigma_max == theirs.sigma_max and ours.sigma_min == theirs.sigma_min
+
+
+def test_v_prediction_of_an_sd_1_is_kept_in_its_file(tmp_path, save, load):
+    write_unet(tmp_path / "a.safetensors", SMALL["sd1_tiny"], beside={"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
+    model = load(tmp_path / "a.safetensors")
+    again = load(save(model, "GGUF", "Q8_0"))
+    assert again.model.model_type == model.model.model_type == ModelType.V_PREDICTION
+    assert again.model.model_sampling.zsnr is model.model.model_sampling.zsnr is True
+
+
+@pytest.mark.parametrize("wanted", [("GGUF", "Q5_0", "comfy"), ("GGUF", "Q8_0", "sdcpp"), ("safetensors", "fp8", "comfy")])
+def test_a_file_that_is_converted_without_the_host_is_the_same(tmp_path, save, load, wanted):
+    path, config = tmp_path / "a.safetensors", SMALL["sd1_tiny"]
+    weights = write_unet(path, config, dtype=torch.float16, beside={"v_pred": torch.tensor([])})
+    save_file(in_diffusers_layout(config, weights) | {"v_pred": torch.tensor([])}, tmp_path / "diffusers.safetensors")
+    saved, converted = save(load(path, torch.float16), *wanted), tmp_path / f"b{'.gguf' if wanted[0] == 'GGUF' else '.safetensors'}"
+    convert(tmp_path / "diffusers.safetensors", converted, *wanted[1:])
+    if wanted[0] == "GGUF":
+        assert list(stored(saved).items()) == list(stored(converted).items())
+    else:
+        ours, theirs = load_file(converted), load_file(saved)
+        assert list(ours) == list(theirs) and all(ours[name].dtype == theirs[name].dtype for name in ours)
+        assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in ours)
 
 
 def test_files_are_counted_and_none_is_overwritten(svd, save, output):

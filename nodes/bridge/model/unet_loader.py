@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
+from ....unet.weights.diffusers_folder import Schedule
 from ....unet.weights.errors import printable
 from ....unet.weights.markers import MARKERS
 from .float_patches import KEPT, saves_floats
@@ -158,9 +159,14 @@ def choose_config(checkpoint: Checkpoint, model_options: dict):
 
 
 def _as_trained(model: comfy.model_base.BaseModel, checkpoint: Checkpoint) -> None:
-    """Lets the model predict what the scheduler's config next to its weights says; markers in the file itself go before that."""
-    schedule = checkpoint.schedule
-    if schedule is None or model.model_type not in PREDICTIONS.values() or any(name in checkpoint.shapes for name in MARKERS):
+    """Lets the model predict what the scheduler's config next to its weights says; markers in the file itself go before that.
+
+    The host reads `v_pred` of SDXL alone, but writes it into what it saves of all models.
+    """
+    schedule, marked = checkpoint.schedule, [name for name in MARKERS if name in checkpoint.shapes]
+    if marked:
+        schedule = Schedule("v_prediction", "ztsnr" in marked, edm=False) if "v_pred" in marked else None
+    if schedule is None or model.model_type not in PREDICTIONS.values():
         return
     kind = PREDICTIONS.get(schedule.prediction)
     if kind is None:
