@@ -218,3 +218,16 @@ def test_a_file_that_reads_back_otherwise_than_it_was_written_is_refused(tmp_pat
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_is_taken_with_the_whole_file_or_not_at_all(tmp_path):
+    """Also where the process is killed between two system calls: a part that is gone stands for what it did not get to."""
+    part, target = tmp_path / "a.part", tmp_path / "a.gguf"
+    with pytest.raises(FileNotFoundError):
+        take_name(part, target)
+    assert not target.exists()
+    part.write_bytes(b"whole")
+    take_name(part, target)
+    assert target.read_bytes() == b"whole"
+    with pytest.raises(FileExistsError):
+        take_name(part, target)

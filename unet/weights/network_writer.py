@@ -64,9 +64,17 @@ def written_part(
 
 
 def take_name(part: Path, target: Path) -> None:
-    """Gives a written file its name; raises FileExistsError where another has it, whoever wrote that meanwhile."""
-    target.open("xb").close()  # one process alone can make it
-    os.replace(part, target)
+    """Gives a written file its name besides that of the part; raises FileExistsError where another has it, whoever wrote that.
+
+    The name never stands for less than the whole file, also where the process is killed meanwhile.
+    """
+    try:
+        os.link(part, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without hard links, such as exFAT: there the name stands for an empty file for an instant
+        target.open("xb").close()  # one process alone can make it
+        os.replace(part, target)
 
 
 def _write(part: Path, plan: FilePlan, values, written) -> list[int]:
