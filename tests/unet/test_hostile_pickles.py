@@ -118,6 +118,15 @@ ARCHIVES = {  # content -> message
 }
 
 
+def misplaced(content: bytes) -> bytes:
+    """The archive with a list of contents that is said to stand 999 bytes later, which puts its parts before the file."""
+    at = content.rindex(b"PK\5\6") + 16
+    return content[:at] + struct.pack("<I", struct.unpack_from("<I", content, at)[0] + 999) + content[at + 4:]
+
+
+ARCHIVES["parts before the file"] = (lambda: misplaced(archive(SMALL)), "it is (damaged or )?cut off")
+
+
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_that_pytorch_does_not_write_is_refused(name, tmp_path):
     make, words = ARCHIVES[name]

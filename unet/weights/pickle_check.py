@@ -53,7 +53,7 @@ def check_archive(opened: BinaryIO) -> None:
         raise Refused("it is a TorchScript archive, which holds a program")
     if any(part.compress_type != zipfile.ZIP_STORED for part in contents):
         raise Refused("its contents are compressed, which PyTorch never does")
-    if len(programs) != 1 or programs[0].file_size > MOST_BYTES:
+    if len(programs) != 1 or programs[0].file_size > MOST_BYTES or not 0 <= programs[0].header_offset < _size(file):
         raise Refused(CUT)
     _Walk(_stored(file, programs[0]), _size(file)).pickle()
 

@@ -103,7 +103,7 @@ export function valueAt(points, position) {
   const next = points.findIndex(([p]) => p > position)
   if (next <= 0) return points.at(next)[1] // before the first point (0), or from the last one on (-1)
   const [[p0, v0], [p1, v1]] = points.slice(next - 1, next + 1)
-  return ((v1 - v0) / (p1 - p0)) * (position - p0) + v0
+  return ((position - p0) / (p1 - p0)) * (v1 - v0) + v0 // a slope may be infinite
 }
 
 /** The curve at `count` evenly spaced positions from 0 to 1; a single one lies at 0. */
