@@ -13,6 +13,7 @@ import torch
 from ....unet import Checkpoint, open_checkpoint
 from ....unet.weights.errors import shorten
 from ....unet.weights.files import has_safetensors_ending, is_as_it_ends
+from ....unet.weights.ggml_types import is_quantized
 from ..node_names import LOAD_CHECKPOINT, LOAD_UNET, SVD_IMAGE_TO_VIDEO
 from .memory_budget import is_out_of_memory
 from .unet_loader import host_config
@@ -74,19 +75,65 @@ def load_parts(checkpoint: Checkpoint) -> Parts:
         ) from error
 
 
-def _load(checkpoint: Checkpoint, found: list[str]) -> Parts:
+def load_part(path: str, part: str, disable_dynamic: bool = False):
+    """The patcher of a part of the file `path`, made again for another device; of a VAE the host alone decides whether dynamic."""
+    return getattr(_load(open_checkpoint(path), [part], disable_dynamic), part).patcher
+
+
+def _load(checkpoint: Checkpoint, found: list[str], disable_dynamic: bool = False) -> Parts:
     if not host_knows(checkpoint):
-        return Parts(vae=_load_vae(checkpoint))
+        return Parts(vae=_made_again(_load_vae(checkpoint), checkpoint, VAE))
     options = {
         "output_model": False, "output_clip": CLIP in found, "output_vae": VAE in found, "output_clipvision": CLIP_VISION in found,
-        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"), "disable_dynamic": disable_dynamic,
     }
     if has_safetensors_ending(checkpoint.path) and is_as_it_ends(checkpoint.path, checkpoint.file):
         _, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(str(checkpoint.path), **options)
-    else:  # what the host would take for another kind, or a part, or unpickle
-        tensors = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
-        _, clip, vae, clip_vision = comfy.sd.load_state_dict_guess_config(tensors, metadata=checkpoint.metadata, **options)
-    return Parts(clip, None if vae is None or vae.first_stage_model is None else vae, clip_vision)
+        return Parts(clip, _usable(vae), clip_vision)
+    # What the host would take for another kind, or a part, or unpickle with all that is in it.
+    tensors = _unet_outline(checkpoint) | _tensors_beside(checkpoint)
+    _, clip, vae, clip_vision = comfy.sd.load_state_dict_guess_config(tensors, metadata=checkpoint.metadata, **options)
+    return Parts(_made_again(clip, checkpoint, CLIP), _made_again(_usable(vae), checkpoint, VAE), clip_vision)
+
+
+def _usable(vae):
+    """None in place of a VAE that the host could make nothing of."""
+    return None if vae is None or vae.first_stage_model is None else vae
+
+
+def _made_again(loaded, checkpoint: Checkpoint, part: str):
+    """Tells the host how to make a part's patcher again."""
+    if loaded is not None:
+        loaded.patcher.cached_patcher_init = (load_part, (str(checkpoint.path), part))
+    return loaded
+
+
+def _unet_outline(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The UNet's tensors without values, in the network's shapes: what the host detects it by."""
+    shapes = {on_disk: checkpoint.reshaped.get(name, checkpoint.shapes[on_disk]) for name, on_disk in checkpoint.names.items()}
+    return {on_disk: torch.empty(shape, dtype=torch.float16, device="meta") for on_disk, shape in shapes.items()}
+
+
+def _tensors_beside(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors of the other models, by their names in the file.
+
+    Kernels over frames, of which stable-diffusion.cpp writes the first two dimensions as one, have five again: a bias has as many
+    values as come out.
+    """
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(checkpoint.shapes)
+    tensors = {name: _read(checkpoint, name) for name in _others(checkpoint) if not name.startswith(prefix)}
+    if checkpoint.dialect == "sdcpp":
+        for name, tensor in tensors.items():
+            bias = tensors.get(name.removesuffix("weight") + "bias")
+            if tensor.ndim == 4 and bias is not None and len(tensor) > len(bias):
+                tensors[name] = tensor.unflatten(0, (len(bias), -1))
+    return tensors
+
+
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor by its name in the file. What a GGUF file has quantized is dequantized: matrices to fp16, as its scales are."""
+    tensor = checkpoint.tensor(name)
+    return tensor.half() if is_quantized(checkpoint.dtypes[name]) and tensor.ndim > 1 else tensor
 
 
 def lacking(checkpoint: Checkpoint, part: str) -> str:
@@ -106,18 +153,9 @@ def host_knows(checkpoint: Checkpoint) -> bool:
     )
 
 
-def load_vae_patcher(path: str, disable_dynamic: bool = False):
-    """The patcher of the VAE in the file `path`, made again for another device; the host alone decides whether it is dynamic."""
-    return _load_vae(open_checkpoint(path)).patcher
-
-
 def _load_vae(checkpoint: Checkpoint):
-    tensors = _vae_tensors(_hosts_config(checkpoint), {name: checkpoint.tensor(name) for name in _others(checkpoint)})
-    vae = comfy.sd.VAE(sd=tensors, metadata=checkpoint.metadata)
-    if vae.first_stage_model is None:
-        return None
-    vae.patcher.cached_patcher_init = (load_vae_patcher, (str(checkpoint.path),))
-    return vae
+    tensors = _vae_tensors(_hosts_config(checkpoint), _tensors_beside(checkpoint))
+    return _usable(comfy.sd.VAE(sd=tensors, metadata=checkpoint.metadata))
 
 
 def _vae_tensors(config, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
