@@ -82,6 +82,28 @@ def test_a_value_that_is_no_text_is_reported_and_kept_as_it_is(editor):
         assert curve.handles.count() == 2
 
 
+def test_a_name_that_is_too_long_to_ask_about_is_reported_without_asking(editor):
+    prompt = workflow()
+    [loader] = [node for node in prompt.values() if node["class_type"] == "TemporalUNetLoader"]
+    loader["inputs"]["unet_name"] = "x" * 100_000
+    editor.load_api(prompt, "hostile")
+    editor.look_at("TemporalUNetLoader")
+    editor.page.get_by_test_id("temporal-unet-info").filter(has_text="x… is not in models/diffusion_models").wait_for()
+
+
+def test_what_the_packs_scripts_ask_of_another_address_is_reported(editor):
+    """The test of what all tests here rely on: that no script of the pack asks anything but the server."""
+    editor.page.evaluate("""() => {
+        const script = document.createElement('script')
+        script.textContent = `fetch('http://127.0.0.1:9/').catch(() => {}) // stands for one of ours
+            //# sourceURL=${location.origin}/extensions/temporal-unet/js/stand_in.js`
+        document.head.append(script)
+    }""")
+    editor.page.wait_for_timeout(100)
+    assert any("'http://127.0.0.1:9/' violates" in problem for problem in editor.problems)
+    editor.problems.clear()
+
+
 def test_a_fault_of_the_curve_editor_does_not_keep_the_host_from_opening_the_workflow(editor):
     editor.load_api(workflow(), "hostile")
     editor.page.evaluate("""() => {

@@ -120,6 +120,7 @@ test('a name that the server does not know is shown as it is, with the folder th
   assert.deepEqual(values('../<b>x</b>'), { file: '../<b>x</b>', folder: 'models/diffusion_models' })
   assert.deepEqual(values('checkpoints/svd.safetensors'), { file: 'svd.safetensors', folder: 'models/checkpoints' })
   assert.deepEqual(values('checkpoints/a.pt', { '': 'controlnet' }), { file: 'checkpoints/a.pt', folder: 'models/controlnet' })
+  assert.equal(values('x'.repeat(2001)).file, `${'x'.repeat(1999)}…`)
   assert.deepEqual(noFile(FOLDERS).values, { folders: 'models/checkpoints, models/diffusion_models' })
 })
 

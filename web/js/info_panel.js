@@ -2,7 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { clipFor, known, linesOf, noFile, notListed, valueOf, windowFor } from './core/info.js'
+import { canAsk, clipFor, known, linesOf, noFile, notListed, valueOf, windowFor } from './core/info.js'
 import { controlWarnings, modelWarnings, warnedOfLacking } from './core/family_warnings.js'
 import { textOf } from './core/text.js'
 import { Growth } from './growth.js'
@@ -158,6 +158,7 @@ class InfoPanel {
 
   /** What the server says of the file `name`: also of one that the list does not offer, whose name was valid in older versions. */
   async fetch(url, name) {
+    if (!canAsk(url)) return { line: notListed(name, this.kind.folders) }
     try {
       const answer = await api.fetchApi(url)
       return answer.status === 404 ? { line: notListed(name, this.kind.folders) } : await answer.json()

@@ -93,6 +93,14 @@ function memoryLines({ bytes, frames, width, height, window }, device) {
   ]
 }
 
+const LONGEST_QUESTION = 8000 // characters: the server refuses a line of over 8,190 before it reads it
+const LONGEST_NAME = 2000 // characters that are shown
+
+/** Is the question one that the server takes? The name of no file makes it longer. */
+export function canAsk(url) {
+  return url.length <= LONGEST_QUESTION
+}
+
 const inModels = (folder) => `models/${folder}`
 
 /** The line where no file is chosen, as in an empty list; `folders`: beginning of a name -> the folder in models. */
@@ -104,6 +112,8 @@ export function noFile(folders) {
 /** The line about a file that the server does not know by this name. */
 export function notListed(name, folders) {
   const beginning = Object.keys(folders).find((beginning) => name.startsWith(beginning))
-  const values = { file: name.slice(beginning.length), folder: inModels(folders[beginning]) }
+  const file = name.slice(beginning.length)
+  const shown = file.length <= LONGEST_NAME ? file : `${file.slice(0, LONGEST_NAME - 1)}…`
+  const values = { file: shown, folder: inModels(folders[beginning]) }
   return { key: 'panel.notListed', values, warn: true }
 }
