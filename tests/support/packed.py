@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,24 @@ def comfy_node(command: str, folder: Path) -> str:
     return done.stdout
 
 
+def _not_ours():
+    """As shutil wants it: of the names in a folder those that git ignores."""
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    return shutil.ignore_patterns(".git", *(line.strip("/") for line in lines))
+
+
+def repository_files() -> Iterator[Path]:
+    """All files in the working tree that git does not ignore."""
+    ignored = _not_ours()
+    for folder, folders, names in os.walk(ROOT):
+        left_out = ignored(folder, [*folders, *names])
+        folders[:] = set(folders) - left_out
+        yield from (Path(folder, name) for name in set(names) - left_out)
+
+
 def copy_repository(folder: Path) -> Path:
     """`folder`, made a git repository of what is in the working tree and not ignored: comfy-cli packs what git tracks."""
-    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", *ignored))
+    shutil.copytree(ROOT, folder, ignore=_not_ours())
     for command in (["init", "--quiet"], ["add", "."]):
         subprocess.run(["git", "-c", "core.autocrlf=false", *command], cwd=folder, check=True)
     return folder
