@@ -232,6 +232,32 @@ def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read
         sample(model, *prompts(SMALL["svd"]), steps=1)
 
 
+@pytest.mark.parametrize("kind", ["scaled fp8", "GGUF"])
+def test_quantized_weights_stay_mapped_as_the_host_has_it_and_a_changed_file_is_refused(pack, tmp_path, monkeypatch, kind):
+    import comfy.utils
+
+    from support.gguf_networks import write_gguf
+    from support.oracle import SMALL, prompts, sample
+    from support.quantized import write_quantized
+
+    path = tmp_path / "quantized"
+    (write_gguf if kind == "GGUF" else write_quantized)(path, SMALL["svd"])
+    model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
+    assert mappings(path) > 0
+    change(path, "cut")
+    with pytest.raises(ValueError, match="quantized was written to after it was loaded"):
+        sample(model, *prompts(SMALL["svd"]), steps=1)
+    with pytest.raises(ValueError, match="quantized was written to after it was loaded"):
+        pack("nodes.bridge.model.saved_weights").SavedNetwork(model, {})
+    del model
+    gc.collect()
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
+    path.unlink()
+    (write_gguf if kind == "GGUF" else write_quantized)(path, SMALL["svd"])
+    copied = pack("nodes.bridge.model.unet_loader").load_model(str(path))
+    assert mappings(path) == 0 and copied.model_size() > 0
+
+
 def test_the_loader_node_reports_what_it_loaded(node, tmp_path):
     import folder_paths
 

@@ -69,7 +69,8 @@ class NetworkFile:
         return self.file.dialect if isinstance(self.file, GGUFFile) else None
 
     def state_dict(
-        self, dtype: torch.dtype | None = None, mapped: bool = False, stored: Collection[str] = (), packed: bool = False
+        self, dtype: torch.dtype | None = None, mapped: bool = False, stored: Collection[str] = (), packed: bool = False,
+        stored_mapped: bool = False,
     ) -> dict[str, Any]:
         """The network's tensors under its own key names, as `dtype` (None = as in the file), read one by one.
 
@@ -77,20 +78,22 @@ class NetworkFile:
         each with its scales, and with `packed` those of a GGUF file that have more than one dimension as PackedTensors.
 
         Each is a copy in memory, which stays as it is whatever happens to the file. With `mapped`, tensors that are in that
-        dtype already stay mapped from the file, which takes no memory: they change with it (see `changed_in_place`). Mix
-        factors and the like are kept in fp32. Raises UNetFileError where the file was changed since it was opened.
+        dtype already stay mapped from the file, which takes no memory: they change with it (see `changed_in_place`); with
+        `stored_mapped` the quantized ones do that come as they are in the file. Mix factors and the like are kept in fp32.
+        Raises UNetFileError where the file was changed since it was opened.
         """
         if self.changed_in_place():
             raise UNetFileError(f"{self.path.name}: it was changed after it was opened. Load it again once it is written.")
         copy = not mapped and is_mapped(self.file)
+        copy_stored = copy and not stored_mapped
         state: dict[str, Any] = {}
         for name, on_disk in self.names.items():
             if name in stored:
-                layer, tensor = name.removesuffix("weight"), self.tensor(on_disk).to(None, copy=copy)
+                layer, tensor = name.removesuffix("weight"), self.tensor(on_disk).to(None, copy=copy_stored)
                 scales = self.quantized[name].scales.items()
                 state.update({f"{layer}{kind}": self.tensor(scale).to(None, copy=copy) for kind, scale in scales})
             elif is_quantized(self.dtypes[on_disk]):
-                state[name] = self._unpacked(name, dtype, copy, packed)
+                state[name] = self._unpacked(name, dtype, copy_stored, packed)
                 continue
             elif name in self.quantized:
                 tensor = dequantized(on_disk, self.quantized[name], self.tensor).to(dtype or torch.float32)

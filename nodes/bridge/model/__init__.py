@@ -4,6 +4,6 @@
 the same file. `video_models.py`: the host's classes for video, which report the memory of our network. `host_unet.py`: our network
 under the host's calling convention. `host_layers.py`: its layers, which packs may call as the host's. `host_hooks.py`: patches of
 other nodes and packs. `memory_budget.py`: the memory that a clip needs, and calls that keep to it. `trained_length.py`: the clip
-length that a model was trained on. `lora_names.py`: what LoRA files call the layers of a network. `lora_patches.py`: a LoRA onto a
-MODEL.
+length that a model was trained on. `watched_files.py`: files that weights are mapped from. `lora_names.py`: what LoRA files call
+the layers of a network. `lora_patches.py`: a LoRA onto a MODEL.
 """

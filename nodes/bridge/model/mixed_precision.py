@@ -98,10 +98,15 @@ def kept_scale_bytes(checkpoint: Checkpoint, kept: frozenset[str]) -> int:
     return sum(scale_bytes(checkpoint.quantized[name], checkpoint.shapes, checkpoint.dtypes) for name in kept)
 
 
-def read_weights(checkpoint: Checkpoint, kept: frozenset[str], dtype: torch.dtype, mapped: bool) -> dict[str, torch.Tensor]:
-    """The network's tensors as `dtype`, of the `kept` ones those that the host's layers load, under its names."""
+def read_weights(
+    checkpoint: Checkpoint, kept: frozenset[str], dtype: torch.dtype, mapped: bool, kept_mapped: bool
+) -> dict[str, torch.Tensor]:
+    """The network's tensors as `dtype`, of the `kept` ones those that the host's layers load, under its names.
+
+    `mapped`, `kept_mapped`: whether all that can, or the kept ones, stay mapped from the file.
+    """
     by_host = {name for name, weight in checkpoint.quantized.items() if name not in kept and not can_dequantize(weight)}
-    weights = checkpoint.state_dict(dtype, mapped, stored=kept | by_host)
+    weights = checkpoint.state_dict(dtype, mapped, stored=kept | by_host, stored_mapped=kept_mapped)
     for name in kept | by_host:
         layer, options = name.removesuffix("weight"), json.dumps(checkpoint.quantized[name].options)
         weights[f"{layer}comfy_quant"] = torch.tensor(list(options.encode()), dtype=torch.uint8)

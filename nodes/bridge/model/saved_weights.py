@@ -16,6 +16,7 @@ from ....unet.weights.ggml_types import PackedTensor
 from ....unet.weights.save_plan import Network, PlannedTensor, format_of
 from .packed_weights import packed_values
 from .trained_length import FRAMES_KEY
+from .watched_files import refuse_changed
 
 NETWORK = "diffusion_model."
 
@@ -23,10 +24,11 @@ NETWORK = "diffusion_model."
 class SavedNetwork:
     """What of a MODEL is saved, and the values of each tensor when it is asked for; the MODEL stays as it is.
 
-    Raises UNetFileError where its network is none of the family, or is not whole.
+    Raises UNetFileError where its network is none of the family, or is not whole, and ValueError as `refuse_changed`.
     """
 
     def __init__(self, patcher, metadata: Mapping[str, str]):
+        refuse_changed(patcher)
         self._patcher = patcher
         parameters = dict(patcher.model.diffusion_model.named_parameters())
         metadata = {**metadata, **_own_metadata(patcher)}

@@ -1,8 +1,6 @@
 """A UNet file to a MODEL of the host: its class for the family around our network, under its device management."""
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
 
 import comfy.hooks
 import comfy.model_base
@@ -12,9 +10,8 @@ import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrappersMP
 
-from ....unet import Checkpoint, FileStamp, UNetConfig, changed_in_place, open_checkpoint
+from ....unet import Checkpoint, UNetConfig, open_checkpoint
 from ....unet.weights.diffusers_folder import Schedule
 from ....unet.weights.errors import printable
 from ....unet.weights.markers import MARKERS
@@ -25,8 +22,8 @@ from .mixed_precision import keep_weights, kept_in, kept_scale_bytes, read_weigh
 from .packed_weights import load_weights, with_packed_layers
 from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
+from .watched_files import watch_files
 
-FILE_KEY = "temporal_unet.file"  # of the wrapper that checks the files before a run
 PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.model_base.ModelType.V_PREDICTION}
 # A tensor of the UNet, from whose spread the host detects whether a Stable Diffusion 2 predicts v or noise.
 SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -59,8 +56,8 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     if checkpoint.quantization and not packed:
         why = "" if KEPT else ", since comfy-kitchen is missing"
         logging.info("%s: dequantized to %s as it was loaded%s", checkpoint.path.name, model.get_dtype(), why)
-    if mapped:
-        _watch_files(patcher, checkpoint.stamps)
+    if mapped or (kept or packed) and maps_quantized():
+        watch_files(patcher, checkpoint.stamps)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
     if checkpoint.config.temporal:
         follow_runs(patcher)
@@ -73,27 +70,15 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
 def host_maps(patcher_class: type, device: torch.device) -> bool:
     """Whether the host itself leaves weights mapped from their file: with dynamic offloading, which it does not do on a CPU.
 
-    Otherwise it copies them, and so do we: a file that is cut or overwritten later then does no harm.
+    Otherwise it copies them, but for quantized ones, and so do we: a file that is cut or overwritten later then does no harm.
     """
     dynamic = issubclass(patcher_class, comfy.model_patcher.ModelPatcherDynamic) and not management.is_device_cpu(device)
     return dynamic and not comfy.utils.DISABLE_MMAP
 
 
-def _watch_files(patcher, stamps: Mapping[Path, FileStamp]):
-    """Refuses to sample after a file that weights are mapped from was written to: they have changed then, or are gone.
-
-    It checks before the host loads the weights to the device, which reads them.
-    """
-    def check(executor, *args, **kwargs):
-        changed = next((path for path, stamp in stamps.items() if changed_in_place(path, stamp)), None)
-        if changed is not None:
-            raise ValueError(
-                f"{changed.name} was written to after it was loaded, and its weights are read from it as they are needed. Wait "
-                f"until it is whole, then load it again: Edit, Unload Models and Execution Cache."
-            )
-        return executor(*args, **kwargs)
-
-    patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, FILE_KEY, check)
+def maps_quantized() -> bool:
+    """Whether the host leaves weights that stay quantized mapped from their file: with and without dynamic offloading."""
+    return not comfy.utils.DISABLE_MMAP
 
 
 def host_config(config: UNetConfig) -> dict:
@@ -192,7 +177,10 @@ def _base_model(checkpoint: Checkpoint, model_config, mapped: bool, packed: bool
     `mapped`: weights stay mapped from the file where they can; `packed`: those of a GGUF file stay quantized.
     """
     dtype, kept = model_config.unet_config["dtype"], kept_in(model_config)
-    weights = checkpoint.state_dict(dtype, mapped, packed=True) if packed else read_weights(checkpoint, kept, dtype, mapped)
+    weights = (
+        checkpoint.state_dict(dtype, mapped, packed=True, stored_mapped=maps_quantized()) if packed
+        else read_weights(checkpoint, kept, dtype, mapped, maps_quantized())
+    )
     report_dequantized(checkpoint, kept, dtype)
     markers = {name: checkpoint.tensor(name).clone() for name in MARKERS if name in checkpoint.shapes}
     if SPREAD in checkpoint.names:  # from the file, not in fp8, of which PyTorch computes no spread
