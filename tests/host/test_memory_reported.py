@@ -115,7 +115,7 @@ def test_a_run_with_patched_attention_reports_more_and_the_next_without_it_does_
 
 @pytest.mark.parametrize("branches", [1, 2, 3])
 def test_the_memory_reported_to_the_host_is_that_of_one_branch(svd, pack, branches):
-    budget = pack("nodes.bridge.model.memory_budget").BUDGETS[0]
+    budget = pack("nodes.bridge.model.memory_budget").REPORTED
     shapes = {"c_crossattn": [torch.Size([25, 1, 1024])] * branches}
     reported = svd.ours.model.memory_required([25 * branches, 4, 72, 128], cond_shapes=shapes)
     need = activation_bytes(svd.config, 25, 72, 128, 4, budget)

@@ -10,6 +10,7 @@ import torch
 from ....unet import UNetConfig, activation_bytes
 
 BUDGETS = (512 * 2**20, 128 * 2**20, 32 * 2**20)  # bytes that a layer may work in, tried in this order
+REPORTED = 128 * 2**20  # the one that the host is told of: what it keeps free besides is more than larger ones need on top
 CPU_BUDGET = 32 * 2**20  # the most on a CPU: the allocator maps larger blocks again each time, and their pages fault
 ROOM = 2  # without chunks so many times what is estimated must be free: they save memory that others may soon need
 ONE_BY_ONE = 256 * 2**20  # bytes: above this need the videos of a batch run one after the other
@@ -22,7 +23,7 @@ HOST_KNOWS_BOTH = hasattr(management, "is_oom")  # 0.16.3 has no such function
 
 
 def needed(
-    config: UNetConfig, frames: int, height: int, width: int, item: int, budget: int | None = BUDGETS[0],
+    config: UNetConfig, frames: int, height: int, width: int, item: int, budget: int | None = REPORTED,
     count=activation_bytes, patched: bool = False,
 ) -> int:
     """Bytes that one call on one video of `frames` frames, a latent of height x width, takes besides the weights.
