@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.memory_status import PeakAnon, status
+from support.memory_status import Peak, status
 from support.oracle import run_node
 from tools.untrained import VAE_SEED, vae_weights
 
@@ -194,8 +194,7 @@ def test_of_a_video_file_the_first_frame_is_taken_without_the_rest_in_memory(con
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     expected = encoded(condition(torch.full((1, 480, 480, 3), 200 / 255)))
-    before, watch = status("RssAnon"), PeakAnon()
-    watch.start()
+    before, watch = status("RssAnon"), Peak()
     made = encoded(condition(InputImpl.VideoFromFile(str(tmp_path / "clip.mkv"))))
     assert watch.stop() - before < 100  # MiB
     assert torch.allclose(made, expected, atol=0.02)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from support.host_in_process import boot
-from support.memory_status import PeakAnon, status
+from support.memory_status import Peak, status
 
 
 def load(kind: str, pack: str, path: str):
@@ -41,8 +41,7 @@ def worker(kind: str, path: str, out: str):
     """Loads the file and reads every weight once; writes the most memory that it held, in MiB, to `out`."""
     pack = boot(os.environ["TEMPORAL_UNET_HOST"], extra_nodes=False)
     gc.collect()
-    before, watch = status("RssAnon"), PeakAnon()
-    watch.start()
+    before, watch = status("RssAnon"), Peak()
     with torch.inference_mode():
         loaded = load(kind, pack, path)
         for network in networks(loaded):

@@ -15,7 +15,7 @@ import torch
 
 from support.families import FULL
 from support.host_in_process import boot
-from support.memory_status import PeakAnon, status
+from support.memory_status import Peak, status
 
 
 def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
@@ -49,8 +49,7 @@ def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
         return resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
 
     gc.collect()
-    before, with_code, watch = status("RssAnon"), status("VmHWM"), PeakAnon()
-    watch.start()
+    before, with_code, watch = status("RssAnon"), status("VmHWM"), Peak()
     with torch.inference_mode():
         model = loaded(loader)
         report = {"peak anon": watch.stop() - before, "peak": status("VmHWM") - with_code, "dtype": str(model.model.get_dtype())}

@@ -11,19 +11,20 @@ def status(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-class PeakAnon(threading.Thread):
-    """The most anonymous memory that the process holds while this runs, in MiB."""
+class Peak(threading.Thread):
+    """The most that a field of /proc/self/status shows from now until `stop`, in MiB; by default anonymous memory."""
 
-    def __init__(self):
+    def __init__(self, field: str = "RssAnon"):
         super().__init__(daemon=True)
-        self.peak, self.running = 0.0, True
+        self.field, self.peak, self.running = field, 0.0, True
+        self.start()
 
     def run(self):
         while self.running:
-            self.peak = max(self.peak, status("RssAnon"))
+            self.peak = max(self.peak, status(self.field))
             time.sleep(0.01)
 
-    def stop(self):
+    def stop(self) -> float:
         self.running = False
         self.join()
         return self.peak

@@ -1,6 +1,7 @@
 """Which files are loaded, by ours and by ComfyUI's own loaders, and do both give what the weights in them say?
 
     python dev.py bench files [-- --only gguf --json FILE]
+    python dev.py bench files -- --costs svd     # time and memory at the whole size instead: file_costs.py
 
 Each kind of file is written with untrained weights, as small as ComfyUI still knows the model, and loaded by both. `error` is that
 of one call of the network, relative to ComfyUI's network on the weights that the file stands for; a file that is not loaded shows
@@ -24,6 +25,7 @@ import torch
 from support.families import FULL, TINY, inputs, random_weights, relative_error
 from support.full_size import pooled_weights
 from support.host_in_process import boot
+from tools.bench.file_costs import costs
 
 _SMALL = {
     "model_channels": 320, "channel_mult": (1, 1), "num_res_blocks": (1, 1), "depth_in": (1, 1), "depth_out": (1, 1, 1, 1),
@@ -100,10 +102,15 @@ def main() -> None:
     parser.add_argument("--only", help="kinds with this in their title")
     parser.add_argument("--full", action="store_true", help="kinds of the whole size, too")
     parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--costs", nargs="+", choices=("sd1", "sdxl", "svd"), help="time and memory at the whole size")
     settings = parser.parse_args()
     if not settings.host:
         sys.exit("file_kinds.py: name a ComfyUI checkout with --host or in TEMPORAL_UNET_HOST.")
     package = boot(settings.host, extra_nodes=False)
+    if settings.costs:
+        for family in settings.costs:
+            costs(package, family, settings.only or "")
+        return
     from tools.bench.written_files import kinds
 
     loader = importlib.import_module(f"{package}.nodes.bridge.model.unet_loader")
