@@ -64,6 +64,8 @@ class FrameControl(OwnControl):
         if self.inner_ran:  # a ControlLora cannot clean up before its first run
             self.inner_ran = False
             self.inner.cleanup()
+            if self.images is not None:
+                self.inner.cond_hint_original = self.images  # not a copy of those that were shown last
             if isinstance(self.inner, comfy.controlnet.T2IAdapter):
                 self.inner.control_input = None  # its residuals on the device, which its own cleanup leaves there
 
