@@ -1,7 +1,6 @@
-"""`dev.py run` as a user calls it: a photo in, a video file out, its place in the last line."""
+"""`dev.py run` as a user calls it: a photo in, a video file out, its place in the last line; all without a network."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +11,11 @@ from PIL import Image
 
 import dev
 from support.client import LARGE
+from support.offline import run_offline
 
 pytestmark = pytest.mark.slow
 
+OWN_HOSTS = {"127.0.0.1", "::1", "localhost"}
 SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 
 
@@ -31,15 +32,16 @@ def checkpoint(host, tmp_path):
 
 
 def called(host, out, *options):
-    """`dev.py run` as a process that has ended."""
+    """`dev.py run` as a process that has ended, and the hosts that it and its server looked for. There is no network."""
     command = [sys.executable, dev.ROOT / "dev.py", "run", "--comfyui", host.folder, "--python", sys.executable, "--out", out]
-    return subprocess.run([str(part) for part in [*command, *options]], capture_output=True, text=True, timeout=600)
+    return run_offline([*command, *options], out.with_suffix(".addresses"), capture_output=True, text=True, timeout=600)
 
 
 def run(host, out, *options):
     """The frames [t, h, w, 3] of the video that the command says it made, 0 to 255, and what else it said."""
-    done = called(host, out, *options)
+    done, hosts = called(host, out, *options)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert hosts <= OWN_HOSTS
     path = Path(done.stdout.splitlines()[-1])
     assert path.parent == out
     with av.open(path) as video:
@@ -67,7 +69,7 @@ def test_run_takes_a_photo_by_its_content_warns_of_the_miniature_before_it_start
 def test_run_names_a_file_that_it_cannot_use_before_a_server_starts(host, tmp_path):
     file = tmp_path / "svd.safetensors"
     file.write_text("# Notes\nSVD is a model that makes videos.\n" * 50)
-    done = called(host, tmp_path / "out", "--svd", file)
+    done, _ = called(host, tmp_path / "out", "--svd", file)
     assert done.returncode == 1 and f"{file.name}: it is not a safetensors file" in done.stderr
     assert "Starting" not in done.stdout and "Traceback" not in done.stderr
 
