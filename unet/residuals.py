@@ -39,8 +39,8 @@ class Residuals:
     def split(self, inner: int) -> tuple["Residuals", "Residuals"]:
         """Those that wait for the middle, for further input blocks and for the next `inner` output blocks; those of the rest."""
         output = self.waiting["output"]
-        first = max(0, len(output) - inner)
-        return Residuals(self.waiting["input"], self.waiting["middle"], output[first:]), Residuals(output=output[:first])
+        first, made = max(0, len(output) - inner), type(self)
+        return made(self.waiting["input"], self.waiting["middle"], output[first:]), made(output=output[:first])
 
     def add(self, place: str, h: torch.Tensor) -> torch.Tensor:
         """h [b*t, c, h, w] plus the next residual of `place`, which is repeated over the batch where it has fewer rows.

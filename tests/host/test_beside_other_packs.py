@@ -8,7 +8,7 @@ from comfy.ldm.modules import attention
 from comfy.ldm.modules.diffusionmodules import openaimodel
 
 from support.families import TINY, inputs, random_weights, relative_error
-from support.oracle import CPU, ROWS, SMALL, Pair, host_unet, prompts, sample
+from support.oracle import CPU, ROWS, SMALL, Pair, controlnet, hints, host_unet, prompts, run_node, sample, t2i_adapter
 from unet import UNetModel
 
 FIRST = "input_blocks.0.0.weight"
@@ -205,3 +205,32 @@ def test_a_layer_whose_forward_a_pack_replaced_is_called_with_the_hosts_argument
     ours, host = map(changed, pair)
     assert relative_error(ours, host) <= 1e-4 and relative_error(ours, plain) > 1e-2
     assert torch.equal(sample(pair.ours, *prompts(SMALL["sd1"])), plain)
+
+
+def resized(h, control, place):
+    """The host's `apply_control` as RAUNet puts its own there: a residual gets the size of the activations, which it writes to."""
+    waiting = [] if control is None else control.get(place, [])
+    residual = waiting.pop() if waiting else None
+    if residual is not None:
+        h += torch.nn.functional.interpolate(residual, h.shape[2:], mode="bilinear")
+    return h
+
+
+@pytest.mark.slow
+def test_a_pack_that_replaces_the_hosts_function_for_residuals_adds_them_its_own_way(sd1, node, monkeypatch):
+    """With the middle of the network at half its size, where residuals do not fit."""
+    def halved(model):
+        model, place = model.clone(), "diffusion_model.input_blocks.3.0"
+        model.add_object_patch(place, torch.nn.Sequential(model.get_model_object(place), torch.nn.AvgPool2d(2)))
+        return model
+
+    conds = prompts(SMALL["sd1"])
+    for net in (controlnet("sd1"), t2i_adapter("sd1")):
+        conds = run_node(node("ControlNetApplyAdvanced"), *conds, net, hints(1, size=128), 0.7, 0.0, 1.0)
+    monkeypatch.setattr(openaimodel, "apply_control", resized)
+    ours, host = (halved(model) for model in sd1)
+    result, plain = (sample(ours, *shown, size=(16, 16), steps=1) for shown in (conds, prompts(SMALL["sd1"])))
+    assert relative_error(result, sample(host, *conds, size=(16, 16), steps=1)) <= 1e-4
+    assert relative_error(result, plain) > 1e-3
+    cached = run_node(node("TemporalUNetFeatureCache"), ours, 1e-6)[0]
+    assert relative_error(sample(cached, *conds, size=(16, 16), steps=1), result) <= 1e-5

@@ -1,7 +1,5 @@
 """ComfyUI's patches, as the network's hooks: what other nodes and packs may interpose while our UNet runs."""
 
-from types import FunctionType
-
 import torch
 from comfy.ldm.modules.diffusionmodules import openaimodel
 
@@ -19,6 +17,7 @@ from ....unet.transformer import (
 from .feature_run import CachedCall
 from .host_attention import attention_for
 from .norm_affine import cast_affine
+from .replaced_functions import of_a_pack
 
 
 def patched_at_large(options: dict, network: torch.nn.Module) -> bool:
@@ -42,12 +41,6 @@ def _outer_blocks(network):
 
 def _patched_everywhere(options):
     return any("attn" in name or name == "middle_patch" for name in options.get("patches", {}))
-
-
-def _function_replaced():
-    """Has a pack put a function of its own in the place of the one by which the host runs the layers of a block?"""
-    function = openaimodel.forward_timestep_embed
-    return not isinstance(function, FunctionType) or function.__code__.co_filename != openaimodel.__file__
 
 
 def _replaced_blocks(options):
@@ -171,7 +164,7 @@ class HostHooks(AttentionHooks):
         return emb
 
     def layers(self, block):
-        return (block,) if _function_replaced() else block.children()
+        return (block,) if of_a_pack("forward_timestep_embed") else block.children()
 
     def watches(self, layer):
         patches = self.patches.get("forward_timestep_embed_patch", ())

@@ -4,11 +4,11 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from .... import unet
-from ....unet import Residuals
 from .feature_run import KEY, PLACES, FeatureRun
 from .host_hooks import HostHooks, patched_at_large
 from .host_layers import Attends, HostLayers
 from .memory_budget import ChunkedRun, is_out_of_memory, runs_one_by_one
+from .replaced_functions import HostResiduals
 
 
 class UNetModel(unet.UNetModel):
@@ -97,7 +97,7 @@ class UNetModel(unet.UNetModel):
         asked["image_only_indicator"] = None if image_only is None else image_only.reshape(-1, frames)  # the host's shape
         return super().forward(
             **rows, num_frames=frames, budget=budget,
-            controls=Residuals(*(control.get(place, ()) for place in PLACES)) if control else (),
+            controls=HostResiduals(*((control or {}).get(place, ()) for place in PLACES)),
             hooks=HostHooks(options, self.config.model_channels, self.attn_precision, asked, cached),
         )
 
