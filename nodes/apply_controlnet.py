@@ -102,7 +102,7 @@ class ApplyControlNetResiduals(io.ComfyNode):
                     inner = control_net.copy().set_cond_hint(images, strength, steps, vae=vae)
                 else:
                     inner = StoredControl(residuals, strength, steps)
-                control = FrameControl(NODE, inner, images, None if _flat(curve) else curve, mask)
+                control = FrameControl(NODE, inner, inner.cond_hint_original, None if _flat(curve) else curve, mask)
                 controls[previous] = control.set_previous_controlnet(previous)
             return controls[previous]
 

@@ -1,5 +1,6 @@
 """ControlNets on clips in context windows: against windows computed by hand, and how often a control image is prepared."""
 
+import comfy.controlnet
 import pytest
 import torch
 from comfy.context_windows import IndexListContextWindow
@@ -159,3 +160,42 @@ def test_a_window_over_images_that_earlier_windows_prepared_gets_its_own(pairs, 
     kept, alone = given(images, windows), given(images[[5, 1, 4]], [None])
     pieces = [(a, b) for place in alone for a, b in zip(kept[place], alone[place], strict=True) if b is not None]
     assert len(pieces) >= 4 and max(relative_error(a, b) for a, b in pieces) <= 1e-5
+
+
+class ChoosesItself(comfy.controlnet.ControlBase):
+    """As Advanced-ControlNet's for SVD: it scales its images once, and chooses those of the frames at hand by `sub_idxs`."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen, self.sub_idxs, self.full_latent_length, self.context_length = seen, None, 0, 0
+
+    def copy(self):
+        other = ChoosesItself(self.seen)
+        self.copy_to(other)
+        return other
+
+    def set_cond_hint(self, cond_hint, *args, **more):
+        return super().set_cond_hint(cond_hint * 2 - 1, *args, **more)
+
+    def get_control(self, x, t, cond, batched_number, transformer_options):
+        if "ad_params" in transformer_options:
+            self.sub_idxs = transformer_options["ad_params"]["sub_idxs"]
+        frames = range(len(x) // batched_number) if self.sub_idxs is None else self.sub_idxs
+        self.seen.append((self.cond_hint_original[frames], self.full_latent_length, self.context_length))
+        return {"input": [], "middle": [torch.ones(len(x), 1, 1, 1)], "output": []}
+
+
+@pytest.mark.parametrize("window, frames", [
+    ({}, [0, 1, 2]),
+    ({"context_window": IndexListContextWindow([4, 2, 5], dim=0, total_frames=CLIP)}, [4, 2, 5]),
+    ({"ad_params": {"sub_idxs": [4, 2, 5], "full_length": CLIP, "context_length": 3}}, [4, 2, 5]),
+])
+def test_a_control_of_another_pack_that_chooses_its_images_keeps_them_and_is_told_the_frames(pairs, ours, window, frames):
+    pair, images, seen = pairs("sd1"), hints(CLIP), []
+    conds = ours(prompts(pair.config), ChoosesItself(seen), images, frame_strengths="0:0, 1:6")
+    options = {"cond_or_uncond": [0, 1], **window}
+    made = residuals_of(conds[0][0][1]["control"], pair, torch.zeros(6, 4, 8, 8), [options])
+    (shown, total, length), = seen
+    assert torch.equal(shown, images.movedim(-1, 1)[frames] * 2 - 1) and (total, length) == (CLIP if window else 3, 3)
+    expected = [6 * frame / (total - 1) for frame in frames] * 2
+    assert torch.allclose(made["middle"][0].flatten(), torch.tensor(expected))

@@ -26,6 +26,8 @@ class FrameControl(OwnControl):
     None where the inner control needs none. `curve` weighs the frames (positions over the clip; None: each by 1), `mask`
     [n, h, w], which follows the frames as the images do, weighs pixels. The inner net's residuals are not changed in place.
     `node`: the one that made it, named in errors.
+
+    A control of another pack with `sub_idxs` (Advanced-ControlNet) chooses and scales its images by itself, and is told the frames.
     """
 
     def __init__(
@@ -40,13 +42,14 @@ class FrameControl(OwnControl):
         self.mask = mask
         self.extra_hooks = inner.extra_hooks
         self.inner_ran = False
+        self.inner_chooses = hasattr(inner, "sub_idxs") and not isinstance(inner, OwnControl)
         if isinstance(inner, OwnControl):
             inner.chosen = True
         self._forget()
 
     def _forget(self):
         self.weights: FrameWeights | None = None
-        self.hints = None if self.images is None else KeptHints(self.images)
+        self.hints = None if self.images is None or self.inner_chooses else KeptHints(self.images)
         self.shown = None  # the images, size and videos for which the inner net is ready
 
     def pre_run(self, model, percent_to_timestep_function):
@@ -73,6 +76,9 @@ class FrameControl(OwnControl):
         frames, total = self.frames_of(x.shape[0] // videos, options)
         if isinstance(self.inner, OwnControl):
             self.inner.sub_idxs, self.inner.full_latent_length = self.sub_idxs, self.full_latent_length
+        elif self.inner_chooses:
+            self.inner.sub_idxs = None if frames == list(range(total)) else frames
+            self.inner.full_latent_length, self.inner.context_length = total, len(frames)
         weights = self._weights(total)
         weighs_itself = isinstance(self.inner, WeighsItself)
         if weighs_itself:
@@ -92,6 +98,9 @@ class FrameControl(OwnControl):
             return
         if self.shown is None:
             log_surplus(self.node, "control images", len(self.images), total)
+        if self.inner_chooses:
+            self.shown = frames
+            return
         indices = [0] if len(self.images) == 1 else indices_for(len(self.images), frames)
         shown = indices, x.shape[2:], videos
         if self.shown == shown:
