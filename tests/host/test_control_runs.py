@@ -212,3 +212,20 @@ def test_in_the_hosts_node_images_follow_the_hosts_windows(pairs, node, ours, sv
     theirs = run_node(node("ControlNetApplyAdvanced"), *conds, svd_net, hints(CLIP), 0.7, 0.0, 1.0)
     result = sample(windows, *theirs, frames=CLIP)
     assert torch.equal(result, sample(windows, *ours(conds, svd_net, hints(CLIP)), frames=CLIP))
+
+
+def test_the_apply_node_of_advanced_controlnet_takes_our_control_and_its_own_settings_are_refused(svd_net):
+    """It takes a control with `sub_idxs` for one of its own: what its node then does and asks."""
+    control = svd_net.copy().set_cond_hint(hints(1), 0.7, (0.0, 1.0), None)
+    control.disarm()
+    control.verify_all_weights()
+    assert not (control.require_vae or control.allow_condhint_latents or control.postpone_condhint_latents_check)
+    settings = {
+        "timestep_kf": lambda: control.set_timestep_keyframes(object()),
+        "latent_kf_override": lambda: setattr(control, "latent_keyframe_override", object()),
+        "weights_override": lambda: setattr(control, "weights_override", object()),
+        "mask_optional": lambda: control.set_cond_hint_mask(torch.ones(1, 8, 8)),
+    }
+    for name, use in settings.items():
+        with pytest.raises(ValueError, match=f"{name} acts on .* or use Apply ControlNet Residuals"):
+            use()

@@ -6,6 +6,8 @@ import comfy.controlnet
 import torch
 from comfy.patcher_extension import CallbacksMP
 
+from .advanced_controlnet import TakenForAdvanced
+
 
 def frames_of(count: int, transformer_options: dict) -> tuple[list[int], int]:
     """(indices in the clip of the `count` frames at hand, frames of the whole clip).
@@ -25,7 +27,7 @@ def frames_of(count: int, transformer_options: dict) -> tuple[list[int], int]:
     return frames, window.total_frames
 
 
-class OwnControl(comfy.controlnet.ControlBase):
+class OwnControl(TakenForAdvanced, comfy.controlnet.ControlBase):
     """One use of a control in a chain. A subclass says what it adds (`act`) and how another use of it is made (`another`).
 
     It keeps nothing from one run to the next, however the last one ended: the host calls `cleanup` only after a run that ended
