@@ -27,4 +27,4 @@ class Peak(threading.Thread):
     def stop(self) -> float:
         self.running = False
         self.join()
-        return self.peak
+        return max(self.peak, status(self.field))

@@ -8,6 +8,7 @@ memory meanwhile beyond that of before, `RSS` the most of all, with what is mapp
 them. MiB.
 """
 
+import ctypes
 import importlib
 import multiprocessing
 import tempfile
@@ -25,12 +26,20 @@ from support.families import FULL, PREFIX
 from support.memory_status import Peak, status
 from support.quantized import bytes_of, linear
 from tools.bench.written_files import COMFY_PLAIN, Weights, diffusers, pickled, safetensors
-from unet import UNetModel
+from unet import UNetConfig, UNetModel
 
 COLUMNS = ("wall", "CPU", "own", "RSS", "weights")
 HEADS = {  # in diffusers' config.json
     "sd1": {"attention_head_dim": 8}, "sdxl": {"attention_head_dim": [5, 10, 20]}, "svd": {"num_attention_heads": [5, 10, 20, 20]},
 }
+
+
+def zeros(config: UNetConfig) -> Weights:
+    """Weights as a file has them."""
+    return {
+        name: torch.zeros(tensor.shape, dtype=torch.float32 if name.endswith("mix_factor") else torch.float16)
+        for name, tensor in UNetModel(config, device="meta").state_dict().items()
+    }
 
 
 def scaled(folder: Path, weights: Weights) -> Path:
@@ -135,6 +144,7 @@ def in_page_cache(path: Path) -> float:
 
 def measured(*how) -> dict[str, float] | str:
     """What `child` sends, from a process of its own that has the host and the pack from this one."""
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free here would be used there, and not counted
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
     process = context.Process(target=child, args=(there, *how))
@@ -156,15 +166,11 @@ def costs(package: str, family: str, only: str = "") -> None:
     """Prints a table in Markdown of a family of `FULL`; kinds with `only` in their title."""
     torch.set_num_threads(1)  # a process that is forked from one with threads cannot have any
     print(f"| {family} | file, MB | ours: {', '.join(COLUMNS)} | ComfyUI |\n|---|---|---|---|", flush=True)
-    shapes = UNetModel(FULL[family], device="meta").state_dict()
     for title, (dtype, write) in kinds(family).items():
         if only not in title:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            path = write(Path(folder), {
-                name: torch.zeros(tensor.shape, dtype=torch.float32 if name.endswith("mix_factor") else torch.float16)
-                for name, tensor in shapes.items()
-            })
+            path = write(Path(folder), zeros(FULL[family]))
             size = in_page_cache(path)
             cells = [cell(measured(package, loader, path, dtype)) for loader in ("ours", "host")]
         print(f"| {title} | {size:.0f} | {' | '.join(cells)} |", flush=True)

@@ -18,14 +18,12 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
 
-from support.children import run_module
 from support.families import relative_error
 from support.host_in_process import boot
 from tools.bench.timing import in_turns, medians, processor, products, ratio, seconds, with_flops, with_peak
@@ -110,24 +108,6 @@ def measure(case, networks, settings: argparse.Namespace) -> dict:
     }
 
 
-def loading(family: str) -> dict:
-    """Our loader and the host's on a file of the real size in fp16, each in a process of its own: see support/load_worker.py."""
-    from support.full_size import write_full_size
-    from tools.bench.speed_cases import NAMES
-
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder, f"{NAMES[family]}.safetensors"), Path(folder, "figures.json")
-        write_full_size(path, NAMES[family])
-        for dtype in ("float16", "default"):
-            for loader in ("ours", "host"):
-                run_module("support.load_worker", loader, path, dtype, out)
-                figures = json.loads(out.read_text())
-                kept = ("load", "load and read", "CPU seconds", "peak anon")
-                rows[f"{loader}, {figures['dtype']}"] = {name: round(figures[name], 2) for name in kept}
-    return rows
-
-
 def table(name: str, figures: dict) -> str:
     """The figures of one case in lines."""
     rates = ", ".join(f"{kind} {rate}" for kind, rate in figures["machine's GFLOP/s"].items())
@@ -161,7 +141,7 @@ def measured(pack, settings: argparse.Namespace) -> dict:
     """The figures of every case that `settings` ask for, each printed when it is done; `pack` imports a module of the pack."""
     from tools.bench.speed_cases import Case, make_networks
 
-    report = {"machine": machine(settings.device), "dtype": settings.dtype, "rounds": settings.rounds, "calls": {}, "loading": {}}
+    report = {"machine": machine(settings.device), "dtype": settings.dtype, "rounds": settings.rounds, "calls": {}}
     print(json.dumps(report["machine"]), flush=True)
     for family in settings.families:
         networks = make_networks(pack, family, settings)
@@ -172,9 +152,6 @@ def measured(pack, settings: argparse.Namespace) -> dict:
                 print(table(str(case), figures), flush=True)
         del networks
         gc.collect()
-        if settings.load:
-            report["loading"][family] = loading(family)
-            print(json.dumps({f"loading {family}": report["loading"][family]}, indent=1), flush=True)
     return report
 
 
@@ -188,7 +165,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: fp32; CUDA: fp16)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="the same networks compiled, too")
-    parser.add_argument("--load", action="store_true", help="the time of loading, too: writes a file of up to 5 GB, and deletes it")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     settings = parser.parse_args(arguments)
