@@ -4,7 +4,9 @@ The oracle is our network on the values that the `gguf` package makes of the fil
 """
 
 import copy
+import gc
 import importlib
+import weakref
 
 import comfy.cli_args
 import comfy.hooks
@@ -132,6 +134,18 @@ def test_weights_stay_quantized_and_are_counted_by_their_bytes(load, opened, pac
     assert 0 <= model.model_size() - packed_bytes <= 16384  # the noise levels, which are no weights
     assert packed_bytes < path.stat().st_size
     assert sum(value.numel() for value in values.values()) * {"Q8_0": 1.2, "Q4_1": 0.75}[kind] > packed_bytes
+
+
+def test_a_model_is_freed_with_its_last_reference(load):
+    """Not only when all garbage is collected: until then it would take its size in memory once more."""
+    model, _ = load(own=True)
+    alive = weakref.ref(model.model)
+    gc.disable()
+    try:
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_chosen_dtype_dequantizes_at_load(load):

@@ -3,9 +3,10 @@
 The host's own would quantize a patched weight again, list scales as weights that could be patched, and fail on both in hooks.
 """
 
-from functools import partial
+from functools import cache
 from typing import Any
 
+import comfy.model_base
 import comfy.model_patcher
 import torch
 from comfy.quant_ops import QuantizedTensor
@@ -81,18 +82,29 @@ class _Place:
         self.layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
+class SavesFloats(comfy.model_base.BaseModel):
+    """Comes before the host's class of a model; `saves_floats` makes it so."""
+
+    def state_dict_for_saving(self, weights: dict, *args, **kwargs):
+        floats = {}
+        for name in weights:
+            layer = self.diffusion_model.get_submodule(name.rpartition(".")[0])
+            if name.endswith(".weight") and isinstance(layer, PatchedInFloat) and isinstance(layer.weight, QuantizedTensor):
+                floats[name] = Values(layer)
+        return super().state_dict_for_saving({**weights, **floats}, *args, **kwargs)
+
+
 def saves_floats(model) -> None:
-    """Has what the host saves of a model (Save Checkpoint, Save Model) hold the values of quantized weights, without scales."""
-    model.state_dict_for_saving = partial(_state_dict_for_saving, model)
+    """Has what the host saves of a model (Save Checkpoint, Save Model) hold the values of quantized weights, without scales.
+
+    By its class: a function kept in the model that knows the model would hold it in memory until all garbage is collected.
+    """
+    model.__class__ = _saving_floats(type(model))
 
 
-def _state_dict_for_saving(model, weights: dict, *args, **kwargs):
-    floats = {}
-    for name in weights:
-        layer = model.diffusion_model.get_submodule(name.rpartition(".")[0])
-        if name.endswith(".weight") and isinstance(layer, PatchedInFloat) and isinstance(layer.weight, QuantizedTensor):
-            floats[name] = Values(layer)
-    return type(model).state_dict_for_saving(model, {**weights, **floats}, *args, **kwargs)
+@cache
+def _saving_floats(kind: type) -> type:
+    return type(kind.__name__, (SavesFloats, kind), {})
 
 
 class Values(nn.Parameter):
