@@ -139,6 +139,24 @@ def test_a_form_as_fast_as_pytorchs_passes_its_probe_once(monkeypatch):
     assert onednn.pays(fast) and len(calls) == once
 
 
+def test_a_form_that_is_slow_for_a_while_passes_its_probe(monkeypatch):
+    """As on a machine whose processors are busy."""
+    def form(x, weight, bias):
+        calls.append(len(x))
+        time.sleep(0.02 if len(calls) < 10 else 0)
+        return made
+
+    def plain(x, weight, bias):
+        time.sleep(0.001)
+        return made
+
+    calls, made = [], torch.ones(onednn.PROBE[0], onednn.PROBE[2])
+    monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setitem(onednn.PLAIN, form, plain)
+    assert onednn.pays(form)
+
+
 def test_other_processors_are_not_even_probed(monkeypatch):
     monkeypatch.setattr(onednn.platform, "machine", lambda: "arm64")
     assert not onednn.pays(onednn.linear)
