@@ -1,5 +1,6 @@
 """UNet Feature Cache against its formula, written as patches on the host's own network, which computes every block."""
 
+import copy
 import logging
 import re
 import sys
@@ -155,6 +156,15 @@ def test_runs_one_after_the_other_know_nothing_of_each_other(pairs, cached, said
     first, other = short(model), short(model, seed=6)
     assert torch.equal(short(model), first) and torch.equal(short(model, seed=6), other)
     assert said()[0] == said()[2] and said()[1] == said()[3]
+
+
+def test_options_that_a_pack_copies_in_depth_belong_to_the_same_run(pairs, cached, said):
+    model = cached(pairs("sd1_tiny").ours)
+    expected, copying = short(model), model.clone()
+    copying.set_model_unet_function_wrapper(
+        lambda apply_model, call: apply_model(call["input"], call["timestep"], **copy.deepcopy(call["c"])))
+    assert torch.equal(short(copying), expected)
+    assert said()[0] == said()[1]
 
 
 @pytest.mark.parametrize("error", [management.InterruptProcessingException, ValueError])

@@ -29,6 +29,10 @@ class FeatureRun:
     transformer_index: int = 0  # the host's place mark behind the inner blocks
     devices: dict[torch.device, "OnDevice"] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo) -> "FeatureRun":
+        """Itself: options that a pack copies in depth belong to the same run."""
+        return self
+
     def total(self, name: str) -> int:
         """Of all devices: `calls`, `full` or `most_bytes` of `OnDevice`."""
         return sum(getattr(on_device, name) for on_device in self.devices.values())
