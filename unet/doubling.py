@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fused_linear import may_bypass
+from .hooks import Own
 
 PIXELS = 512  # of the small images together: with fewer, summing the weights costs more than it saves
 # Along one axis, the taps of the transposed convolution (stride 2, padding 1) by those of the convolution of 3.
@@ -18,7 +19,7 @@ ALONG = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 SUMS = torch.kron(ALONG, ALONG)  # [16, 9]
 
 
-class DoublingConv2d(nn.Conv2d):
+class DoublingConv2d(Own, nn.Conv2d, own=True):
     """A convolution that may be given an image before it is doubled; a host derives from it and from its own layer."""
 
     def is_plain(self) -> bool:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from . import onednn
-from .hooks import is_watched
+from .hooks import Own, is_watched
 
 
-class FusedLinear(nn.Linear):
+class FusedLinear(Own, nn.Linear, own=True):
     """A linear layer that runs by `onednn` where it can; a host derives from it and from its own layer."""
 
     def is_plain(self) -> bool:

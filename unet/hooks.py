@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,34 @@ import torch.nn.functional as F
 from .group_norm import read_affine
 
 
+class Own(torch.nn.Module):
+    """A module that is called with what only ours takes, or whose result may be computed without a call of it.
+
+    Classes of ours that define its `forward` say `own=True`. A class that derives from them and has another one is a pack's: packs
+    put such under modules that are built already (`module.__class__ = ...`, as ToMe does).
+    """
+
+    own_forward: ClassVar[Callable]
+    replaced = False
+
+    def __init_subclass__(cls, own: bool = False, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if own:
+            cls.own_forward = cls.forward
+        cls.replaced = cls.forward is not cls.own_forward
+
+
+def has_other_forward(module: torch.nn.Module) -> bool:
+    """Whether a call of the module runs another `forward` than that of the class that it was built by."""
+    return "forward" in vars(module) or isinstance(module, Own) and module.replaced
+
+
 def is_watched(module: torch.nn.Module) -> bool:
-    """Whether a call of the module runs more than the `forward` of its class: forward hooks, or a forward of its own."""
-    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+    """Whether a call of the module runs more or other code than its class: forward hooks, or another forward."""
+    return bool(has_other_forward(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
-class Layer(torch.nn.Module):
+class Layer(Own, own=True):
     """A layer of a block that is called as `layer(x, call)`.
 
     Any other module in a block, such as a plain convolution or what a host's pack put there, is called with x alone.

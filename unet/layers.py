@@ -32,7 +32,7 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int, max_period: float = 10
     return F.pad(embedding, (0, dim % 2))
 
 
-class Upsample(Layer):
+class Upsample(Layer, own=True):
     """Nearest-neighbor upsampling to the size of the next skip, or by 2 where there is none, then a 3x3 convolution."""
 
     def __init__(self, channels: int, *, operations, factory: dict):
@@ -76,7 +76,7 @@ class AlphaBlender(nn.Module):
         return s.to(spatial.dtype) * spatial + (1 - s).to(spatial.dtype) * temporal
 
 
-class ResBlock(Layer):
+class ResBlock(Layer, own=True):
     """GroupNorm, SiLU, conv; plus the embedding; GroupNorm, SiLU, conv; plus the input (Dhariwal & Nichol 2021)."""
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int, *, operations, factory: dict):
@@ -162,7 +162,7 @@ class TemporalResBlock(nn.Module):
         return self.emb_layers(emb).to(dtype).movedim(1, 2)[..., None, None]
 
 
-class VideoResBlock(ResBlock):
+class VideoResBlock(ResBlock, own=True):
     """A residual block in space, then one over time on its result, blended (SVD)."""
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int, *, operations, factory: dict):

@@ -8,7 +8,7 @@ from torch import nn
 from . import costs
 from .chunks import by_rows, spans
 from .fused_linear import added, gated, may_bypass
-from .hooks import Call, Hooks, Layer, is_watched
+from .hooks import Call, Hooks, Layer, Own, is_watched
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Own, own=True):
     """Multi-head attention of x to a context, or to itself where there is none."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, dim_head: int, *, operations, factory: dict):
@@ -68,7 +68,7 @@ class CrossAttention(nn.Module):
         return self.to_out(out)
 
 
-class BasicTransformerBlock(nn.Module):
+class BasicTransformerBlock(Own, own=True):
     """Self-attention, cross-attention and feed-forward, each on the normalized residual stream (Rombach et al. 2022, fig. 3).
 
     With `ff_in` a feed-forward comes first: the block over time of SVD. With `self_attention` False the first attention
@@ -158,7 +158,7 @@ def _fed_rows(feed_forward, x, residual):
     return added(last, x, residual)
 
 
-class SpatialTransformer(Layer):
+class SpatialTransformer(Layer, own=True):
     """Attention over the pixels of each image: norm, projection, `depth` blocks, projection, plus the input.
 
     The projections are 1x1 convolutions in SD1 and linear layers, applied to the tokens, in all later models.

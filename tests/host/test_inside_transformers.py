@@ -119,6 +119,38 @@ def test_what_packs_change_inside_of_transformers_acts_as_in_the_hosts_network(p
     assert relative_error(plain, sample(pair.host, *prompts(SMALL[pair.name]))) <= 1e-4  # nothing stays behind
 
 
+def shuffled(cls):
+    """As ToMe: a class under a block, an attention or a layer that is there already, with the host's signature."""
+    class Shuffled(cls):
+        def forward(self, x, *args, **kwargs):
+            assert "hooks" not in kwargs
+            for given in (*args, *kwargs.values()):
+                assert given is None or isinstance(given, (torch.Tensor, dict, int, torch.Size)), type(given)
+            half = x.shape[1] // 2
+            return super().forward(torch.cat([x[:, :half].flip(-1), x[:, half:]], dim=1), *args, **kwargs)
+
+    return Shuffled
+
+
+@pytest.mark.parametrize("kind", [
+    attention.BasicTransformerBlock, attention.CrossAttention, attention.SpatialTransformer, openaimodel.ResBlock,
+    openaimodel.Upsample,
+])
+def test_another_class_under_a_layer_acts_as_in_the_hosts_network(pair, kind):
+    made = []
+    for model in pair:
+        named = model.model.diffusion_model.named_modules()  # with residual blocks over time, ResBlocks in the host alone
+        changed = [module for name, module in named if isinstance(module, kind) and not name.endswith("time_stack")]
+        before = [module.__class__ for module in changed]
+        for module in changed:
+            module.__class__ = shuffled(module.__class__)
+        made.append(sample(model, *prompts(SMALL[pair.name]), steps=1))
+        for module, cls in zip(changed, before, strict=True):
+            module.__class__ = cls
+    assert changed and relative_error(*made) <= 1e-4
+    assert relative_error(made[0], sample(pair.ours, *prompts(SMALL[pair.name]), steps=1)) > 1e-3
+
+
 def test_a_pack_that_replaces_the_hosts_function_for_blocks_changes_every_block(pair):
     """As adain of reference ControlNets: the function is there for the time of a run only."""
     own, seen = openaimodel.forward_timestep_embed, []

@@ -64,9 +64,12 @@ def test_hooks_another_forward_and_weights_that_are_not_plain_go_the_usual_way(u
     upsample.conv.forward = lambda x: seen.append(x.shape) or forward(x)
     assert relative_error(upsample(x, Call(None)), expected) <= 1e-6
     del upsample.conv.forward
+    upsample.conv.__class__ = type("Watched", (DoublingConv2d,), {"forward": lambda self, x: seen.append(x.shape) or forward(x)})
+    assert relative_error(upsample(x, Call(None)), expected) <= 1e-6
+    upsample.conv.__class__ = DoublingConv2d
     monkeypatch.setattr(DoublingConv2d, "is_plain", lambda self: False)
     assert relative_error(upsample(x, Call(None)), expected) <= 1e-6
-    assert seen == [(2, 6, 32, 32)] * 2 and used == [2]
+    assert seen == [(2, 6, 32, 32)] * 3 and used == [2]
 
 
 def test_other_padding_is_kept(upsample, used, monkeypatch):

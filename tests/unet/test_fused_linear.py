@@ -56,6 +56,15 @@ def double(module, args, out):
     return 2 * out
 
 
+def another_class(module):
+    """As packs do it to modules that are built already."""
+    class Doubled(type(module)):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module.__class__ = Doubled
+
+
 CHANGES = {
     "hook_on_last": lambda ff: ff.net[2].register_forward_hook(double),
     "hook_on_proj": lambda ff: ff.net[0].proj.register_forward_hook(double),
@@ -65,6 +74,9 @@ CHANGES = {
     "hook_on_feed_forward": lambda ff: ff.register_forward_hook(double),
     "own_forward_of_last": lambda ff: setattr(ff.net[2], "forward", lambda x: 2 * nn.functional.linear(x, ff.net[2].weight)),
     "own_forward_of_feed_forward": lambda ff: setattr(ff, "forward", lambda x: 3 * x),
+    "another_class_of_last": lambda ff: another_class(ff.net[2]),
+    "another_class_of_proj": lambda ff: another_class(ff.net[0].proj),
+    "another_class_of_feed_forward": lambda ff: another_class(ff),
     "replaced_last": lambda ff: ff.net.__setitem__(2, nn.Linear(4 * DIM, DIM)),
     "replaced_proj": lambda ff: setattr(ff.net[0], "proj", nn.Sequential(nn.Linear(DIM, 8 * DIM, bias=False))),
     "replaced_net": lambda ff: setattr(ff, "net", nn.Tanh()),

@@ -4,7 +4,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules import openaimodel
 
 from ....unet import Hooks
-from ....unet.hooks import Layer
+from ....unet.hooks import Layer, has_other_forward
 from ....unet.transformer import (
     BasicTransformerBlock,
     CrossAttention,
@@ -179,7 +179,7 @@ class HostHooks(AttentionHooks):
                     layer, x, call.emb, call.context, self.options, call.next_skip,
                     call.time_context, call.num_frames, self.asked["image_only_indicator"],
                 )
-        if isinstance(layer, Layer) and "forward" in vars(layer):  # a pack's, with the host's arguments (RAUNet)
+        if isinstance(layer, Layer) and has_other_forward(layer):  # a pack's, with the host's arguments (RAUNet)
             return self._as_the_host((layer,), x, call)
         x = super().layer(layer, x, call)
         if isinstance(layer, SpatialTransformer):

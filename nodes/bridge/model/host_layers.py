@@ -41,12 +41,12 @@ class _HostResBlock(_Kind):
     emb_channels = property(lambda self: self.emb_layers[1].in_features)
 
 
-class ResBlock(layers.ResBlock, _HostResBlock, openaimodel.ResBlock):
+class ResBlock(layers.ResBlock, _HostResBlock, openaimodel.ResBlock, own=True):
     def forward(self, x, emb):
         return super().forward(x, emb if isinstance(emb, Call) else Call(emb))
 
 
-class VideoResBlock(layers.VideoResBlock, _HostResBlock, openaimodel.VideoResBlock):
+class VideoResBlock(layers.VideoResBlock, _HostResBlock, openaimodel.VideoResBlock, own=True):
     def forward(self, x, emb, num_video_frames=None, image_only_indicator=None):
         call = emb
         if not isinstance(call, Call):
@@ -60,7 +60,7 @@ class Attends(_Kind):
     attn_precision: torch.dtype | None = None  # in which the host computes attention; None: the dtype of the activations
 
 
-class CrossAttention(transformer.CrossAttention, Attends, attention.CrossAttention):
+class CrossAttention(transformer.CrossAttention, Attends, attention.CrossAttention, own=True):
     def forward(
         self, x, context=None, value=None, mask=None, transformer_options={}, hooks=None,  # noqa: B006  # the host's default
     ):
@@ -69,7 +69,7 @@ class CrossAttention(transformer.CrossAttention, Attends, attention.CrossAttenti
         return super().forward(x, context, value, hooks or AttentionHooks(transformer_options, self.attn_precision))
 
 
-class BasicTransformerBlock(transformer.BasicTransformerBlock, Attends, attention.BasicTransformerBlock):
+class BasicTransformerBlock(transformer.BasicTransformerBlock, Attends, attention.BasicTransformerBlock, own=True):
     Attention = CrossAttention
     is_res, switch_temporal_ca_to_sa = True, False
     n_heads = property(lambda self: self.heads)
@@ -90,7 +90,7 @@ class HostTransformer(Attends):
     use_linear = property(lambda self: self.linear)
 
 
-class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attention.SpatialTransformer):
+class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attention.SpatialTransformer, own=True):
     Block = BasicTransformerBlock
 
     def forward(self, x, context=None, transformer_options={}):  # noqa: B006  # the host's default
@@ -100,7 +100,7 @@ class SpatialTransformer(transformer.SpatialTransformer, HostTransformer, attent
         return super().forward(x, call)
 
 
-class SpatialVideoTransformer(transformer.SpatialVideoTransformer, HostTransformer, attention.SpatialVideoTransformer):
+class SpatialVideoTransformer(transformer.SpatialVideoTransformer, HostTransformer, attention.SpatialVideoTransformer, own=True):
     Block = BasicTransformerBlock
     max_time_embed_period = 10000
     use_spatial_context = True
@@ -122,7 +122,7 @@ class Downsample(layers.Downsample, _Kind, openaimodel.Downsample):
     channels = out_channels = property(lambda self: self.op.out_channels)
 
 
-class Upsample(layers.Upsample, _Kind, openaimodel.Upsample):
+class Upsample(layers.Upsample, _Kind, openaimodel.Upsample, own=True):
     use_conv, dims = True, 2
     channels = out_channels = property(lambda self: self.conv.out_channels)
 

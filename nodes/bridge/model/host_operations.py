@@ -9,7 +9,7 @@ from ....unet.fused_linear import FusedLinear
 class Operations(comfy.ops.disable_weight_init):
     """The host's layers for weights that are used as they are, which is what it picks for fp32 on a CPU."""
 
-    class Linear(FusedLinear, comfy.ops.disable_weight_init.Linear):
+    class Linear(FusedLinear, comfy.ops.disable_weight_init.Linear, own=True):
         def is_plain(self):
             return _is_plain(self)
 
@@ -17,7 +17,7 @@ class Operations(comfy.ops.disable_weight_init):
             comfy.ops.run_every_op()  # ends an interrupted run
             return super().forward(*args, **kwargs)
 
-    class Conv2d(DoublingConv2d, comfy.ops.disable_weight_init.Conv2d):
+    class Conv2d(DoublingConv2d, comfy.ops.disable_weight_init.Conv2d, own=True):
         def is_plain(self):
             return _is_plain(self)
 

@@ -13,12 +13,13 @@ from comfy.quant_ops import QuantizedTensor
 from torch import nn
 
 from ....unet import onednn
+from ....unet.hooks import Own
 from ....unet.weights.ggml_types import TYPES, PackedTensor, is_quantized
 from ....unet.weights.network_file import NetworkFile
 from .float_patches import PatchedInFloat
 
 
-class PackedLayer(PatchedInFloat):
+class PackedLayer(PatchedInFloat, Own, own=True):
     """Comes before a layer class of the host; a layer whose weight is plain, or has become plain by a patch, is that class."""
 
     @property
@@ -101,15 +102,15 @@ def with_packed_layers(operations):
     """The host's layer classes, of which those with large weights also hold packed ones."""
 
     class Operations(operations):
-        class Linear(PackedLayer, operations.Linear):
+        class Linear(PackedLayer, operations.Linear, own=True):
             def computed(self, x, weight, bias):
                 fast = onednn.takes(onednn.linear, x, weight, bias)
                 return (onednn.linear if fast else nn.functional.linear)(x, weight, bias)
 
-        class Conv2d(PackedLayer, operations.Conv2d):
+        class Conv2d(PackedLayer, operations.Conv2d, own=True):
             pass
 
-        class Conv3d(PackedLayer, operations.Conv3d):
+        class Conv3d(PackedLayer, operations.Conv3d, own=True):
             pass
 
     return Operations
