@@ -21,7 +21,7 @@ def half(data: Tensor) -> Tensor:
 
 def spread(data: Tensor, width: int, shifts: tuple[int, ...], mask: int) -> Tensor:
     """Numbers of a few bits out of bytes, [n, k] to [n, k * len(shifts)]: of each `width` bytes first those at the first shift."""
-    groups = data.reshape(len(data), -1, width)
+    groups = data.contiguous().reshape(len(data), -1, width)  # shifts of rows with gaps take twice the time
     return torch.stack([(groups >> shift if shift else groups) & mask for shift in shifts], dim=2).reshape(len(data), -1)
 
 
@@ -40,15 +40,15 @@ def look_up(indices: Tensor, values: tuple[float, ...]) -> Tensor:
 
 
 def q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].view(torch.int8) * half(blocks[:, :2])
+    return blocks[:, 2:].view(torch.int8).float().mul_(half(blocks[:, :2]))
 
 
 def q4_0(blocks: Tensor) -> Tensor:
-    return (nibbles(blocks[:, 2:]).view(torch.int8) - 8) * half(blocks[:, :2])
+    return nibbles(blocks[:, 2:]).view(torch.int8).sub_(8).float().mul_(half(blocks[:, :2]))
 
 
 def q4_1(blocks: Tensor) -> Tensor:
-    return nibbles(blocks[:, 4:]) * half(blocks[:, :2]) + half(blocks[:, 2:4])
+    return nibbles(blocks[:, 4:]).float().mul_(half(blocks[:, :2])).add_(half(blocks[:, 2:4]))
 
 
 def _fifth_bits(high: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ def _fifth_bits(high: Tensor) -> Tensor:
 
 def q5_0(blocks: Tensor) -> Tensor:
     numbers = nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return (numbers.view(torch.int8) - 16) * half(blocks[:, :2])
+    return numbers.view(torch.int8).sub_(16).float().mul_(half(blocks[:, :2]))
 
 
 def q5_1(blocks: Tensor) -> Tensor:
     numbers = nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    return numbers * half(blocks[:, :2]) + half(blocks[:, 2:4])
+    return numbers.float().mul_(half(blocks[:, :2])).add_(half(blocks[:, 2:4]))
 
 
 def iq4_nl(blocks: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ EACH_BIT = tuple(range(8))
 
 def _scaled(numbers: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
     """numbers [n, 256] * scales [n, groups] (- minima [n, groups]), group by group."""
-    grouped = numbers.reshape(*scales.shape, -1) * scales[..., None]
+    grouped = numbers.float().reshape(*scales.shape, -1).mul_(scales[..., None])
     if minima is not None:
         grouped -= minima[..., None]
     return grouped.reshape(len(numbers), -1)
