@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from unet import Checkpoint, UNetFileError, open_checkpoint
-from unet.weights.detect import HEAD_CHANNELS
+from unet.weights.detect import HEAD_CHANNELS, check_head_count
 from unet.weights.errors import printable
 from unet.weights.files import SAFETENSORS as SAFETENSORS_ENDINGS
 from unet.weights.ggml_types import PackedTensor
@@ -61,11 +61,8 @@ def values_of(checkpoint: Checkpoint, name: str) -> torch.Tensor | PackedTensor:
 def head_width(checkpoint: Checkpoint) -> dict[str, str]:
     """The metadata from which the width of attention heads is read again, which no shape tells."""
     config = checkpoint.config
-    if config.head_channels is None and config.num_heads != checkpoint.family.num_heads:
-        raise UNetFileError(
-            f"by config.json next to it, it has {config.num_heads} attention heads in all levels, {checkpoint.family.title} has "
-            f"{checkpoint.family.num_heads or 'heads of one width'}. One file alone cannot say so: keep it in its folder."
-        )
+    if config.num_heads:
+        check_head_count(config.num_heads, checkpoint.family)
     return {HEAD_CHANNELS: str(config.head_channels)} if config.head_channels else {}
 
 

@@ -107,7 +107,7 @@ def test_what_a_diffusers_folder_says_besides_the_weights_is_kept(tmp_path):
     written = open_checkpoint(tmp_path / "a.safetensors")
     assert written.config == config and {"v_pred", "ztsnr"} <= written.shapes.keys()
     (unet / "config.json").write_text(json.dumps({**described, "attention_head_dim": 2}))
-    assert "has 2 attention heads in all levels" in refused(tmp_path / "model", tmp_path / "b.gguf", "Q8_0")
+    assert "it has 2 attention heads in all levels, where " in refused(tmp_path / "model", tmp_path / "b.gguf", "Q8_0")
 
 
 def refused(source, target, kind) -> str:

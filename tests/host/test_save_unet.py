@@ -1,5 +1,6 @@
 """Save UNet: a MODEL with its LoRAs to a file that loads equal, whatever loaded the MODEL, and no half or lost file."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from gguf import GGUFReader, dequantize
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from support.families import in_diffusers_layout, random_weights, relative_error, write_unet
+from support.families import TINY, in_diffusers_layout, random_weights, relative_error, write_unet
 from support.gguf_networks import write_gguf
 from support.oracle import ROWS, SMALL, Pair, host_model, prompts, run_node, sample
 from tools.convert import convert
@@ -254,3 +255,12 @@ def test_a_model_of_another_family_and_weights_that_fp16_cannot_hold_are_named(n
     assert not [path for path in Path(output).rglob("*") if path.is_file()]
 
 
+def test_a_count_of_heads_that_one_file_cannot_say_is_refused(tmp_path, save, load):
+    config = TINY["sd2_tiny"]  # as wide as the heads that would be detected
+    save_file(in_diffusers_layout(config, random_weights(config)), tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({
+        "_class_name": "UNet2DConditionModel", "block_out_channels": config.level_channels, "in_channels": config.in_channels,
+        "cross_attention_dim": config.context_dim, "attention_head_dim": 2,
+    }))
+    with pytest.raises(ValueError, match=r"is not saved: it has 2 attention heads in all levels, where .* has heads of one width"):
+        save(load(tmp_path / "a.safetensors"))

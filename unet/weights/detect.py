@@ -153,6 +153,16 @@ def own_head_width(config: UNetConfig, metadata: Mapping[str, str] | None) -> UN
     return config
 
 
+def check_head_count(count: int, family: Family) -> None:
+    """Raises UNetFileError where a network of this family with so many heads in all levels is not detected by one file alone."""
+    if count != family.num_heads:
+        usual = family.num_heads or "heads of one width"
+        raise UNetFileError(
+            f"it has {count} attention heads in all levels, where {family.title} has {usual}. Only a config.json next to a file "
+            f"says so: keep it in its folder."
+        )
+
+
 def _read_levels(shapes, model_channels, depths):
     """(channel_mult, num_res_blocks, depth_in, self_attention), walking the input blocks from the first."""
     blocks = {found[1] for name in shapes if (found := re.match(r"input_blocks\.(\d+)\.", name))}

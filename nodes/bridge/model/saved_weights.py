@@ -11,7 +11,7 @@ from comfy.model_patcher import get_key_weight
 
 from ....unet import detect
 from ....unet.weights.checkpoint import check_keys, expected_shapes
-from ....unet.weights.detect import HEAD_CHANNELS
+from ....unet.weights.detect import HEAD_CHANNELS, check_head_count
 from ....unet.weights.ggml_types import PackedTensor
 from ....unet.weights.save_plan import Network, PlannedTensor, format_of
 from .packed_weights import packed_values
@@ -34,7 +34,10 @@ class SavedNetwork:
         metadata = {**metadata, **_own_metadata(patcher)}
         self._markers = _markers(patcher)
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        config, _, names = detect({**shapes, **{name: () for name in self._markers}}, metadata)
+        config, family, names = detect({**shapes, **{name: () for name in self._markers}}, metadata)
+        heads = patcher.model.model_config.unet_config.get("num_heads", -1)
+        if heads > 0:
+            check_head_count(heads, family)
         expected = expected_shapes(config)
         check_keys({name: shapes[theirs] for name, theirs in names.items() if name in expected}, expected)
         self._names = {name: names[name] for name in expected}
