@@ -9,6 +9,7 @@ them. MiB.
 """
 
 import ctypes
+import gc
 import importlib
 import multiprocessing
 import tempfile
@@ -144,6 +145,7 @@ def in_page_cache(path: Path) -> float:
 
 def measured(*how) -> dict[str, float] | str:
     """What `child` sends, from a process of its own that has the host and the pack from this one."""
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free here would be used there, and not counted
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
