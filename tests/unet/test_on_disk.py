@@ -87,6 +87,16 @@ def test_a_name_that_no_file_has_is_refused_with_a_message(name, opener, tmp_pat
         assert len(str(error.value)) <= 1000 and str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
+def test_a_name_that_is_no_utf_8_is_refused_with_a_message(opener, tmp_path):
+    """Neither safetensors nor PyTorch opens such a file; they take it for a damaged one."""
+    for ending in (".safetensors", ".pth") if opener in PICKLED else (".safetensors",):
+        path = tmp_path / os.fsdecode(b"\xff" + ending.encode())
+        path.write_bytes(b"")
+        with pytest.raises(UNetFileError, match="its name, or that of a folder that it is in, is not UTF-8. Rename it"):
+            opener(path)
+
+
 @pytest.mark.parametrize("name", ["\x1b[31mred\n", "模型 é", "%s{0}{suffix}%n"])
 def test_a_file_is_named_as_it_is_with_control_characters_escaped(name, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")

@@ -29,6 +29,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     Raises UNetFileError, which names it, where it is no regular file (opening a pipe waits for whoever writes to it, and a
     device may never end) or cannot be opened.
     """
+    _check_name(path)
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
         file = open(path, "rb") if kind == stat.S_IFREG else None
@@ -41,6 +42,14 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         raise UNetFileError(f"{path.name}: it is {KINDS.get(kind, 'of another kind')}, expected a file. Choose a file.")
     with file:
         yield file
+
+
+def _check_name(path: Path) -> None:
+    """Raises UNetFileError where the path is no UTF-8: neither safetensors nor PyTorch opens such a file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UNetFileError(f"{path.name}: its name, or that of a folder that it is in, is not UTF-8. Rename it.") from None
 
 
 @dataclass(frozen=True)
