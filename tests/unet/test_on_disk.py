@@ -22,8 +22,9 @@ from unet import (
     open_controlnext,
     read_residuals,
 )
+from unet.weights.lora_file import open_lora
 
-OPENERS = (open_checkpoint, load_unet, read_residuals, find_controlnet, open_controlnet, open_controlnext)
+OPENERS = (open_checkpoint, load_unet, read_residuals, find_controlnet, open_controlnet, open_controlnext, open_lora)
 PICKLED = OPENERS[3:]  # what also opens pickled files
 METADATA = {"temporal_unet.head_channels": str(small.SVD.head_channels)}
 
@@ -188,3 +189,13 @@ def test_residuals_stay_as_they_were_when_their_file_is_overwritten(tmp_path):
     residuals = read_residuals(path)
     write_over(path)
     assert all(control.eq(1).all() for control in residuals.controls)
+
+
+def test_a_lora_whose_file_was_cut_after_opening_is_not_read(tmp_path):
+    """Reading what was mapped from it would end the process."""
+    path = tmp_path / "a.safetensors"
+    save_file({"lora_unet_a.lora_up.weight": torch.ones(64, 64), "lora_unet_a.lora_down.weight": torch.ones(64, 64)}, path)
+    lora = open_lora(path)
+    os.truncate(path, 500)
+    with pytest.raises(UNetFileError, match="^a.safetensors: it was changed after it was opened"):
+        lora.read("a")

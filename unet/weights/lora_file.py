@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from .errors import UNetFileError, shorten
-from .files import check_dtypes, is_mapped, open_any, shapes_and_dtypes_of
+from .files import check_dtypes, is_mapped, open_files, shapes_and_dtypes_of
 from .kinds import other_kind
 from .lora_shapes import kinds_of, missing_from
-from .on_disk import open_regular
+from .on_disk import Stamps, changed_in_place, open_regular, stamps_of
 from .pickles import PickledFile, unpickled
+from .shards import weight_files
 
 # Before the layer's name, several of them too: `unet.base_model.model.down_blocks…`, `lora_unet_down_blocks_…`.
 PREFIX = re.compile(r"(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|unet\.|lora_unet_|lycoris_)+")
@@ -49,6 +50,7 @@ class LoRAFile:
     """An open file with a LoRA in it; its tensors are read when they are asked for."""
 
     path: Path
+    stamps: Stamps  # of the files that the tensors are in, when they were opened
     layers: dict[str, dict[str, str]]  # layer, without prefixes -> its parameters, as `PARAMETER` spells them -> keys in the file
     text_encoder: list[str]  # keys that are for a text encoder
     unknown: list[str]  # keys of no known parameter
@@ -60,7 +62,12 @@ class LoRAFile:
         return {parameter: self.shapes[key] for parameter, key in self.layers[layer].items()}
 
     def read(self, layer: str) -> dict[str, torch.Tensor]:
-        """The layer's parameters, in memory of their own; with an `alpha` from the settings where it has none."""
+        """The layer's parameters, in memory of their own; with an `alpha` from the settings where it has none.
+
+        Raises UNetFileError where the file was written to or cut since it was opened: what is mapped from it may be gone.
+        """
+        if any(changed_in_place(path, stamp) for path, stamp in self.stamps.items()):
+            raise UNetFileError(f"{self.path.name}: it was changed after it was opened. Load it again once it is written.")
         copy = is_mapped(self.file)
         found = {parameter: self.file.get_tensor(key) for parameter, key in self.layers[layer].items()}
         tensors = {parameter: tensor.clone() if copy else tensor for parameter, tensor in found.items()}
@@ -95,7 +102,9 @@ def open_lora(path: str | Path) -> LoRAFile:
     Raises UNetFileError, which names the file, where it cannot be read, holds no LoRA, or holds something twice.
     """
     path = Path(path)
-    file = open_any(path)
+    files = weight_files(path)
+    stamps = stamps_of(files)
+    file = open_files(path, files)
     shapes, dtypes = shapes_and_dtypes_of(file)
     try:
         if isinstance(file, PickledFile) and not shapes:
@@ -106,7 +115,8 @@ def open_lora(path: str | Path) -> LoRAFile:
     except UNetFileError as error:
         raise UNetFileError(f"{path.name}: {error}") from None
     return LoRAFile(
-        path=path, layers=layers, text_encoder=text_encoder, unknown=unknown, shapes=shapes, settings=settings, file=file
+        path=path, stamps=stamps, layers=layers, text_encoder=text_encoder, unknown=unknown, shapes=shapes, settings=settings,
+        file=file,
     )
 
 
