@@ -52,7 +52,7 @@ MAKERS = {
     "node-pictures": "assets.photograph_nodes", "help-pictures": "assets.help_pictures",
     "icon": "assets.make_icon", "cards": "assets.cards", "examples": "assets.make_examples",
 }
-MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve")
+MADE_IN_CACHE = ("envs", "hosts", "untrained", "demo", "serve", "fuzz")
 
 
 def host_for(args: argparse.Namespace) -> Host:
@@ -177,6 +177,14 @@ def command_convert(args: argparse.Namespace) -> None:
     sys.exit(run_tool(host_for(args), "convert", args.source, args.target, args.type, args.dialect))
 
 
+def command_fuzz(args: argparse.Namespace) -> None:
+    """Damaged inputs of every kind that the pack reads: see tools/fuzz."""
+    host = users_host(args)
+    host = test_environment(host) if host else pinned_host(NEWEST)
+    kinds = [text for kind in args.kind for text in ("--kind", kind)]
+    sys.exit(run_tool(host, "fuzz.run", "--minutes", args.minutes, *kinds, *args.pytest_args))
+
+
 def command_clean(args: argparse.Namespace) -> None:
     with locked():
         for name in MADE_IN_CACHE:
@@ -246,6 +254,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         tool = command(name, command_tool, f"{text}; arguments after -- go to the script.")
         tool.set_defaults(tools=tools)
         tool.add_argument("what", choices=tools, help=what)
+    fuzz = command("fuzz", command_fuzz,
+                   "Read damaged files of every kind and keep what fails; arguments after -- go to the script: --help says which.")
+    fuzz.add_argument("--minutes", type=float, default=30, help="how long (default: %(default)s)")
+    fuzz.add_argument("--kind", action="append", default=[], help="this kind alone; several times for several")
     command("lint", command_lint, "Check the code with ruff and mypy.")
     command("lock", command_lock,
             "Renew the lock files in tools/locks; arguments after -- go to uv: --upgrade takes newer versions.")
