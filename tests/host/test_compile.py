@@ -166,6 +166,7 @@ def test_inductor_makes_the_same_video(models, compiled):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_layer_compiles_for_any_size(compiled):
     """The second size makes the compiler trace for any, and what the budget asks of the size must not break that."""
     block, call = build(SVD).input_blocks[1], Call(

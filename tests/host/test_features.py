@@ -317,6 +317,7 @@ def test_a_unet_function_wrapper(same):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("backend", ["aot_eager"])
 def test_compiling_through_the_hosts_helper(pairs, plain, backend):
     """The path of TorchCompileModel without its backend "inductor", which takes minutes on a CPU."""

@@ -148,7 +148,8 @@ def test_memory_holds_every_weight_once(sd1_file, tmp_path):
 def test_our_answer_whether_the_host_knows_a_unet_is_the_hosts(pack, name):
     """In the real width and in a small one."""
     parts = pack("nodes.bridge.model.checkpoint_parts")
-    for config in (TINY[name], replace(TINY[name], model_channels=REAL_WIDTHS.get(name, 320))):
+    real = replace(TINY["sdxl"], in_channels=TINY[name].in_channels) if name in ("sdxl_ip2p", "sdxl_inpaint") else TINY[name]
+    for config in (TINY[name], replace(real, model_channels=REAL_WIDTHS.get(name, 320))):
         state = {PREFIX + key: value for key, value in UNetModel(config, device="meta").state_dict().items()}
         if ROWS[name].marker:
             state[ROWS[name].marker] = torch.empty(1, device="meta")

@@ -48,7 +48,7 @@ def in_page_cache(path):
             pass
 
 
-@pytest.mark.parametrize("name, dtype", [("sd1", "float16"), ("svd", "default")])
+@pytest.mark.parametrize("name, dtype", [("sd1", "float16"), pytest.param("svd", "default", marks=pytest.mark.one_host)])
 @pytest.mark.slow
 def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dtype):
     """Not slower, not more memory, the same latent after three steps."""

@@ -154,6 +154,7 @@ def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_result(run, run_o
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_out, small_chunks, large, caplog):
     """Of windows, steps and branches only the first meets it; the next run begins again."""
     tried = run_out(MIB)
@@ -166,6 +167,7 @@ def test_a_size_that_ran_out_is_not_tried_again_in_the_same_run(long_run, run_ou
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_another_shape_in_the_same_run_has_its_own_size_and_no_more_warnings(long_run, run_out, small_chunks, caplog):
     """Both branches together, then one alone, where guidance ends."""
     tried = run_out(MIB)

@@ -143,6 +143,7 @@ def host(svd, node, windows):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_sde", "dpmpp_2m_sde"])
 def test_samplers_with_levels_in_between_or_noise_of_their_own(run, host, sampler):
     result = run(steps=3, sampler=sampler, closed_loop=True)
@@ -166,6 +167,7 @@ def starts_of_second_windows(model):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("sampler, evaluations", [("dpm_fast", [3, 3, 2, 1]), ("dpm_adaptive", None)])
 def test_joints_move_with_samplers_that_choose_their_noise_levels(svd, run, windows, sampler, evaluations):
     """But not within one of their steps: dpm_adaptive would take that for an error of its own and make its steps smaller."""

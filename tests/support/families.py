@@ -23,6 +23,7 @@ _SDXL = replace(
     depth_out=(10, 10, 10, 2, 2, 2, 0, 0, 0), depth_middle=10, context_dim=2048, self_attention=(True,) * 3,
     adm_channels=2816,
 )
+_VEGA = replace(_SDXL, depth_in=(0, 0, 1, 1, 2, 2), depth_out=(2, 2, 2, 1, 1, 1, 0, 0, 0), depth_middle=0)
 _SD1_TINY = replace(
     _SD1, channel_mult=(1, 2, 4), num_res_blocks=(1, 1, 1), depth_in=(0, 1, 1), depth_out=(1, 1, 1, 1, 0, 0),
     depth_middle=None, self_attention=(True,) * 3,
@@ -58,7 +59,7 @@ TINY = {
     "ssd_1b": replace(
         _SDXL, depth_in=(0, 0, 2, 2, 4, 4), depth_out=(4, 4, 10, 2, 1, 1, 0, 0, 0), depth_middle=0
     ),
-    "vega": replace(_SDXL, depth_in=(0, 0, 1, 1, 2, 2), depth_out=(2, 2, 2, 1, 1, 1, 0, 0, 0), depth_middle=0),
+    "vega": _VEGA,
     "koala_700m": replace(
         _SDXL, num_res_blocks=(1, 1, 1), depth_in=(0, 2, 5), depth_out=(5, 5, 2, 2, 0, 0), depth_middle=None
     ),
@@ -66,8 +67,8 @@ TINY = {
         _SDXL, num_res_blocks=(1, 1, 1), depth_in=(0, 2, 6), depth_out=(6, 6, 2, 2, 0, 0), depth_middle=6
     ),
     "sdxl": _SDXL,
-    "sdxl_ip2p": replace(_SDXL, in_channels=8),
-    "sdxl_inpaint": replace(_SDXL, in_channels=9),
+    "sdxl_ip2p": replace(_VEGA, in_channels=8),  # these two are known by their channels, whatever their depth
+    "sdxl_inpaint": replace(_VEGA, in_channels=9),
 }
 
 FULL = {
