@@ -11,9 +11,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import dev
+from support.families import in_diffusers_layout, random_weights
+from support.gguf_networks import write_gguf
 from support.prompts import FRAMES, MINIATURE, SIZE, STEPS, node, only
+from tools.untrained import SVD
 
 FOLDER = dev.ROOT / "example_workflows" / "api"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -37,6 +41,10 @@ IMAGE_MODELS = {  # template -> its UNet, its text encoder, its ControlNet; the 
         "untrained_sdxl.safetensors", node("DualCLIPLoader", clip_name1="untrained_clip_l.safetensors",
                                            clip_name2="untrained_clip_g.safetensors", type="sdxl"), None),
 }
+PARTS = {  # template with a loader for each part -> its UNet, in the layout that it is about
+    "1b Image to Video, from diffusers": "small_svd_diffusers.safetensors",
+    "1c Image to Video, GGUF": "small_svd.gguf",
+}
 WRITE_FILM = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -54,6 +62,8 @@ def example(name):
     prompt = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     for each in prompt.values():
         each["inputs"].update(SMALL.get(each["class_type"], {}))
+    if name in PARTS:
+        return with_small_parts(prompt, PARTS[name])
     loader = only(prompt, "TemporalUNetCheckpointLoader")
     if name in IMAGE_MODELS:
         return with_other_loaders(prompt, loader, *IMAGE_MODELS[name])
@@ -63,6 +73,15 @@ def example(name):
         clip.pop("clip_vision", None)  # it has none
     if any(each["class_type"] == "TemporalUNetVideoOptions" for each in prompt.values()):
         clip["video_frames"] = LONG
+    return prompt
+
+
+def with_small_parts(prompt, unet):
+    """Without the image encoder, which the host knows at full size only."""
+    prompt[only(prompt, "TemporalUNetLoader")]["inputs"]["unet_name"] = unet
+    prompt[only(prompt, "VAELoader")]["inputs"]["vae_name"] = "untrained_vae.safetensors"
+    del prompt[only(prompt, "CLIPVisionLoader")]
+    del prompt[only(prompt, "TemporalUNetSVDConditioning")]["inputs"]["clip_vision"]
     return prompt
 
 
@@ -86,6 +105,8 @@ def files(host, server):
     for path in (dev.ROOT / "web" / "examples").iterdir():
         shutil.copy(path, server.base / "input")
     checkpoints, unets = (server.base / "models" / folder for folder in ("checkpoints", "diffusion_models"))
+    write_gguf(unets / PARTS["1c Image to Video, GGUF"], SVD)
+    save_file(in_diffusers_layout(SVD, random_weights(SVD)), unets / PARTS["1b Image to Video, from diffusers"])
     dev.link_file(unets / "untrained_sdxl.safetensors", checkpoints / "untrained_sdxl.safetensors")
     dev.link_models(dev.demo_models(host), server.base)
     film = server.base / "models" / "frame_interpolation" / "film_net_fp16.safetensors"

@@ -15,6 +15,7 @@ import av
 import torch
 from PIL import Image
 
+from support import ggufs
 from support.diffusers_names import to_diffusers
 from support.families import FULL
 from tools import untrained
@@ -39,6 +40,23 @@ def write_hollow(path: Path, shapes: Shapes, tensors: Mapping[str, torch.Tensor]
         for tensor in tensors.values():
             file.write(tensor.contiguous().numpy().tobytes())
         file.truncate(8 + len(text) + end)
+
+
+def write_hollow_gguf(path: Path, shapes: Shapes) -> None:
+    """A GGUF file of the dialect "comfy" with weights of these `shapes` that are all zero, Q8_0 where they fill blocks."""
+    tensors, pairs, end = [], [ggufs.text_pair("general.architecture", "svd")], 0
+    for name, shape in shapes.items():
+        numbers = math.prod(shape)
+        packed = len(shape) > 1 and numbers % 256 == 0
+        if packed:
+            pairs.append(ggufs.shape_pair(name, shape))
+        tensors.append(ggufs.tensor(name, (256, numbers // 256) if packed else shape[::-1], 8 if packed else 0, end))
+        end += -(-(numbers // 32 * 34 if packed else numbers * 4) // 32) * 32
+    header = ggufs.gguf(tensors, pairs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + end)
 
 
 def unet_shapes(config: UNetConfig, prefix: str = "model.diffusion_model.") -> dict[str, tuple[int, ...]]:

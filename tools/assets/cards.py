@@ -37,6 +37,23 @@ def plain(studio):
     return enlarged(studio.make(quality.straight(1), seed=1)), 8
 
 
+def labeled(frames: list[Image.Image], label: str):
+    for frame in frames:
+        draw, font = ImageDraw.Draw(frame), ImageFont.load_default(22)
+        width = draw.textlength(label, font)
+        draw.rounded_rectangle([14, 206, 38 + width, 242], 10, PAPER)
+        draw.text((26, 224), label, INK, font, anchor="lm")
+    return frames, 10
+
+
+def from_diffusers(studio):
+    return labeled(enlarged(studio.make(world.sample_world(world.HELD_OUT + 8))), "diffusers")
+
+
+def of_gguf(studio):
+    return labeled(enlarged(studio.make(world.sample_world(world.HELD_OUT + 3))), "GGUF")
+
+
 def smooth(_studio):
     """Above as a model makes it, below with three frames between each two."""
     of = replace(quality.straight(1), start=(22.0, 64.0), heading=0.0, motion_bucket_id=200, fps=4)
@@ -140,7 +157,9 @@ def from_file(_studio):
     return [card], 0
 
 
-CARDS = dict(zip(COLUMNS, (plain, smooth, loop, long, led, miniature, edges, text, to_file, from_file), strict=True))
+CARDS = dict(zip(COLUMNS, (
+    plain, from_diffusers, of_gguf, smooth, loop, long, led, miniature, edges, text, to_file, from_file,
+), strict=True))
 
 
 def save(path: Path, frames: list[Image.Image], fps: int) -> None:

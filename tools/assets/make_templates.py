@@ -20,7 +20,7 @@ import uuid
 from pathlib import Path
 
 from support.editor import RENDERERS, Editor, chromium
-from support.stand_ins import write_hollow
+from support.stand_ins import write_hollow, write_hollow_gguf
 from tools.assets.templates import COLUMNS, FOLDERS, HEIGHTS, NOTES, ROOM, SHAPES, URLS, file_list, model_files
 from tools.server import Server
 
@@ -86,7 +86,8 @@ def photograph(editor: Editor, name: str, path: Path) -> None:
 def prepare_base(base: Path, host: Path, prompts: dict[str, dict]) -> None:
     """The photo, the example files, and files without weights in place of the models."""
     for file in {file for prompt in prompts.values() for file in model_files(prompt)}:
-        write_hollow(base / "models" / file, SHAPES.get(file.rpartition("/")[2], dict)())
+        write = write_hollow_gguf if file.endswith(".gguf") else write_hollow
+        write(base / "models" / file, SHAPES.get(file.rpartition("/")[2], dict)())
     (base / "input").mkdir()
     for photo in (host / "input" / "example.png", *EXAMPLES.iterdir()):
         shutil.copy(photo, base / "input")

@@ -1,7 +1,7 @@
 """What the templates in example_workflows/ look like in the editor: columns, notes, and the files that they name."""
 from __future__ import annotations
 
-from support.families import FULL
+from support.families import FULL, in_diffusers_layout
 from support.stand_ins import lineart_shapes, unet_shapes
 
 NOTE = "Note"  # title of the note in each template
@@ -10,6 +10,7 @@ CLIP = ("Clip", 330, ["SVD Image to Video", "Video Options", "Times as many fram
 SAMPLING = ("Sampling", 320, ["SVD Temporal UNet Sampler", "Frames per second"])
 FRAMES = ("Frames", 300, ["Load Frame Interpolation Model", "Decode Video", "Frames in between", "Create Video"])
 VIDEO = ("Video", 360, ["Save Video"])
+PARTS = ("Photo and models", 320, ["Photo", "Load UNet", "Load VAE", "Load CLIP Vision"])
 STRAIGHT = [PHOTO, CLIP, SAMPLING, FRAMES, VIDEO]  # columns: title of the group, width of its nodes, their titles
 CONTROL = ("Control video", 320, ["Control video", "Load ControlNet", NOTE])
 EDGES = ("Edges", 300, ["Its frames", "Edges", "SVD Image to Video"])
@@ -19,6 +20,8 @@ IMAGE = ("Image", 360, ["Decode", "Save Image"])
 
 COLUMNS = {
     "1 Image to Video": STRAIGHT,
+    "1b Image to Video, from diffusers": [PARTS, *STRAIGHT[1:]],
+    "1c Image to Video, GGUF": [PARTS, *STRAIGHT[1:]],
     "2 Smooth, with frame interpolation": STRAIGHT,
     "3 Endless loop": STRAIGHT,
     "4 Long video": STRAIGHT,
@@ -38,21 +41,28 @@ COLUMNS = {
     ],
 }
 NOTES = dict(zip(COLUMNS, (  # key of each template's note among the texts `notes` in locales/*/main.json
-    "imageToVideo", "smooth", "loop", "long", "led", "miniature", "edges", "text", "toFile", "fromFile",
+    "imageToVideo", "diffusers", "gguf", "smooth", "loop", "long", "led", "miniature", "edges", "text", "toFile", "fromFile",
 ), strict=True))
 HEIGHTS = {  # least, of nodes that show an image or a text
     "LoadImage": 340, "LoadVideo": 340, "CLIPTextEncode": 150, "SaveImage": 360, "SaveVideo": 360, "MarkdownNote": 210,
     "TemporalUNetLoadControlNetResiduals": 90, "TemporalUNetSaveControlNetResiduals": 90,
 }
 ROOM = {  # for what panels say of a file, and for the preview of a square clip
-    "TemporalUNetCheckpointLoader": 385, "TemporalUNetControlNetLoader": 270, "TemporalUNetSVDSampler": 660,
+    "TemporalUNetCheckpointLoader": 385, "TemporalUNetLoader": 385, "TemporalUNetControlNetLoader": 270,
+    "TemporalUNetSVDSampler": 660,
 }
 FOLDERS = {  # input that names a model file -> its folder in models/
     "ckpt_name": "checkpoints", "control_net_name": "controlnet", "model_name": "frame_interpolation",
+    "unet_name": "diffusion_models", "vae_name": "vae", "clip_name": "clip_vision",
 }
 WEB = "https://huggingface.co/"
+DIFFUSERS = f"{WEB}stabilityai/stable-video-diffusion-img2vid-xt/resolve/main"
 URLS = {  # from where the editor offers to download a file that is missing; as in the host's own templates, for SVD next to theirs
     "svd.safetensors": f"{WEB}stabilityai/stable-video-diffusion-img2vid/resolve/main/svd.safetensors",
+    "svd_xt_unet_fp16.safetensors": f"{DIFFUSERS}/unet/diffusion_pytorch_model.fp16.safetensors",
+    "svd_image_encoder_fp16.safetensors": f"{DIFFUSERS}/image_encoder/model.fp16.safetensors",
+    "vae-ft-mse-840000-ema-pruned.safetensors":
+        f"{WEB}stabilityai/sd-vae-ft-mse-original/resolve/main/vae-ft-mse-840000-ema-pruned.safetensors",
     "svd_lineart.safetensors":
         f"{WEB}CiaraRowles/temporal-controlnet-lineart-svd-v1/resolve/main/controlnet/diffusion_pytorch_model.safetensors",
     "film_net_fp16.safetensors":
@@ -66,6 +76,8 @@ URLS = {  # from where the editor offers to download a file that is missing; as 
 VAE = "first_stage_model.decoder.conv_in.weight"
 SHAPES = {  # file -> its tensors, where a node of ours shows what is in it; of the parts next to the UNet one for each
     "svd.safetensors": lambda: _checkpoint("svd", VAE, "conditioner.embedders.0.open_clip.model.visual.proj"),
+    "svd_xt_unet_fp16.safetensors": lambda: in_diffusers_layout(FULL["svd"], unet_shapes(FULL["svd"], "")),
+    "svd_xt_Q8_0.gguf": lambda: unet_shapes(FULL["svd"], ""),  # which users make themselves
     "v1-5-pruned-emaonly.safetensors":
         lambda: _checkpoint("sd1", VAE, "cond_stage_model.transformer.text_model.final_layer_norm.weight"),
     "sd_xl_base_1.0.safetensors":
@@ -79,12 +91,12 @@ def _checkpoint(family: str, *others: str) -> dict[str, tuple[int, ...]]:
 
 
 def model_files(prompt: dict) -> list[str]:
-    """The model files to download that a workflow names, relative to models/, each once."""
+    """The model files that a workflow names and the pack does not bring, relative to models/, each once."""
     named = [(name, value) for node in prompt.values() for name, value in node["inputs"].items() if name in FOLDERS]
-    return list(dict.fromkeys(f"{FOLDERS[name]}/{value}" for name, value in named if value in URLS))
+    return list(dict.fromkeys(f"{FOLDERS[name]}/{value}" for name, value in named if value in URLS or value in SHAPES))
 
 
 def file_list(prompt: dict) -> str:
-    """Those files in Markdown: by folder, each with its address."""
+    """Those of them to download, in Markdown: by folder, each with its address."""
     files = [file.rsplit("/", 1) for file in model_files(prompt)]
-    return "\n".join(f"- **models/{folder}**: [{file}]({URLS[file]})" for folder, file in files)
+    return "\n".join(f"- **models/{folder}**: [{file}]({URLS[file]})" for folder, file in files if file in URLS)
