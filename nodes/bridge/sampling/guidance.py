@@ -1,10 +1,12 @@
 """Sampling a video through the host: classifier-free guidance with a scale of its own for every frame."""
 
 import logging
+import math
 from types import FunctionType
 
 import comfy.model_base
 import comfy.model_management as management
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -12,11 +14,17 @@ import torch
 
 from ..inputs.curve import evaluate_curve
 from ..node_names import SVD_SAMPLER
+from .lanes import CLONES, warn_where_windows_wait
 from .preview import prepare_callbacks
+from .wavefront import SAMPLERS, wavefront_sampler
 from .windows import OWN_LEVELS, ClipWindows
 
 FORMULA = "sampler_cfg_function"  # key in model_options: how a node mixes both predictions,
+NEGATIVE_ALWAYS = "disable_cfg1_optimization"  # is the negative evaluated where guidance does not need it?
 AROUND = ("sampler_pre_cfg_function", "sampler_post_cfg_function")  # what nodes do to them before, and to the result
+
+
+PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
 
 
 def is_video_model(model) -> bool:
@@ -61,16 +69,47 @@ class FrameGuider(comfy.samplers.CFGGuider):
                 "or set guidance to constant, where it acts.", SVD_SAMPLER, formula.__qualname__.split(".")[0],
             )
 
+    def inner_sample(self, *args, **kwargs):
+        warn_where_windows_wait(self.model_options, self.conds.values())
+        return super().inner_sample(*args, **kwargs)
+
     def predict_noise(self, x, timestep, model_options, seed=None):
+        scale, model_options = self._settings(timestep, model_options)
+        return comfy.samplers.sampling_function(
+            self.inner_model, x, timestep, self.conds.get("negative"), self.conds.get("positive"), scale,
+            model_options=model_options, seed=seed,
+        )
+
+    def _settings(self, timestep, model_options, frames=slice(None)):
+        """(scale, model_options) with which the host guides these frames at the noise level timestep [t]."""
         if not self._guided(timestep, model_options["transformer_options"]["sample_sigmas"]):
-            plain = {key: value for key, value in model_options.items() if key != FORMULA}
-            positive, negative = self.conds.get("positive"), self.conds.get("negative")
-            return comfy.samplers.sampling_function(
-                self.inner_model, x, timestep, negative, positive, 1.0, model_options=plain, seed=seed
-            )
+            return 1.0, {key: value for key, value in model_options.items() if key != FORMULA}
         if self.scales is not None:  # the host leaves out the negative at a scale of exactly 1, which only the maximum is
-            model_options = {**model_options, **_frame_by_frame(model_options, self.scales), "disable_cfg1_optimization": True}
-        return super().predict_noise(x, timestep, model_options, seed)
+            by_frame = _frame_by_frame(model_options, self.scales[frames])
+            return self.cfg, {**model_options, **by_frame, NEGATIVE_ALWAYS: True}
+        return self.cfg, model_options
+
+    # What `predict_noise` does, in two halves, for some frames of the clip: which conds are to be evaluated, and their mix.
+
+    def sees_whole_clip(self, model_options) -> bool:
+        """Is there a function on the model that may look at more than a frame, or at the steps one after another?"""
+        formula = model_options.get(FORMULA)
+        wrappers = model_options["transformer_options"].get("wrappers", {}).get(PREDICT_NOISE, {})
+        return (
+            any(model_options.get(name) for name in (*AROUND, "denoise_mask_function")) or any(wrappers.values())
+            or not (formula is None or self.scales is not None and _sets_frame_scales(formula))
+        )
+
+    def conds_at(self, timestep, model_options) -> list:
+        """The conds to evaluate at the noise level timestep [t]: positive, and negative or None."""
+        scale, model_options = self._settings(timestep, model_options)
+        unguided = math.isclose(scale, 1.0) and not model_options.get(NEGATIVE_ALWAYS, False)
+        return [self.conds.get("positive"), None if unguided else self.conds.get("negative")]
+
+    def mixed(self, frames: list[int], x, timestep, made: list[torch.Tensor], model_options) -> torch.Tensor:
+        """The denoised frames [n, 4, h, w] of x at the levels timestep [n], from what was made of both conds."""
+        scale, model_options = self._settings(timestep, model_options, frames)
+        return comfy.samplers.cfg_function(self.inner_model, *made, scale, x, timestep, model_options=model_options)
 
     def _guided(self, timestep, sigmas):
         """Is this step's share of the run (0 = first step) inside [start, end)? An end of 1 includes the last."""
@@ -134,11 +173,14 @@ def sample(guider: FrameGuider, latent: dict, levels: torch.Tensor, *, seed: int
     samples = latent["samples"]
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     handler = model.model_options.get("context_handler")
+    sampler = comfy.samplers.sampler_object(sampler_name)
     if isinstance(handler, ClipWindows):
         handler.own_levels = sampler_name in OWN_LEVELS
+        if sampler_name in SAMPLERS and model.get_additional_models_with_key(CLONES):
+            sampler = wavefront_sampler(sampler_name)
     callback, finish = prepare_callbacks(model, max(0, len(levels) - 1), guider.original_conds["positive"][0])
     out = guider.sample(
-        noise, samples, comfy.samplers.sampler_object(sampler_name), levels,
+        noise, samples, sampler, levels,
         denoise_mask=latent.get("noise_mask"), callback=callback,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )

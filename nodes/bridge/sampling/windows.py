@@ -3,38 +3,17 @@
 import logging
 
 import comfy.context_windows as windows
-import comfy.model_management as management
 import torch
 
 from ..model.feature_run import MOVES
 from ..model.trained_length import automatic_length
 from .colors import matched_latent
+from .lanes import Call, lanes_of, run_calls
 from .options import VideoOptions, check_overlap
+from .window_step import WindowStep, window_starts
 
 # Samplers that choose their noise levels themselves, three a step ("DPM-Solver", Lu et al. 2022, arXiv 2206.00927).
 OWN_LEVELS = ("dpm_fast", "dpm_adaptive")
-
-
-def window_starts(total: int, length: int, overlap: int, step: int, closed_loop: bool) -> list[int]:
-    """First frames of the windows of one step, in the order of time; the first is 0, where the given image belongs.
-
-    The others move from step to step, so that no joint stays in one place; in a loop the last run over the end of the clip.
-    """
-    stride = length - overlap
-    offset = 1 + int(stride * (step * GOLDEN % 1)) if stride > 1 else 1
-    if closed_loop:
-        return [0, *range(offset, total, stride)]
-    last = total - length
-    return [0, *range(min(offset, last), last, stride), last]
-
-
-GOLDEN = 0.6180339887498949  # multiples of it modulo 1 spread evenly, however many there are
-
-
-def pyramid(length: int) -> torch.Tensor:
-    """Weights [length] of a window's frames: highest in the middle, never 0."""
-    position = torch.arange(length, dtype=torch.float32)
-    return torch.minimum(position, length - 1 - position) + 1
 
 
 class ClipWindows(windows.IndexListContextHandler):
@@ -88,31 +67,86 @@ class ClipWindows(windows.IndexListContextHandler):
     def should_use_context(self, model, conds, x_in, timestep, model_options):
         return x_in.shape[0] > self.context_length
 
+    def step_of(self, level, model_options, total: int, conds) -> WindowStep:
+        """The windows of a clip of `total` frames at the noise level [t], with nothing in them yet."""
+        self.set_step(level, model_options)
+        branches = [branch for branch, cond in enumerate(conds) if cond is not None]
+        return WindowStep(self._starts(total, self._step), self.context_length, total, branches)
+
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
         """The denoised clip for each of `conds`, as the host's `calc_cond_batch` gives it."""
-        self._model = model
-        self.set_step(timestep, model_options)
-        total = x_in.shape[0]
-        weights = pyramid(self.context_length).to(x_in.device).reshape(-1, 1, 1, 1)
-        sums = [torch.zeros_like(x_in) for _ in conds]
-        weight = x_in.new_zeros(total, 1, 1, 1)
+        total, lanes = x_in.shape[0], lanes_of(model_options, conds)
+        step = self.step_of(timestep, model_options, total, conds)
         following = self._following(total, timestep[0].item())
-        for start in self._starts(total, self._step):
-            management.throw_exception_if_processing_interrupted()
-            indices = [(start + i) % total for i in range(self.context_length)]
-            self.on_window(indices, total)
-            window = windows.IndexListContextWindow(indices, dim=0, total_frames=total)
-            window_conds = [self.get_resized_cond(cond, x_in, window) for cond in conds]
-            if start > 0 and self.context_overlap > 0:
-                image = model.process_latent_out(sums[0][start] / weight[start])
-                window_conds = [_given(cond, image, self.keep_colors) for cond in window_conds]
-            options = {**model_options, "transformer_options": {
-                **model_options["transformer_options"], "context_window": window, MOVES: start not in following}}
-            made = calc_cond_batch(model, window_conds, x_in[indices], timestep[indices], options)
-            for total_of_cond, one in zip(sums, made, strict=True):
-                total_of_cond[indices] += weights * one
-            weight[indices] += weights
-        return [total_of_cond / weight for total_of_cond in sums]
+        calls = WindowCalls(self, calc_cond_batch, model, conds)
+        run_calls(lanes, StepWork(calls, step, x_in, timestep, following, one_by_one=len(lanes) > 1))
+        made = {branch: step.mean(range(total), branch) for branch in step.branches}
+        return [made[branch] if branch in made else torch.zeros_like(x_in) for branch in range(len(conds))]
+
+
+class WindowCalls:
+    """Makes the calls of the network for the windows of a clip, on the host's conds of its branches."""
+
+    def __init__(self, windows: ClipWindows, calc_cond_batch, model, conds):
+        self.windows, self.calc_cond_batch, self.model, self.conds = windows, calc_cond_batch, model, conds
+        self.chained = [windows.context_overlap > 0 and _has_image(cond) for cond in conds]
+        windows._model = model  # the host's own way to resize conds asks it
+
+    def ready(self, step: WindowStep, window: int, branch: int) -> bool:
+        """Has what this branch of the window needs of the windows before it been made?"""
+        return step.frames[window][0] == 0 or not self.chained[branch] or step.has_image(window)
+
+    def call(self, step: WindowStep, window: int, branches: list[int], x, timestep, moves=False, done=lambda: None) -> Call:
+        """The call on a window of the clip x [t, c, h, w] at the levels timestep [t]; its predictions go into `step`.
+
+        moves: does the next step have no window of these frames? `done` is called once the predictions are in.
+        """
+        frames, total = step.frames[window], x.shape[0]
+        context = windows.IndexListContextWindow(frames, dim=0, total_frames=total)
+        conds = [
+            self.windows.get_resized_cond(cond, x, context) if branch in branches else None
+            for branch, cond in enumerate(self.conds)
+        ]
+        if frames[0] > 0 and any(self.chained[branch] for branch in branches):
+            image = self.model.process_latent_out(step.image(window))
+            conds = [_given(cond, image, self.windows.keep_colors) for cond in conds]
+        if branches[0] == 0:
+            self.windows.on_window(frames, total)
+
+        def run(options):
+            marks = {"context_window": context, MOVES: moves}
+            options = {**options, "transformer_options": {**options["transformer_options"], **marks}}
+            return self.calc_cond_batch(self.model, conds, x[frames], timestep[frames], options)
+
+        def put(made):
+            for branch in branches:
+                step.put(window, branch, made[branch])
+            done()
+
+        return Call(run, put)
+
+
+class StepWork:
+    """The calls of one step of a clip: all branches of a window together, or one by one, which more devices can share."""
+
+    def __init__(self, calls: WindowCalls, step: WindowStep, x, timestep, following: list[int], one_by_one: bool):
+        self.calls, self.step, self.x, self.timestep, self.following = calls, step, x, timestep, following
+        parts = [[branch] for branch in step.branches] if one_by_one else [step.branches]
+        self.waiting = [(window, branches) for window in range(len(step.frames)) for branches in parts]
+
+    def next_call(self) -> Call | None:
+        for index, (window, branches) in enumerate(self.waiting):
+            if all(self.calls.ready(self.step, window, branch) for branch in branches):
+                del self.waiting[index]
+                moves = self.step.frames[window][0] not in self.following
+                return self.calls.call(self.step, window, branches, self.x, self.timestep, moves)
+        return None
+
+
+def _has_image(conditions) -> bool:
+    """Does a condition of this branch hold an image? An unconditioned one holds zeros."""
+    concats = [condition["model_conds"].get("c_concat") for condition in conditions or ()]
+    return any(concat is not None and bool(concat.cond.any()) for concat in concats)
 
 
 def _given(conditions, image: torch.Tensor, keep_colors: bool):

@@ -1,0 +1,112 @@
+"""Calls of the network that may run at the same time, on as many devices as the host has clones of the MODEL."""
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import comfy.model_management as management
+import comfy.patcher_extension
+import torch
+
+from ..model.feature_run import KEY as FEATURE_CACHE_KEY
+from ..node_names import FEATURE_CACHE, SVD_SAMPLER
+
+CLONES = "multigpu"  # key of a MODEL's clones on other devices, among the host's additional models
+ON_DEVICES, POOL = "multigpu_clones", "multigpu_thread_pool"  # in model_options during a run: the MODEL by device, and threads
+POLL = 0.1  # seconds after which a cancel is seen while every lane works
+STATELESS = ("torch.compile",)  # keys of wrappers that keep nothing from call to call
+KINDS = comfy.patcher_extension.WrappersMP
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the network: `run(model_options)` on a lane, in a thread of its own, then `done(result)` in the caller's."""
+
+    run: Callable[[dict], Any]
+    done: Callable[[Any], None]
+
+
+class Work(Protocol):
+    """A source of calls."""
+
+    def next_call(self) -> Call | None:
+        """The next call that may run now; None where there is none until another is done, or at all."""
+
+
+def lanes_of(model_options: dict, conds: Iterable) -> list[dict]:
+    """The `model_options` for a call on each device that may work, one call at a time; of one device they are the same.
+
+    The host itself never gives a window to more than two devices. With a single clone in its options it runs a call on the
+    device of that clone, with the clone of the ControlNet for that device, in the thread that asks.
+    """
+    clones = model_options.get(ON_DEVICES, {})
+    if len(clones) < 2 or keeps_state(model_options, conds):
+        return [model_options]
+    shared = {key: value for key, value in model_options.items() if key not in (ON_DEVICES, POOL)}
+    return [{**shared, ON_DEVICES: {device: clone}} for device, clone in clones.items()]
+
+
+def warn_where_windows_wait(model_options: dict, conds: Iterable) -> None:
+    """Logs what keeps a run in windows from using all devices that the host has a clone of the MODEL on."""
+    devices, kept = len(model_options.get(ON_DEVICES, {})), keeps_state(model_options, conds)
+    if devices > 1 and kept and "context_handler" in model_options:
+        logging.warning(
+            "%s: windows are worked on one after another, since %s keeps state from call to call. Take it out to use all %d "
+            "devices.", SVD_SAMPLER, kept, devices)
+
+
+def keeps_state(model_options: dict, conds: Iterable) -> str | None:
+    """What on the model or on the host's conds may keep state from one call to the next, for the user; None: nothing does."""
+    if any("hooks" in condition for conditions in conds for condition in conditions or ()):
+        return "a hook on the conditioning"
+    if FEATURE_CACHE_KEY in model_options.get("transformer_options", {}):
+        return FEATURE_CACHE
+    for name in ("model_function_wrapper", "sampler_calc_cond_batch_function"):
+        if name in model_options:
+            return name
+    for kind in (KINDS.CALC_COND_BATCH, KINDS.APPLY_MODEL, KINDS.DIFFUSION_MODEL):
+        wrappers = model_options.get("transformer_options", {}).get("wrappers", {}).get(kind, {})
+        for key, functions in wrappers.items():
+            if functions and key not in STATELESS:
+                return f"the wrapper {key}"
+    return None
+
+
+def run_calls(lanes: list[dict], work: Work) -> None:
+    """Runs all calls of `work`, on one lane in this thread, on several at the same time.
+
+    An error of a call, and a cancel, end it as soon as the calls that are out have ended.
+    """
+    if len(lanes) == 1:
+        while (call := work.next_call()) is not None:
+            management.throw_exception_if_processing_interrupted()
+            call.done(call.run(lanes[0]))
+        return
+    idle, out = list(reversed(lanes)), {}  # future -> (call, lane)
+    inference = torch.is_inference_mode_enabled()  # which is a thread's own
+    with ThreadPoolExecutor(len(lanes), thread_name_prefix="temporal-unet-lane") as threads:
+        while True:
+            while idle and (call := work.next_call()) is not None:
+                lane = idle.pop()
+                out[threads.submit(_run, call, lane, inference)] = call, lane
+            if not out:
+                return
+            for future in _finished(out):
+                call, lane = out.pop(future)
+                call.done(future.result())
+                idle.append(lane)
+
+
+def _finished(out) -> set[Future]:
+    while True:
+        management.throw_exception_if_processing_interrupted()
+        finished, _ = wait(out, POLL, FIRST_COMPLETED)
+        if finished:
+            return finished
+
+
+def _run(call, lane, inference):
+    with torch.inference_mode(inference):
+        return call.run(lane)

@@ -1,0 +1,189 @@
+"""Long clips over several devices: windows of several steps at the same time, with the result of one after another."""
+
+import random
+import threading
+
+import comfy.controlnet
+import comfy.model_management as management
+import comfy.patcher_extension
+import pytest
+import torch
+
+from support.families import relative_error
+from support.oracle import Pair, prompts, run_node
+
+TOTAL, LENGTH, OVERLAP, STEPS = 14, 5, 2, 3
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    not hasattr(comfy.controlnet.ControlBase, "deepclone_multigpu"), reason="0.16.3 has no multi-GPU clones")]
+
+
+@pytest.fixture(scope="module")
+def svd(pack, tmp_path_factory):
+    return Pair(pack, tmp_path_factory.mktemp("devices"), "svd")
+
+
+@pytest.fixture(autouse=True)
+def one_kernel(pack, monkeypatch):
+    """Weights that the host casts run by PyTorch's kernels alone, whose sums round otherwise than those of plain layers."""
+    monkeypatch.setattr(pack("unet.onednn"), "pays", lambda form: False)
+    monkeypatch.setattr(pack("unet.doubling"), "PIXELS", 2**40)
+
+
+@pytest.fixture(scope="module")
+def on_devices(svd):
+    """Our MODEL with so many clones, each of which the host takes to be on a device of its own."""
+    clones = []
+
+    def model(count):
+        while len(clones) < count - 1:
+            clone = svd.ours.deepclone_multigpu(new_load_device=torch.device(f"cpu:{len(clones)}"))
+            clone.is_multigpu_base_clone = True
+            clones.append(clone)
+        model = svd.ours.clone()
+        model.set_additional_models("multigpu", clones[:count - 1])
+        return model
+
+    return model
+
+
+@pytest.fixture
+def run(node, svd):
+    def run(model, frames=TOTAL, sampler="euler", latent=None, conds=None, steps=STEPS, guidance="linear", **options):
+        options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
+        latent = {"samples": torch.zeros(frames, 4, 8, 8), **(latent or {})}
+        return run_node(
+            node("TemporalUNetSVDSampler"), model, *(conds or prompts(svd.config)), latent, 5, steps, 1.0, 2.5, guidance, sampler,
+            "karras", **options,
+        )[0]["samples"]
+
+    return run
+
+
+def in_order(choose):
+    """In place of `run_calls`: of the calls that may run, the one with the index that `choose` gives for so many is next."""
+
+    def run(lanes, work):
+        ready = []
+        while True:
+            while (call := work.next_call()) is not None:
+                ready.append(call)
+            if not ready:
+                return
+            call = ready.pop(choose(len(ready)))
+            call.done(call.run(lanes[0]))
+
+    return run
+
+
+def masked():
+    mask = torch.ones(TOTAL, 1, 64, 64)
+    mask[[0, 4, 5]] = 0
+    mask[7, :, :, :32] = 0
+    return {"samples": torch.randn(TOTAL, 4, 8, 8, generator=torch.Generator().manual_seed(3)), "noise_mask": mask}
+
+
+CASES = {
+    "plain": {}, "loop": {"closed_loop": True},
+    "guided in the middle": {"guidance_start": 0.3, "guidance_end": 0.7, "guidance": "constant", "window_overlap": 0},
+    "curve, ddim and a mask": {
+        "guidance": "curve", "guidance_curve": "0:1, 0.5:3, 1:1", "sampler": "ddim", "latent": masked(),
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_windows_of_several_steps_at_a_time_make_what_one_step_after_another_makes(svd, on_devices, run, pack, monkeypatch, case):
+    expected = run(svd.ours, **CASES[case])
+    results = [run(on_devices(count), **CASES[case]) for count in (2, 4)]
+    wavefront = pack("nodes.bridge.sampling.wavefront")
+    on_lanes = wavefront.run_calls
+    one_lane = lambda lanes, work: on_lanes(lanes[:1], work)  # noqa: E731
+    for order in (one_lane, in_order(lambda count: count - 1), in_order(random.Random(2).randrange)):
+        monkeypatch.setattr(wavefront, "run_calls", order)
+        results.append(run(on_devices(2), **CASES[case]))
+    assert relative_error(results[0], expected) <= 1e-5
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@pytest.fixture
+def counted(on_devices):
+    """(model on two devices, calls): how often the network was called on each. `on_call(device, calls)` is asked at each call."""
+    handles = []
+
+    def counted(on_call=lambda device, calls: None):
+        model, calls = on_devices(2), [0, 0]
+        networks = model.model.diffusion_model, model.get_additional_models_with_key("multigpu")[0].model.diffusion_model
+
+        def count(device):
+            def hook(module, args):
+                calls[device] += 1
+                on_call(device, calls)
+            return hook
+
+        handles.extend(network.register_forward_pre_hook(count(device)) for device, network in enumerate(networks))
+        return model, calls
+
+    yield counted
+    for handle in handles:
+        handle.remove()
+
+
+def test_both_devices_work_and_other_samplers_wait_at_the_end_of_each_step(svd, run, counted):
+    model, calls = counted()
+    run(model)
+    windows = sum(calls) / 2 / STEPS  # both branches of each
+    assert min(calls) >= sum(calls) / 4 and windows == int(windows)
+    before = list(calls)
+    result = run(model, sampler="dpmpp_2m")
+    assert min(now - then for now, then in zip(calls, before, strict=True)) >= sum(before) / 4
+    assert relative_error(result, run(svd.ours, sampler="dpmpp_2m")) <= 1e-4  # both branches by themselves
+
+
+def test_an_error_of_a_device_ends_the_run_and_the_next_one_is_right(run, counted):
+    expected = None
+
+    def fail(device, calls):
+        if device == 1 and calls[1] == 3 and expected is not None:
+            raise ZeroDivisionError("of the second device")
+
+    model, calls = counted(fail)
+    expected = run(model)
+    calls[1] = 0
+    with pytest.raises(ZeroDivisionError, match="of the second device"):
+        run(model)
+    assert threading.active_count() < 30 and not [t for t in threading.enumerate() if t.name.startswith("temporal-unet-lane")]
+    assert torch.equal(run(model), expected)
+
+
+def test_a_cancel_ends_the_run_within_the_calls_that_are_out(run, counted):
+    model, calls = counted(lambda device, calls: management.interrupt_current_processing(sum(calls) == 4))
+    with pytest.raises(management.InterruptProcessingException):
+        run(model)
+    assert sum(calls) <= 4 + 2
+    management.interrupt_current_processing(False)
+
+
+@pytest.mark.parametrize("what", ["feature cache", "wrapper", "post cfg"])
+def test_what_keeps_state_is_called_in_order(svd, on_devices, run, node, caplog, what):
+    steps = []
+
+    def recorded(executor, model, conds, x, timestep, options):
+        steps.append(float(timestep[0]))
+        return executor(model, conds, x, timestep, options)
+
+    def added(model):
+        if what == "feature cache":
+            return run_node(node("TemporalUNetFeatureCache"), model, 0.3, 1, 0.0, 1.0)[0]
+        model = model.clone()
+        if what == "post cfg":
+            model.set_model_sampler_post_cfg_function(lambda args: steps.append(float(args["sigma"][0])) or args["denoised"])
+        else:
+            model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "mine", recorded)
+        return model
+
+    expected = run(added(svd.ours))
+    steps.clear()
+    assert relative_error(run(added(on_devices(2))), expected) <= 1e-4
+    assert steps == sorted(steps, reverse=True)
+    said = {"feature cache": "since UNet Feature Cache keeps", "wrapper": "since the wrapper mine keeps", "post cfg": ""}
+    assert ("one after another" in caplog.text) == (what != "post cfg") and said[what] in caplog.text
