@@ -99,7 +99,7 @@ def saves_floats(model) -> None:
 
     By its class: a function kept in the model that knows the model would hold it in memory until all garbage is collected.
     """
-    model.__class__ = _saving_floats(type(model))
+    model.__class__ = _saving_floats(type(model))  # type: ignore[arg-type]  # mypy: no class is Hashable
 
 
 @cache
