@@ -181,7 +181,8 @@ class ChoosesItself(comfy.controlnet.ControlBase):
         if "ad_params" in transformer_options:
             self.sub_idxs = transformer_options["ad_params"]["sub_idxs"]
         frames = range(len(x) // batched_number) if self.sub_idxs is None else self.sub_idxs
-        self.seen.append((self.cond_hint_original[frames], self.full_latent_length, self.context_length))
+        told = self.full_latent_length, self.context_length, cond.get("num_video_frames")
+        self.seen.append((self.cond_hint_original[frames], *told))
         return {"input": [], "middle": [torch.ones(len(x), 1, 1, 1)], "output": []}
 
 
@@ -195,7 +196,18 @@ def test_a_control_of_another_pack_that_chooses_its_images_keeps_them_and_is_tol
     conds = ours(prompts(pair.config), ChoosesItself(seen), images, frame_strengths="0:0, 1:6")
     options = {"cond_or_uncond": [0, 1], **window}
     made = residuals_of(conds[0][0][1]["control"], pair, torch.zeros(6, 4, 8, 8), [options])
-    (shown, total, length), = seen
+    (shown, total, length, _), = seen
     assert torch.equal(shown, images.movedim(-1, 1)[frames] * 2 - 1) and (total, length) == (CLIP if window else 3, 3)
     expected = [6 * frame / (total - 1) for frame in frames] * 2
     assert torch.allclose(made["middle"][0].flatten(), torch.tensor(expected))
+
+
+def test_a_control_of_another_pack_counts_the_frame_that_the_hosts_windows_prepend(pairs, ours):
+    """As Advanced-ControlNet's for SVD, which divides its rows by the host's count."""
+    seen, count = [], 3
+    window = IndexListContextWindow([3, 4, 5], dim=0, total_frames=CLIP)
+    window.causal_anchor_index = 2
+    conds = ours(prompts(pairs("svd").config), ChoosesItself(seen), hints(CLIP))
+    cond, x = {"num_video_frames": count}, torch.zeros(2 * (count + 1), 4, 8, 8)
+    conds[0][0][1]["control"].get_control(x, torch.ones(len(x)), cond, 2, {"context_window": window})
+    assert seen[0][1:] == (CLIP, 4, 4) and cond == {"num_video_frames": count}

@@ -79,6 +79,8 @@ class FrameControl(OwnControl):
         elif self.inner_chooses:
             self.inner.sub_idxs = None if frames == list(range(total)) else frames
             self.inner.full_latent_length, self.inner.context_length = total, len(frames)
+            if "num_video_frames" in cond:  # the host's own count leaves out a frame that its windows prepend
+                cond = {**cond, "num_video_frames": len(frames)}
         weights = self._weights(total)
         weighs_itself = isinstance(self.inner, WeighsItself)
         if weighs_itself:
