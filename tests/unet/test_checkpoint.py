@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from support import small
 from support.families import PREFIX, TINY, inputs, random_weights, write_unet
 from unet import UNetFileError, UNetModel, find_controlnet, load_unet, open_checkpoint
+from unet.weights.checkpoint import expected_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = small.SVD
@@ -46,6 +47,16 @@ def test_a_loaded_unet_equals_its_weights(path):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(model(**call, num_frames=3), small.build(CONFIG)(**call, num_frames=3))
+
+
+def test_a_file_that_is_opened_again_needs_no_network_to_compare_it_with(path):
+    write_unet(path, CONFIG, metadata=METADATA)
+    open_checkpoint(path)
+    before = expected_shapes.cache_info()
+    open_checkpoint(path)
+    assert expected_shapes.cache_info().misses == before.misses and expected_shapes.cache_info().hits == before.hits + 1
+    with pytest.raises(TypeError):
+        expected_shapes(CONFIG)["more"] = (1,)  # what is kept cannot be written to
 
 
 def test_a_checkpoint_says_what_it_holds(path):

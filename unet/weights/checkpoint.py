@@ -1,9 +1,11 @@
 """Reading a UNet or ControlNet out of a file: tensor by tensor, every key accounted for."""
 
+import functools
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -166,13 +168,14 @@ def load_unet(path: str | Path, *, operations=nn, dtype: torch.dtype | None = No
     return model.requires_grad_(False).eval().to(device)
 
 
-def expected_shapes(config: UNetConfig | ControlNetConfig | ControlNeXtConfig, network=UNetModel) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)  # a file is looked at when it is chosen, when the prompt is queued, and when it is loaded
+def expected_shapes(config: UNetConfig | ControlNetConfig | ControlNeXtConfig, network=UNetModel) -> Mapping[str, tuple[int, ...]]:
     """Name and shape of every tensor of this network; raises UNetFileError where none can have these widths."""
     try:
         model = network(config, device="meta")
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise UNetFileError(f"no network has the widths of its tensors ({shorten(error)}): the file is damaged.") from None
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
 
 
 def check_keys(
