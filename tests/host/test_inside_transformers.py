@@ -143,6 +143,7 @@ def test_another_class_under_a_layer_acts_as_in_the_hosts_network(pair, kind):
         changed = [module for name, module in named if isinstance(module, kind) and not name.endswith("time_stack")]
         before = [module.__class__ for module in changed]
         for module in changed:
+            vars(module).pop("forward", None)  # the host leaves one there where it takes off a patch of it
             module.__class__ = shuffled(module.__class__)
         made.append(sample(model, *prompts(SMALL[pair.name]), steps=1))
         for module, cls in zip(changed, before, strict=True):
