@@ -92,6 +92,7 @@ def test_template_opens_from_the_browser_of_templates(editor):
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_role("dialog").get_by_text(PACK, exact=True).first.click()
     card = page.get_by_test_id(f"template-workflow-{MINIATURE}")
+    card.scroll_into_view_if_needed()  # its image is fetched when it comes into view
     picture = card.locator("img").first
     picture.wait_for()
     shown = picture.evaluate("async (img) => { await img.decode(); return [img.naturalWidth, img.naturalHeight] }")
