@@ -88,6 +88,8 @@ def test_a_copied_node_has_its_own_curve(editor, strengths):
 @pytest.mark.slow
 def test_the_plotted_line_is_the_curve_that_python_evaluates(strengths):
     for case in CASES["good"]:
+        if any(b - a < 1e-9 for (a, _), (b, _) in pairwise(case["points"])):
+            continue  # both points lie on one pixel
         strengths.text = case["text"]
         count = len(case["values"])
         corners = strengths.line()
