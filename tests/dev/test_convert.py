@@ -152,12 +152,11 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, mon
 MEASURE = """
 import sys
 from pathlib import Path
-from support.memory_status import PeakAnon, status
+from support.memory_status import Peak, status
 from tools.convert import convert
 small, large, folder = map(Path, sys.argv[1:])
 for index, (path, kind) in enumerate([(small, "Q4_0"), (large, "Q4_0"), (folder / "1.gguf", "fp32")]):
-    before, watch = status("RssAnon"), PeakAnon()
-    watch.start()
+    before, watch = status("RssAnon"), Peak()
     convert(path, folder / f"{index}.{'gguf' if kind == 'Q4_0' else 'safetensors'}", kind, "comfy")
     print("MiB", watch.stop() - before)
 """
