@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from support import controlnexts
 from support.controls import ours, pairs, svd_net, theirs  # noqa: F401  (fixtures among them)
+from support.devices import clone_of, multigpu, one_kernel, with_clones  # noqa: F401  (a fixture among them)
 from support.families import relative_error
 from support.oracle import CPU, SMALL, fill, hints, prompts, run_node, sample
 from support.published import WIDTHS
@@ -21,13 +22,6 @@ def in_memory(module):
     """With weights in memory of their own: a CPU sums in another order where they lie as a file has them."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
-
-
-@pytest.fixture(autouse=True)
-def one_kernel(pack, monkeypatch):
-    """Weights that the host casts run by PyTorch's kernels alone, whose sums round otherwise than those of plain layers."""
-    monkeypatch.setattr(pack("unet.onednn"), "pays", lambda form: False)
-    monkeypatch.setattr(pack("unet.doubling"), "PIXELS", 2**40)
 
 
 @pytest.fixture(scope="module")
@@ -189,18 +183,10 @@ def in_windows(node, model, conds):
 
 # several devices
 
-multigpu = pytest.mark.skipif(
-    not hasattr(comfy.controlnet.ControlBase, "deepclone_multigpu"), reason="0.16.3 has no multi-GPU clones"
-)
-
 
 def on_two_devices(model):
     """The MODEL with a clone next to it on a second device: the host runs one half of each step on each."""
-    model = model.clone()
-    second = model.deepclone_multigpu(new_load_device=SECOND)
-    second.is_multigpu_base_clone = True
-    model.set_additional_models("multigpu", [second])
-    return model
+    return with_clones(model, [clone_of(model)])
 
 
 def rows_of(module):

@@ -3,30 +3,22 @@
 import random
 import threading
 
-import comfy.controlnet
 import comfy.model_management as management
 import comfy.patcher_extension
 import pytest
 import torch
 
+from support.devices import clone_of, multigpu, one_kernel, with_clones  # noqa: F401  (a fixture among them)
 from support.families import relative_error
 from support.oracle import Pair, prompts, run_node
 
 TOTAL, LENGTH, OVERLAP, STEPS = 14, 5, 2, 3
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not hasattr(comfy.controlnet.ControlBase, "deepclone_multigpu"), reason="0.16.3 has no multi-GPU clones")]
+pytestmark = [pytest.mark.slow, multigpu]
 
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
     return Pair(pack, tmp_path_factory.mktemp("devices"), "svd")
-
-
-@pytest.fixture(autouse=True)
-def one_kernel(pack, monkeypatch):
-    """Weights that the host casts run by PyTorch's kernels alone, whose sums round otherwise than those of plain layers."""
-    monkeypatch.setattr(pack("unet.onednn"), "pays", lambda form: False)
-    monkeypatch.setattr(pack("unet.doubling"), "PIXELS", 2**40)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +28,8 @@ def on_devices(svd):
 
     def model(count):
         while len(clones) < count - 1:
-            clone = svd.ours.deepclone_multigpu(new_load_device=torch.device(f"cpu:{len(clones)}"))
-            clone.is_multigpu_base_clone = True
-            clones.append(clone)
-        model = svd.ours.clone()
-        model.set_additional_models("multigpu", clones[:count - 1])
-        return model
+            clones.append(clone_of(svd.ours, len(clones)))
+        return with_clones(svd.ours, clones[:count - 1])
 
     return model
 

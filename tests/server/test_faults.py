@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -46,42 +47,32 @@ def saving_residuals(prefix: str) -> dict:
     }
 
 
-def mounted(*arguments) -> bool:
-    return os.geteuid() == 0 and subprocess.run(["mount", *map(str, arguments)], capture_output=True).returncode == 0
-
-
 @contextlib.contextmanager
+def disk(folder, options, instead, restore):
+    """A disk in memory in this place; where this user may mount none, between `instead()` and `restore()`."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
+        restore = partial(subprocess.run, ["umount", folder], check=True)
+    else:
+        instead()
+    try:
+        yield
+    finally:
+        restore()
+
+
 def full(server):
-    """A disk of 4 MiB; where this user may not mount one, a limit to the size of files."""
-    output = server.base / "output"
-    if mounted("-t", "tmpfs", "-o", "size=4m", "tmpfs", output):
-        try:
-            yield
-        finally:
-            subprocess.run(["umount", output], check=True)
-        return
-    before = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (4 * MIB, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, before)
+    """A disk of 4 MiB, or a limit to the size of files."""
+    limit = partial(resource.prlimit, server.process.pid, resource.RLIMIT_FSIZE)
+    before = limit()
+    return disk(
+        server.base / "output", "size=4m", lambda: limit((4 * MIB, resource.RLIM_INFINITY)), lambda: limit(before))
 
 
-@contextlib.contextmanager
 def read_only(server):
-    """A disk that nobody may write to, an administrator neither; or folder that this user may not."""
+    """A disk that nobody may write to, an administrator neither; or a folder that this user may not."""
     output = server.base / "output"
-    if mounted("-t", "tmpfs", "-o", "ro", "tmpfs", output):
-        try:
-            yield
-        finally:
-            subprocess.run(["umount", output], check=True)
-        return
-    output.chmod(0o555)
-    try:
-        yield
-    finally:
-        output.chmod(0o755)
+    return disk(output, "ro", lambda: output.chmod(0o555), lambda: output.chmod(0o755))
 
 
 SAVE, SAVE_RESIDUALS = "Save UNet: 'bad/a'", "Save ControlNet Residuals: 'bad/a'"

@@ -121,39 +121,43 @@ def test_a_form_that_fails_its_probe_is_not_taken(fault, monkeypatch):
     assert not onednn.pays(form)
 
 
-def test_a_form_as_fast_as_pytorchs_passes_its_probe_once(monkeypatch):
-    def fast(x, weight, bias):
-        calls.append(len(x))
-        return made
+@pytest.fixture
+def next_to_plain(monkeypatch):
+    """Has a form probed next to one of PyTorch's that takes 1 ms, whatever this machine is; what that one makes."""
+    made = torch.ones(onednn.PROBE[0], onednn.PROBE[2])
 
     def plain(x, weight, bias):
         time.sleep(0.001)
         return made
 
-    calls, made = [], torch.ones(onednn.PROBE[0], onednn.PROBE[2])
+    def probed(form):
+        monkeypatch.setitem(onednn.PLAIN, form, plain)
+        return made
+
     monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setitem(onednn.PLAIN, fast, plain)
+    return probed
+
+
+def test_a_form_as_fast_as_pytorchs_passes_its_probe_once(next_to_plain):
+    def fast(x, weight, bias):
+        calls.append(len(x))
+        return made
+
+    calls, made = [], next_to_plain(fast)
     assert onednn.pays(fast)
     once = len(calls)
     assert onednn.pays(fast) and len(calls) == once
 
 
-def test_a_form_that_is_slow_for_a_while_passes_its_probe(monkeypatch):
+def test_a_form_that_is_slow_for_a_while_passes_its_probe(next_to_plain):
     """As on a machine whose processors are busy."""
     def form(x, weight, bias):
         calls.append(len(x))
         time.sleep(0.02 if len(calls) < 10 else 0)
         return made
 
-    def plain(x, weight, bias):
-        time.sleep(0.001)
-        return made
-
-    calls, made = [], torch.ones(onednn.PROBE[0], onednn.PROBE[2])
-    monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setitem(onednn.PLAIN, form, plain)
+    calls, made = [], next_to_plain(form)
     assert onednn.pays(form)
 
 

@@ -21,7 +21,7 @@ KINDS = comfy.patcher_extension.WrappersMP
 
 
 @dataclass(frozen=True)
-class Call:
+class NetworkCall:
     """A call of the network: `run(model_options)` on a lane, in a thread of its own, then `done(result)` in the caller's."""
 
     run: Callable[[dict], Any]
@@ -31,7 +31,7 @@ class Call:
 class Work(Protocol):
     """A source of calls."""
 
-    def next_call(self) -> Call | None:
+    def next_call(self) -> NetworkCall | None:
         """The next call that may run now; None where there is none until another is done, or at all."""
 
 

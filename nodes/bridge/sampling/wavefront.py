@@ -9,7 +9,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from .lanes import Call, lanes_of, run_calls
+from .lanes import NetworkCall, lanes_of, run_calls
 from .window_step import WindowStep
 from .windows import WindowCalls
 
@@ -63,7 +63,7 @@ class Wavefront:
         self.steps: dict[int, tuple[WindowStep, WindowCalls]] = {}
         self.begun: set[tuple[int, int, int]] = set()
 
-    def next_call(self) -> Call | None:
+    def next_call(self) -> NetworkCall | None:
         for index in range(self.first, min(max(self.levels) + 1, len(self.sigmas) - 1)):
             step, calls = self._windows_of(index)
             for window, frames in enumerate(step.frames):
@@ -79,7 +79,7 @@ class Wavefront:
         self.begun.add((index, window, branch))
 
         def done():
-            if frames := [f for f in step.frames[window] if all(step.has(f, branch) for branch in step.branches)]:
+            if frames := [frame for frame in step.frames[window] if all(step.has(frame, each) for each in step.branches)]:
                 self._advance(index, frames)
 
         return calls.call(step, window, [branch], self.inputs[index], self._level(index, self.total), done=done)
@@ -122,7 +122,8 @@ class Wavefront:
         """Frames of the clip as the network sees them: where a mask keeps the latent that was given, that with noise."""
         if self.mask is None:
             return x
-        mask, frames = self.mask[list(frames)], list(frames)
+        frames = list(frames)
+        mask = self.mask[frames]
         kept = self.guider.inner_model.scale_latent_inpaint(
             x=x, sigma=self.sigmas[index] * x.new_ones(len(frames)), noise=self.model.noise[frames],
             latent_image=self.model.latent_image[frames])

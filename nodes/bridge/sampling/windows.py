@@ -8,7 +8,7 @@ import torch
 from ..model.feature_run import MOVES
 from ..model.trained_length import automatic_length
 from .colors import matched_latent
-from .lanes import Call, lanes_of, run_calls
+from .lanes import NetworkCall, lanes_of, run_calls
 from .options import VideoOptions, check_overlap
 from .window_step import WindowStep, window_starts
 
@@ -87,16 +87,16 @@ class ClipWindows(windows.IndexListContextHandler):
 class WindowCalls:
     """Makes the calls of the network for the windows of a clip, on the host's conds of its branches."""
 
-    def __init__(self, windows: ClipWindows, calc_cond_batch, model, conds):
-        self.windows, self.calc_cond_batch, self.model, self.conds = windows, calc_cond_batch, model, conds
-        self.chained = [windows.context_overlap > 0 and _has_image(cond) for cond in conds]
-        windows._model = model  # the host's own way to resize conds asks it
+    def __init__(self, handler: ClipWindows, calc_cond_batch, model, conds):
+        self.handler, self.calc_cond_batch, self.model, self.conds = handler, calc_cond_batch, model, conds
+        self.chained = [handler.context_overlap > 0 and _has_image(cond) for cond in conds]
+        handler._model = model  # the host's own way to resize conds asks it
 
     def ready(self, step: WindowStep, window: int, branch: int) -> bool:
         """Has what this branch of the window needs of the windows before it been made?"""
         return step.frames[window][0] == 0 or not self.chained[branch] or step.has_image(window)
 
-    def call(self, step: WindowStep, window: int, branches: list[int], x, timestep, moves=False, done=lambda: None) -> Call:
+    def call(self, step: WindowStep, window: int, branches: list[int], x, timestep, moves=False, done=lambda: None) -> NetworkCall:
         """The call on a window of the clip x [t, c, h, w] at the levels timestep [t]; its predictions go into `step`.
 
         moves: does the next step have no window of these frames? `done` is called once the predictions are in.
@@ -104,14 +104,14 @@ class WindowCalls:
         frames, total = step.frames[window], x.shape[0]
         context = windows.IndexListContextWindow(frames, dim=0, total_frames=total)
         conds = [
-            self.windows.get_resized_cond(cond, x, context) if branch in branches else None
+            self.handler.get_resized_cond(cond, x, context) if branch in branches else None
             for branch, cond in enumerate(self.conds)
         ]
         if frames[0] > 0 and any(self.chained[branch] for branch in branches):
             image = self.model.process_latent_out(step.image(window))
-            conds = [_given(cond, image, self.windows.keep_colors) for cond in conds]
+            conds = [_given(cond, image, self.handler.keep_colors) for cond in conds]
         if branches[0] == 0:
-            self.windows.on_window(frames, total)
+            self.handler.on_window(frames, total)
 
         def run(options):
             marks = {"context_window": context, MOVES: moves}
@@ -123,7 +123,7 @@ class WindowCalls:
                 step.put(window, branch, made[branch])
             done()
 
-        return Call(run, put)
+        return NetworkCall(run, put)
 
 
 class StepWork:
@@ -134,7 +134,7 @@ class StepWork:
         parts = [[branch] for branch in step.branches] if one_by_one else [step.branches]
         self.waiting = [(window, branches) for window in range(len(step.frames)) for branches in parts]
 
-    def next_call(self) -> Call | None:
+    def next_call(self) -> NetworkCall | None:
         for index, (window, branches) in enumerate(self.waiting):
             if all(self.calls.ready(self.step, window, branch) for branch in branches):
                 del self.waiting[index]
