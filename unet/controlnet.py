@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .chunks import by_rows
 from .config import UNetConfig
 from .encoder import Builder, Encoder
 from .hooks import Call, Hooks
@@ -70,8 +71,11 @@ class SVDControlNet(Encoder):
         self.controlnet_mid_block = operations.Conv2d(middle, middle, 1, **factory)
 
     def embed_hint(self, image: torch.Tensor) -> torch.Tensor:
-        """Control images [n, hint_channels, 8h, 8w] in -1 to 1 to [n, model_channels, h, w], whatever the step."""
-        return self.controlnet_cond_embedding(image)
+        """Control images [n, hint_channels, 8h, 8w] in -1 to 1 to [n, model_channels, h, w], whatever the step.
+
+        Each image by itself: its bits are then the same with whatever others it is asked for.
+        """
+        return by_rows(self.controlnet_cond_embedding, 1, 1, image)
 
     def forward(
         self,

@@ -2,23 +2,39 @@
 
 import random
 import threading
+import time
 
 import comfy.model_management as management
+import comfy.ops
 import comfy.patcher_extension
 import pytest
 import torch
 
+from support.controls import ours  # noqa: F401  (a fixture)
 from support.devices import clone_of, multigpu, one_kernel, with_clones  # noqa: F401  (a fixture among them)
-from support.families import relative_error
-from support.oracle import Pair, prompts, run_node
+from support.families import relative_error, write_unet
+from support.oracle import CPU, fill, hints, prompts, run_node
+from support.small import ONE_LEVEL
 
-TOTAL, LENGTH, OVERLAP, STEPS = 14, 5, 2, 3
+TOTAL, LENGTH, OVERLAP, STEPS, SIZE = 14, 5, 2, 3, 4
 pytestmark = [pytest.mark.slow, multigpu]
 
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("devices"), "svd")
+    """Our MODEL of an SVD of one level."""
+    path = tmp_path_factory.mktemp("devices") / "svd.safetensors"
+    write_unet(path, ONE_LEVEL, metadata={"temporal_unet.head_channels": str(ONE_LEVEL.head_channels)})
+    return pack("nodes.bridge.model.unet_loader").load_model(str(path), {})
+
+
+@pytest.fixture(scope="module")
+def svd_net(pack):
+    """A ControlNet for it with random weights."""
+    bridge = pack("nodes.bridge.control.svd_control")
+    config = pack("unet").ControlNetConfig(ONE_LEVEL, 3, (4, 6, 8, 10))
+    net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+    return bridge.SVDControl(fill(net, 13), load_device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +44,19 @@ def on_devices(svd):
 
     def model(count):
         while len(clones) < count - 1:
-            clones.append(clone_of(svd.ours, len(clones)))
-        return with_clones(svd.ours, clones[:count - 1])
+            clones.append(clone_of(svd, len(clones)))
+        return with_clones(svd, clones[:count - 1])
 
     return model
 
 
 @pytest.fixture
-def run(node, svd):
+def run(node):
     def run(model, frames=TOTAL, sampler="euler", latent=None, conds=None, steps=STEPS, guidance="linear", **options):
         options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
-        latent = {"samples": torch.zeros(frames, 4, 8, 8), **(latent or {})}
+        latent = {"samples": torch.zeros(frames, 4, SIZE, SIZE), **(latent or {})}
         return run_node(
-            node("TemporalUNetSVDSampler"), model, *(conds or prompts(svd.config)), latent, 5, steps, 1.0, 2.5, guidance, sampler,
+            node("TemporalUNetSVDSampler"), model, *(conds or prompts(ONE_LEVEL)), latent, 5, steps, 1.0, 2.5, guidance, sampler,
             "karras", **options,
         )[0]["samples"]
 
@@ -63,34 +79,43 @@ def in_order(choose):
     return run
 
 
-def masked():
-    mask = torch.ones(TOTAL, 1, 64, 64)
+def masked(frames):
+    mask = torch.ones(frames, 1, 8 * SIZE, 8 * SIZE)
     mask[[0, 4, 5]] = 0
-    mask[7, :, :, :32] = 0
-    return {"samples": torch.randn(TOTAL, 4, 8, 8, generator=torch.Generator().manual_seed(3)), "noise_mask": mask}
+    mask[7, :, :, :4 * SIZE] = 0
+    return {"samples": torch.randn(frames, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(3)), "noise_mask": mask}
 
 
+LONG = {"frames": 100, "window_frames": 25, "window_overlap": 6}
+SHORT = {"frames": 32, "window_frames": 8, "window_overlap": 2}
+HALVED = {"guidance": "curve", "guidance_curve": "0:1, 0.5:3, 1:1", "guidance_start": 0.2, "guidance_end": 0.7}
 CASES = {
-    "plain": {}, "loop": {"closed_loop": True},
-    "guided in the middle": {"guidance_start": 0.3, "guidance_end": 0.7, "guidance": "constant", "window_overlap": 0},
-    "curve, ddim and a mask": {
-        "guidance": "curve", "guidance_curve": "0:1, 0.5:3, 1:1", "sampler": "ddim", "latent": masked(),
-    },
+    "32 frames": SHORT, "32 in a loop, with all": {**SHORT, **HALVED, "closed_loop": True, "latent": masked(32), "control": True},
+    "100 in a loop": {**LONG, "closed_loop": True},
+    "100 with all, ddim": {**LONG, **HALVED, "latent": masked(100), "control": True, "sampler": "ddim"},
+    "without overlap": {"window_overlap": 0},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_windows_of_several_steps_at_a_time_make_what_one_step_after_another_makes(svd, on_devices, run, pack, monkeypatch, case):
-    expected = run(svd.ours, **CASES[case])
-    results = [run(on_devices(count), **CASES[case]) for count in (2, 4)]
+def test_windows_of_several_steps_at_a_time_make_what_one_step_after_another_makes(
+    svd, svd_net, on_devices, run, ours, pack, monkeypatch, case  # noqa: F811
+):
+    settings = dict(CASES[case])
+    if settings.pop("control", False):
+        settings["conds"] = ours(prompts(ONE_LEVEL), svd_net, hints(settings["frames"], size=8 * SIZE), 0.7)
+    expected = run(svd, **settings)
+    results = [run(on_devices(count), **settings) for count in (2, 4)]
     wavefront = pack("nodes.bridge.sampling.wavefront")
     on_lanes = wavefront.run_calls
     one_lane = lambda lanes, work: on_lanes(lanes[:1], work)  # noqa: E731
     for order in (one_lane, in_order(lambda count: count - 1), in_order(random.Random(2).randrange)):
         monkeypatch.setattr(wavefront, "run_calls", order)
-        results.append(run(on_devices(2), **CASES[case]))
+        results.append(run(on_devices(2), **settings))
     assert relative_error(results[0], expected) <= 1e-5
     assert all(torch.equal(result, results[0]) for result in results[1:])
+    if "conds" in settings:
+        assert relative_error(run(svd, **{**settings, "conds": None}), expected) > 1e-2, "the control did nothing"
 
 
 @pytest.fixture
@@ -117,14 +142,16 @@ def counted(on_devices):
 
 
 def test_both_devices_work_and_other_samplers_wait_at_the_end_of_each_step(svd, run, counted):
-    model, calls = counted()
-    run(model)
+    model, calls = counted(lambda device, calls: time.sleep(0.02))  # of a call as long on both, whoever else is at work
+    run(model, **SHORT)
     windows = sum(calls) / 2 / STEPS  # both branches of each
-    assert min(calls) >= sum(calls) / 4 and windows == int(windows)
+    assert min(calls) >= 0.4 * sum(calls) and windows == int(windows)
+    calls[:] = [0, 0]
+    run(model)
     before = list(calls)
     result = run(model, sampler="dpmpp_2m")
     assert min(now - then for now, then in zip(calls, before, strict=True)) >= sum(before) / 4
-    assert relative_error(result, run(svd.ours, sampler="dpmpp_2m")) <= 1e-4  # both branches by themselves
+    assert relative_error(result, run(svd, sampler="dpmpp_2m")) <= 1e-4  # both branches by themselves
 
 
 def test_an_error_of_a_device_ends_the_run_and_the_next_one_is_right(run, counted):
@@ -169,7 +196,7 @@ def test_what_keeps_state_is_called_in_order(svd, on_devices, run, node, caplog,
             model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "mine", recorded)
         return model
 
-    expected = run(added(svd.ours))
+    expected = run(added(svd))
     steps.clear()
     assert relative_error(run(added(on_devices(2))), expected) <= 1e-4
     assert steps == sorted(steps, reverse=True)

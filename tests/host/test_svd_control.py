@@ -70,14 +70,13 @@ def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_residuals(pack, s
     assert any("out of memory" in record.message for record in caplog.records) and same(given, expected)
 
 
-def test_images_are_embedded_in_chunks_that_fit(pack, svd_net, residuals):
-    expected, rows = residuals(), []
+def test_images_are_embedded_one_by_one(svd_net, residuals):
+    rows = []
     hint_net = svd_net.control_model.controlnet_cond_embedding
     handle = hint_net.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
-    with patch.object(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,)):
-        given = residuals()
+    residuals()
     handle.remove()
-    assert rows == [1] * FRAMES and same(given, expected)
+    assert rows == [1] * FRAMES
 
 
 def test_what_stays_next_to_the_unet_is_reported_to_the_host(pairs, ours, svd_net, residuals):

@@ -12,6 +12,9 @@ _TWO_LEVELS = {
     "self_attention": (True, True), "context_dim": 24, "head_channels": 16, "num_heads": None,
 }
 SVD = replace(TINY["svd"], **_TWO_LEVELS)
+ONE_LEVEL = replace(  # SVD's quickest call: for runs of many
+    SVD, channel_mult=(1,), num_res_blocks=(1,), depth_in=(1,), depth_out=(1, 1), self_attention=(True,), head_channels=32
+)
 SD = replace(TINY["sd2"], **_TWO_LEVELS)
 CLASSES = replace(SD, num_classes=10)  # y is a class index, as in the x4 upscaler
 SKIPS = 4  # of each: the first convolution, a residual block, a downsampling, a residual block

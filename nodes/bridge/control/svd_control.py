@@ -7,15 +7,12 @@ import torch
 
 from .... import unet
 from ....unet import encoder_bytes, open_controlnet, residual_bytes
-from ....unet.chunks import by_rows
 from ..model.host_hooks import HostHooks
 from ..model.memory_budget import ChunkedRun, runs_one_by_one
 from ..model.trained_length import LONGEST
 from .kept_hints import PreparesImages
 from .own_controlnet import OwnControlNet
 from .pairing import WrongModelError, check_layout, check_video
-
-HINT_TENSORS = 3  # alive at once, each as large as the control image at the hint net's first width
 
 
 class SVDControlNet(unet.SVDControlNet):
@@ -29,18 +26,6 @@ class SVDControlNet(unet.SVDControlNet):
         call = {"x": x, "timesteps": timesteps, "context": context, "y": y}
         hooks = HostHooks({}, self.config.model_channels, None, call)
         return super().forward(x, hint, timesteps, context, y, c_concat, num_frames, hooks=hooks, budget=budget)
-
-    def embed_hint(self, image):
-        """The embedding of control images [n, 3, 8h, 8w] from -1 to 1, as many at a time as memory has room for."""
-        bytes_each = HINT_TENSORS * self.hint_width * image[0, 0].numel() * image.element_size()
-        return self.chunked_run.attempt_rows(
-            ("images", image.shape), len(image), bytes_each, image.device,
-            lambda budget: by_rows(super(SVDControlNet, self).embed_hint, budget, bytes_each, image),
-        )
-
-    @property
-    def hint_width(self):
-        return self.controlnet_cond_embedding.conv_in.out_channels
 
 
 def load_svd_controlnet(path: str) -> "SVDControl":
