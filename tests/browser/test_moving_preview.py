@@ -264,9 +264,14 @@ def test_a_step_without_an_image_changes_the_text_and_keeps_the_image(played):
         const sheet = heard['temporal_unet.preview'].findLast((event) => event.image)
         const {node_id, fps, frames} = sheet
         app.api.dispatchCustomEvent('temporal_unet.preview', {...sheet, prompt_id: 'next', step: 3, steps: 9})
-        app.api.dispatchCustomEvent('temporal_unet.preview', {node_id, fps, frames, prompt_id: 'next', step: 4, steps: 9})
+        const step = {node_id, fps, frames, prompt_id: 'next', step: 4, steps: 9}
+        app.api.dispatchCustomEvent('temporal_unet.preview', step)
+        window.stepOnLanes = () =>
+            app.api.dispatchCustomEvent('temporal_unet.preview', {...step, window: [2, 5], at_work: [3, 4]})
     }""")
     assert played.words == "step 4 of 9"
+    played.page.evaluate("() => stepOnLanes()")
+    assert played.words == "step 4 of 9, 3 of 4 devices at work"
     assert len({frame for _, frame in played.play(3)}) > FRAMES / 2  # on a busy machine the image may come late
     assert played.picture.std() > 1  # there is something on it
 

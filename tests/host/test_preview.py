@@ -25,6 +25,7 @@ from comfy_execution.utils import CurrentNodeContext
 from PIL import Image
 from safetensors.torch import save_file
 
+from support.devices import clone_of, multigpu, with_clones
 from support.oracle import Pair, fill, prompts, run_node
 from tools.bench import quality
 from tools.miniature import world
@@ -574,12 +575,23 @@ def test_each_window_is_reported_before_its_image(sampled, server, svd, preview,
     assert {data["step"] for data in reported} == set(range(1, STEPS + 1)) and {data["frames"] for data in reported} == {9}
 
 
+@multigpu
+@pytest.mark.slow
+def test_where_several_devices_share_the_windows_it_says_how_many_are_at_work(sampled, server, svd, preview, monkeypatch):
+    monkeypatch.setattr(preview, "INTERVAL", 0)
+    server.client_id = "queued"
+    sampled(frames=9, model=with_clones(svd.ours, [clone_of(svd.ours)]), steps=2, more=("0:1", 0.0, 1.0, 4, 2, False))
+    reported = [data["at_work"] for _, data, _ in server.heard() if "window" in data]
+    assert [2, 2] in reported and all(busy in (1, 2) and devices == 2 for busy, devices in reported)
+
+
 def test_few_windows_are_reported_where_they_are_quick(preview):
     now, sent = 0.0, []
     frames = preview.FramePreview(None, sent.append, lambda: now)
     report = preview.WindowPreview(frames, steps=4)
     for index in range(100):
-        report([index, index + 3], 103)
+        report.begin([index, index + 3], 103)
+        report.report(1, 1)
         now += 0.01
     assert [data["window"][0] for data in sent] == [0, 25, 50, 75]
 

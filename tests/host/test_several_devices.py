@@ -66,7 +66,7 @@ def run(node):
 def in_order(choose):
     """In place of `run_calls`: of the calls that may run, the one with the index that `choose` gives for so many is next."""
 
-    def run(lanes, work):
+    def run(lanes, work, report):
         ready = []
         while True:
             while (call := work.next_call()) is not None:
@@ -108,7 +108,7 @@ def test_windows_of_several_steps_at_a_time_make_what_one_step_after_another_mak
     results = [run(on_devices(count), **settings) for count in (2, 4)]
     wavefront = pack("nodes.bridge.sampling.wavefront")
     on_lanes = wavefront.run_calls
-    one_lane = lambda lanes, work: on_lanes(lanes[:1], work)  # noqa: E731
+    one_lane = lambda lanes, work, report: on_lanes(lanes[:1], work)  # noqa: E731
     for order in (one_lane, in_order(lambda count: count - 1), in_order(random.Random(2).randrange)):
         monkeypatch.setattr(wavefront, "run_calls", order)
         results.append(run(on_devices(2), **settings))

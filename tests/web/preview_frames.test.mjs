@@ -54,6 +54,7 @@ test('the text shows the step, the window, the chosen frame, and how it ended', 
   assert.equal(caption({ ...run, window: [94, 1] }, t), 'step 7 of 20, frames 95 to 100 and 1 to 2 of 100')
   assert.equal(caption({ ...run, window: [99, 0] }, t), 'step 7 of 20, frames 100 to 100 and 1 to 1 of 100')
   assert.equal(caption({ ...run, window: [14, 14] }, t), 'step 7 of 20, frame 15 of 100')
+  assert.equal(caption({ ...run, window: [14, 38], atWork: [3, 4] }, t), 'step 7 of 20, 3 of 4 devices at work')
   assert.equal(caption({ ...run, window: [14, 38], frame: 0 }, t), 'frame 1 of 100')
   assert.equal(caption({ ...run, ended: 'stopped' }, t), 'stopped at step 7 of 20')
   assert.equal(caption({ ...run, ended: 'done' }, t), 'done: 100 frames, 20 steps')
@@ -73,7 +74,7 @@ const SHEET = { ...STEP, image: 'data:image/jpeg;base64,AAAA', shown: [0, 2], co
 const DECODED = { ...SHEET, step: undefined, steps: undefined, decoded: true }
 
 test('an event of the form that the server sends is taken as it is', () => {
-  for (const event of [DECODED, STEP, SHEET, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0] }, { ...STEP, window: undefined }]) {
+  for (const event of [DECODED, STEP, SHEET, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0], at_work: [3, 4] }, { ...STEP, window: undefined }]) {
     assert.equal(readEvent(event), event)
   }
 })

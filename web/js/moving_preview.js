@@ -147,7 +147,7 @@ export class Preview {
     if (event.prompt_id !== this.about?.prompt_id) this.begin()
     const { step, steps } = this.about ?? {}
     this.about = event.decoded ? { ...event, step, steps } : event
-    if (event.window) this.window = event.window
+    if (event.window) Object.assign(this, { window: event.window, atWork: event.at_work })
     if (event.image) this.load(event)
     if (event.decoded) this.ended = 'done'
     if (opening) this.open()
@@ -156,7 +156,7 @@ export class Preview {
 
   /** Nothing is known of a new run. `sheet` becomes the newest event with a sheet, `decoded` its image, `drawn` the cell shown. */
   begin() {
-    Object.assign(this, { about: null, sheet: null, loading: null, window: undefined, ended: '' })
+    Object.assign(this, { about: null, sheet: null, loading: null, window: undefined, atWork: undefined, ended: '' })
     this.canvas.getContext('2d').clearRect(0, 0, this.canvas.width, this.canvas.height)
   }
 
@@ -245,7 +245,7 @@ export class Preview {
 
   /** The words, and the window on the bar. */
   write() {
-    this.words.textContent = caption({ ...this.about, frame: this.frame, window: this.window, ended: this.ended }, t)
+    this.words.textContent = caption({ ...this.about, frame: this.frame, window: this.window, atWork: this.atWork, ended: this.ended }, t)
     this.cross.style.display = this.ended ? '' : 'none'
     const spans = this.window ? spansOf(this.window, this.about.frames) : []
     const marks = spans.map(([start, end]) =>

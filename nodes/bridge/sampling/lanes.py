@@ -74,14 +74,16 @@ def keeps_state(model_options: dict, conds: Iterable) -> str | None:
     return None
 
 
-def run_calls(lanes: list[dict], work: Work) -> None:
+def run_calls(lanes: list[dict], work: Work, report: Callable[[int, int], None] = lambda busy, lanes: None) -> None:
     """Runs all calls of `work`, on one lane in this thread, on several at the same time.
 
+    `report(busy, lanes)` is called in this thread with how many of the lanes work, each time that one has begun.
     An error of a call, and a cancel, end it as soon as the calls that are out have ended.
     """
     if len(lanes) == 1:
         while (call := work.next_call()) is not None:
             management.throw_exception_if_processing_interrupted()
+            report(1, 1)
             call.done(call.run(lanes[0]))
         return
     idle, out = list(reversed(lanes)), {}  # future -> (call, lane)
@@ -93,6 +95,7 @@ def run_calls(lanes: list[dict], work: Work) -> None:
                 out[threads.submit(_run, call, lane, inference)] = call, lane
             if not out:
                 return
+            report(len(out), len(lanes))
             for future in _finished(out):
                 call, lane = out.pop(future)
                 call.done(future.result())

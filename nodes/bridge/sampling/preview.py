@@ -15,7 +15,8 @@ from .windows import ClipWindows
 
 # Data of every event: node_id, prompt_id, fps, frames. While sampling also step (1 to steps) and steps; after a step there may
 # also be a sheet: what `draw` returns. When a window begins there is also window, [first, last frame]; in a closed loop the last
-# may be before the first. Once the clip is decoded: a sheet, and decoded, which is true.
+# may be before the first; where several devices share the windows also at_work, [devices at work, all of them]. Once the clip is
+# decoded: a sheet, and decoded, which is true.
 EVENT = "temporal_unet.preview"
 USUAL_FPS = 6  # where the conditioning has none, as in the host's model
 FPS = "temporal_unet.fps"  # key in the sampler's latent: frames per second at which the clip is shown once it is decoded
@@ -44,8 +45,9 @@ def prepare_callbacks(model, steps: int, condition: dict):
     safely = _never_fatal(preview)
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
-        show_window = WindowPreview(preview, steps)
-        handler.on_window = lambda indices, frames: safely(show_window, indices, frames)
+        windows = WindowPreview(preview, steps)
+        handler.on_window = windows.begin
+        handler.on_lanes = lambda busy, lanes: safely(windows.report, busy, lanes)
 
     def callback(step, x0, x, total_steps):
         standard(step, x0, x, total_steps)  # first: its copy of an image waits for the device, so ours need not
@@ -195,12 +197,17 @@ class WindowPreview:
     def __init__(self, preview: FramePreview, steps: int):
         self.preview, self.steps = preview, steps
         self.last = -math.inf
+        self.window: dict = {}  # that began last
 
-    def __call__(self, indices: list[int], frames: int):
+    def begin(self, indices: list[int], frames: int):
+        self.window = {"frames": frames, "window": [indices[0], indices[-1]]}
+
+    def report(self, busy: int, lanes: int):
+        """So many devices are at work, of those that share the windows."""
         now = self.preview.clock()
         if now - self.last < INTERVAL:
             return
         self.last = now
         step = min(self.preview.done + 1, self.steps)
-        window = [indices[0], indices[-1]]
-        self.preview.send({"step": step, "steps": self.steps, "frames": frames, "window": window})
+        at_work = {"at_work": [busy, lanes]} if lanes > 1 else {}
+        self.preview.send({"step": step, "steps": self.steps, **self.window, **at_work})

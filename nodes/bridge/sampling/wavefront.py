@@ -40,7 +40,7 @@ def sample_wavefront(model, x, sigmas, extra_args, callback=None, disable=None):
                 callback({"x": before, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
         work = Wavefront(model, x, sigmas, extra_args, report)
-        run_calls(lanes, work)
+        run_calls(lanes, work, options["context_handler"].on_lanes)
     return work.states[len(sigmas) - 1]
 
 

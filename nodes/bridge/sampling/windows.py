@@ -36,6 +36,7 @@ class ClipWindows(windows.IndexListContextHandler):
         self._latest = None  # (noise level, step) of the last call
         self._repeats = False  # does the sampler ask for several levels in a step?
         self.on_window = lambda indices, frames: None  # called when a window of a clip of `frames` frames begins
+        self.on_lanes = lambda busy, lanes: None  # the `report` of `run_calls`
 
     def set_step(self, timestep, model_options):
         """Finds the step from the noise level timestep [t], as the host does where the level is one of the schedule's.
@@ -79,7 +80,7 @@ class ClipWindows(windows.IndexListContextHandler):
         step = self.step_of(timestep, model_options, total, conds)
         following = self._following(total, timestep[0].item())
         calls = WindowCalls(self, calc_cond_batch, model, conds)
-        run_calls(lanes, StepWork(calls, step, x_in, timestep, following, one_by_one=len(lanes) > 1))
+        run_calls(lanes, StepWork(calls, step, x_in, timestep, following, one_by_one=len(lanes) > 1), self.on_lanes)
         made = {branch: step.mean(range(total), branch) for branch in step.branches}
         return [made[branch] if branch in made else torch.zeros_like(x_in) for branch in range(len(conds))]
 

@@ -12,12 +12,13 @@ const areFrames = (value, frames) =>
 
 /** The data of an event, or null where it lacks the form that preview.py describes: then the server did not send it. */
 export function readEvent(data) {
-  const { node_id, prompt_id, fps, frames, window, image, decoded } = data ?? {}
+  const { node_id, prompt_id, fps, frames, window, at_work, image, decoded } = data ?? {}
   const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && isCount(frames)
   if (!isWhole || (image !== undefined && !isSheet(data))) return null
   if (decoded !== undefined) return decoded === true && image !== undefined ? data : null
   const windowFits = window === undefined || (areFrames(window, frames) && window.length === 2)
-  return windowFits && isCount(data.step) && isCount(data.steps) ? data : null
+  const areAtWork = at_work === undefined || (Array.isArray(at_work) && at_work.length === 2 && at_work.every(isCount))
+  return windowFits && areAtWork && isCount(data.step) && isCount(data.steps) ? data : null
 }
 
 function isSheet(data) {
@@ -71,12 +72,13 @@ export function spansOf([first, last], frames) {
 
 /**
  * The words under the image, by `t` of texts.js. `frame` is one chosen by hand, `window` the [first, last] frame being worked on,
- * `ended` is "" while the sampler runs, then "done" or "stopped". `step` and `steps` are not known of a clip from the cache.
+ * `atWork` the [devices at work, all devices] where there are several, `ended` is "" while the sampler runs, then "done" or "stopped". `step` and `steps` are not known of a clip from the cache.
  */
-export function caption({ step, steps, frames, frame, window, ended }, t) {
+export function caption({ step, steps, frames, frame, window, atWork, ended }, t) {
   if (frame !== undefined) return t('preview.frame', { frame: frame + 1, frames })
   if (ended === 'done') return t(steps ? 'preview.done' : 'preview.decoded', { frames, steps })
   if (ended) return t('preview.stopped', { step, steps })
+  if (atWork) return t('preview.devices', { step, steps, busy: atWork[0], devices: atWork[1] })
   if (!window) return t('preview.step', { step, steps })
   const [first, last] = window
   const key = first === last ? 'windowOfOne' : first < last ? 'window' : 'windowOverEnd'
