@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from .bridge.node_names import DECODE_VIDEO as NODE
 from .bridge.sampling.decoded_preview import show_decoded
+from .bridge.sampling.takes import frames_of_takes
 from .bridge.vae.decode import decode_clip
 
 
@@ -29,18 +30,30 @@ class DecodeVideo(io.ComfyNode):
                     "overlap", default=8, min=0, max=4096, advanced=True, optional=True,
                     tooltip="Frames that neighboring chunks share and fade over; more makes smoother joints and takes longer.",
                 ),
+                io.Int.Input(
+                    "take", default=0, min=0, max=4096, advanced=True, optional=True,
+                    tooltip="Which take to decode where the sampler has made several: 1 is the first, 0 all, one after another.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
 
     @classmethod
-    def execute(cls, samples, vae, frames_per_chunk=32, overlap=8) -> io.NodeOutput:
+    def execute(cls, samples, vae, frames_per_chunk=32, overlap=8, take=0) -> io.NodeOutput:
         latent = samples["samples"]
         if latent.is_nested:  # images and sound, in this order
             latent = latent.unbind()[0]
         _check(vae, latent)
-        images = decode_clip(vae, latent, frames_per_chunk, overlap)
-        show_decoded(images, samples)
+        takes, frames = 1, None
+        if latent.ndim == 4:
+            frames = frames_of_takes(NODE, samples)
+            takes = len(latent) // frames
+        if take > takes:
+            raise ValueError(f"{NODE}: take is {take}, but samples holds {takes}. Set take from 1 to {takes}, or to 0 for all.")
+        if take and takes > 1:
+            latent = latent[(take - 1) * frames:take * frames]
+        images = decode_clip(vae, latent, frames_per_chunk, overlap, frames)
+        show_decoded(images, samples, takes, take)
         return io.NodeOutput(images)
 
 

@@ -9,10 +9,12 @@ from .bridge.info.model_files import quoted
 from .bridge.inputs.curve import parse_curve
 from .bridge.inputs.ranges import finite, passes
 from .bridge.node_names import SVD_SAMPLER as NODE
-from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model, sample
+from .bridge.sampling.guidance import FrameGuider, frame_scales, is_video_model
 from .bridge.sampling.noise_levels import ALIGN_YOUR_STEPS, given, scheduled, schedulers
 from .bridge.sampling.options import VideoOptions, decide
 from .bridge.sampling.preview import FPS, fps_of
+from .bridge.sampling.runs import sample
+from .bridge.sampling.takes import joined, takes_of
 from .bridge.sampling.training_range import warn_far_from_training
 from .bridge.sampling.windows import windowed
 from .socket_types import VideoOptions as VideoOptionsSocket
@@ -20,6 +22,7 @@ from .video_options import option_inputs
 
 SHAPES = ["linear", "triangle", "constant", "curve"]
 CURVE = "0:1.0, 1:2.5"
+MOST_TAKES = 256
 
 
 class SVDSampler(io.ComfyNode):
@@ -82,6 +85,11 @@ class SVDSampler(io.ComfyNode):
                     "sigmas", optional=True,
                     tooltip="Noise levels from a scheduler node. While connected, steps, scheduler and denoise do not count.",
                 ),
+                io.Int.Input(
+                    "takes", default=1, min=1, max=MOST_TAKES, advanced=True, optional=True,
+                    tooltip="How many videos to make of the same image, with the seeds seed, seed + 1, …, one after another in the "
+                    "latent. Decode Video can take one out.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="samples")],
         )
@@ -97,30 +105,33 @@ class SVDSampler(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent_image, seed, steps, min_cfg, max_cfg, guidance, sampler_name, scheduler,
         denoise=1.0, guidance_curve=CURVE, guidance_start=0.0, guidance_end=1.0, window_frames=0, window_overlap=6,
-        closed_loop=False, keep_colors=True, options=None, sigmas=None,
+        closed_loop=False, keep_colors=True, options=None, sigmas=None, takes=1,
         window_noise=None,  # an input until 0.1.1, which the host still passes on where an old prompt links it
     ) -> io.NodeOutput:
         finite(NODE, min_cfg=min_cfg, max_cfg=max_cfg, denoise=denoise)
         own = VideoOptions(window_frames, window_overlap, closed_loop, keep_colors, guidance_start, guidance_end)
         options, options_node = decide(options, own)
         options.check_guidance(options_node)
-        frames = _check(model, positive, latent_image["samples"])
+        _check(model, positive, latent_image["samples"])
+        takes = takes_of(latent_image, seed, takes)
+        clip = takes[0].latent["samples"]
+        frames = clip.shape[0]
         model = windowed(model, frames, options, options_node)
-        warn_far_from_training(model, latent_image["samples"])
+        warn_far_from_training(model, clip)
         scales = frame_scales(guidance, min_cfg, max_cfg, _curve(guidance, guidance_curve), frames)
         guider = FrameGuider(model, scales, options.guidance_start, options.guidance_end)
         guider.set_conds(positive, negative)
         if sigmas is None:
             levels = scheduled(model, steps, sampler_name, scheduler, denoise)
         else:
-            levels = given(sigmas, model, latent_image["samples"])
-        samples = sample(guider, latent_image, levels, seed=seed, sampler_name=sampler_name)
+            levels = given(sigmas, model, clip)
+        samples = sample(guider, takes, levels, sampler_name)
         if not torch.isfinite(samples).all():
             raise ValueError(
                 f"{NODE}: the result holds NaN or infinite values, which would decode to black frames. Load the UNet "
                 f"with weight_dtype bf16 or fp32, and check that nothing else patches the model."
             )
-        return io.NodeOutput({**latent_image, "samples": samples, FPS: fps_of(positive[0][1])})
+        return io.NodeOutput({**joined(latent_image, takes, samples), FPS: fps_of(positive[0][1])})
 
 
 def _own_options():
@@ -137,8 +148,8 @@ def _curve(guidance, text):
     return parse_curve(text, f"{NODE}: guidance_curve") if guidance == "curve" else []
 
 
-def _check(model, positive, latent) -> int:
-    """The number of frames. Raises ValueError where this node cannot take the model, the conditioning or the latent."""
+def _check(model, positive, latent) -> None:
+    """Raises ValueError where this node cannot take the model, the conditioning or the latent."""
     if not is_video_model(model):
         raise ValueError(
             f"{NODE}: the model is {family_name(model.model)}, expected one of the Stable Video Diffusion family. Use the "
@@ -159,4 +170,3 @@ def _check(model, positive, latent) -> int:
             f"{NODE}: positive has width {width}, expected the image embedding of width {expected}. "
             f"Connect SVD Image to Video, not a text prompt."
         )
-    return latent.shape[0]

@@ -12,10 +12,10 @@ from support.prompts import only
 
 USUAL = ["seed", "control_after_generate", "steps", "min_cfg", "max_cfg", "guidance", "sampler_name", "scheduler", "denoise"]
 # What of the sampler is on the page: in Nodes 2.0 the labels of its rows (control_after_generate has none), in the classic
-# renderer the widgets that it draws.
+# renderer the widgets that it draws, but for takes: it draws advanced ones too.
 SHOWN = """() => {
     const node = app.canvas.graph._nodes.find(({type}) => type === 'TemporalUNetSVDSampler')
-    const own = node.widgets.filter(({name}) => !/_editor|moving_preview/.test(name))
+    const own = node.widgets.filter(({name}) => !/_editor|moving_preview|^takes$/.test(name))
     if (!LiteGraph.vueNodesMode) return own.filter((widget) => node.isWidgetVisible(widget)).map(({name}) => name)
     const words = document.querySelector(`[data-node-id="${node.id}"]`).innerText.split('\\n').map((line) => line.trim())
     return own.map(({name}) => name).filter((name) => words.includes(name) || name === 'control_after_generate')
@@ -80,15 +80,15 @@ def test_an_old_workflow_shows_each_input_that_acts_with_its_value_in_its_old_pl
     old_sampler = saved_sampler(old)
     old_sampler["inputs"] = [one for one in sampler["inputs"] if one["name"] != "options"]
     old_sampler["size"] = [sampler["size"][0], 700]
-    assert sampler["widgets_values"][-7:] == ["0:1, 1:2", 0, 1, 0, 6, False, True]
-    old_sampler["widgets_values"][-7:] = ["0:1, 1:2", 0, 0.5, 9, 6, False, False]
+    assert sampler["widgets_values"][-8:] == ["0:1, 1:2", 0, 1, 0, 6, False, True, 1]
+    old_sampler["widgets_values"][-8:] = ["0:1, 1:2", 0, 0.5, 9, 6, False, False]  # takes came later
     editor.load_template(old, "old")
     editor.look_at(SAMPLER)
     check_shown(editor, "guidance_end", "window_frames", "keep_colors")
     found = editor.prompt()[only(editor.prompt(), SAMPLER)]["inputs"]
     expected = {"guidance_start": 0, "guidance_end": 0.5, "window_frames": 9, "window_overlap": 6, "closed_loop": False}
     assert {name: found[name] for name in expected} == expected and found["keep_colors"] is False
-    assert saved_sampler(editor.workflow())["widgets_values"] == old_sampler["widgets_values"]
+    assert saved_sampler(editor.workflow())["widgets_values"] == [*old_sampler["widgets_values"], 1]
     editor.set_widget(SAMPLER, "window_frames", 0)  # not taken away while it is edited
     check_shown(editor, "guidance_end", "window_frames", "keep_colors")
     assert saved_sampler(editor.workflow())["size"][1] <= 700 - 4 * 24  # three inputs of Video Options and the curve

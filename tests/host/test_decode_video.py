@@ -136,6 +136,19 @@ def test_chunks_fade_where_they_overlap(svd_vae, ours, host):
         assert largest(images[frame], torch.lerp(first[frame], second[frame - 3], share)) <= 1e-4
 
 
+def test_each_take_is_decoded_by_itself_and_one_can_be_taken_out(svd_vae, image_vaes, pack):
+    """Two takes of 5 frames in chunks of 4: no frame of the second is mixed into the first."""
+    latent = {"samples": torch.cat([clip(5), -clip(5)]), "temporal_unet.take_frames": 5}
+    run = lambda vae=svd_vae, latent=latent, **options: run_node(  # noqa: E731
+        pack("nodes.decode_video").DecodeVideo, latent, vae, frames_per_chunk=4, overlap=1, **options)[0]
+    alone = [run(latent={"samples": take}) for take in latent["samples"].split(5)]
+    assert torch.equal(run(), torch.cat(alone))
+    assert torch.equal(run(take=1), alone[0]) and torch.equal(run(take=2), alone[1])
+    assert torch.equal(run(image_vaes["taesd"], take=2), run(image_vaes["taesd"])[5:])
+    with pytest.raises(ValueError, match="Decode Video: take is 3, but samples holds 2. Set take from 1 to 2, or to 0 for all"):
+        run(take=3)
+
+
 @pytest.mark.parametrize("frames, length, overlap", [(9, 6, 3), (33, 32, 8), (100, 32, 8), (5, 1, 0), (7, 3, 2), (40, 14, 1)])
 def test_chunks_cover_the_clip_and_share_what_was_asked(pack, frames, length, overlap):
     starts = pack("nodes.bridge.vae.decode").chunk_starts(frames, length, overlap)

@@ -635,11 +635,11 @@ def decoded_as(node, server):
     """Decode Video as node `decoder` of a prompt on frames of their own colors [frames, height, width]; what was sent."""
     vae = comfy.sd.VAE(sd=fill(comfy.taesd.taesd.TAESD(latent_channels=4), 6).state_dict())
 
-    def run(graph, decoder, latent, client="queued"):
+    def run(graph, decoder, latent, client="queued", **options):
         reset_progress_state("p", graph)
         server.client_id = client
         with CurrentNodeContext("p", decoder):
-            images = run_node(node("TemporalUNetDecodeVideo"), latent, vae)[0]
+            images = run_node(node("TemporalUNetDecodeVideo"), latent, vae, **options)[0]
         return images, [data for _, data, _ in server.heard()]
 
     return run
@@ -683,6 +683,15 @@ def test_decoded_frames_are_sent_as_a_sheet_of_the_sampler_that_made_them(decode
         assert np.abs(cell / 255 - image.numpy()).mean() < 0.05
 
 
+def test_decoded_takes_are_shown_side_by_side_and_one_alone_with_its_place(decoded_as):
+    graph, _ = CHAINS["at once"]
+    latent = {"samples": clip(6), "temporal_unet.take_frames": 3}
+    _, [data] = decoded_as(graph, "d", latent)
+    assert (data["takes"], data["frames"], data["width"]) == (2, 3, 128) and "take" not in data
+    _, [data] = decoded_as(graph, "d", latent, take=2)
+    assert (data["takes"], data["take"], data["frames"], data["width"]) == (2, 2, 3, 64)
+
+
 def test_large_decoded_frames_are_shown_with_more_pixels_than_latents(sheet):
     data = sheet.draw(torch.rand(25, 3, 1, 1).expand(25, 3, 576, 1024), sheet.DecodedFrames())
     assert (data["width"], data["height"], len(data["shown"])) == (256, 144, 25)
@@ -697,3 +706,37 @@ def test_decoded_frames_are_sent_to_nobody_but_the_client_and_never_end_the_run(
     same, heard = decoded_as(graph, "d", latent)
     assert torch.equal(images, same) and heard == []
     assert caplog.text.count("the preview of the decoded frames failed; the run goes on without it") == 1
+
+
+# Several takes
+
+
+def test_takes_lie_side_by_side_on_a_sheet(sheet):
+    """Three takes of two frames: a frame of the sheet holds that frame of each take, row by row, and black where there is none."""
+    takes = torch.stack([torch.full((2, 3, 8, 8), value) for value in (0.2, 0.5, 0.9)])
+    takes[:, 1] += 0.1
+    data = sheet.draw(takes.flatten(0, 1), sheet.DecodedFrames(), 3)
+    assert (data["frames"], data["shown"], data["width"], data["height"]) == (2, [0, 1], 16, 16)
+    for frame, cell in enumerate(cut_up(data)):
+        quarters = [cell[y:y + 8, x:x + 8].mean() / 255 for y in (0, 8) for x in (0, 8)]
+        assert quarters == pytest.approx([*(value + 0.1 * frame for value in (0.2, 0.5, 0.9)), 0], abs=0.02)
+
+
+@pytest.mark.parametrize("takes, frames, size", [(2, 25, (64, 128)), (16, 25, (576, 1024)), (256, 14, (72, 128)), (3, 1, (9, 16))])
+def test_a_sheet_of_takes_is_no_larger_than_another(sheet, takes, frames, size):
+    data = sheet.draw(torch.zeros(takes, 3, *size).repeat_interleave(frames, 0), sheet.DecodedFrames(), takes)
+    assert max(data["width"], data["height"]) <= 1024 and data["frames"] == frames
+    assert data["rows"] * data["columns"] * data["width"] * data["height"] <= 1.2 * 2**20
+
+
+def test_a_run_of_takes_shows_each_while_it_is_made_and_all_at_the_end(sampled, server, preview, monkeypatch):
+    monkeypatch.setattr(preview, "INTERVAL", 0)
+    monkeypatch.setattr(preview, "SHARE", 100)
+    server.client_id = "queued"
+    samples, _ = sampled(more=("0:1, 1:1", 0.0, 1.0, 0, 0, False, True, None, None, 2))
+    assert samples.shape[0] == 8
+    heard = [data for _, data, _ in server.heard()]
+    steps = [(data.get("take"), data["takes"], data.get("seed"), data["step"], data["steps"]) for data in heard]
+    assert steps[0] == (1, 2, "5", 1, 2 * STEPS) and (2, 2, "6", STEPS + 2, 2 * STEPS) in steps
+    assert steps[-1] == (None, 2, None, 2 * STEPS, 2 * STEPS)
+    assert {data["frames"] for data in heard} == {4} and heard[-1]["width"] == 2 * heard[0]["width"]

@@ -52,11 +52,11 @@ def on_devices(svd):
 
 @pytest.fixture
 def run(node):
-    def run(model, frames=TOTAL, sampler="euler", latent=None, conds=None, steps=STEPS, guidance="linear", **options):
+    def run(model, frames=TOTAL, sampler="euler", latent=None, conds=None, steps=STEPS, guidance="linear", seed=5, **options):
         options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
         latent = {"samples": torch.zeros(frames, 4, SIZE, SIZE), **(latent or {})}
         return run_node(
-            node("TemporalUNetSVDSampler"), model, *(conds or prompts(ONE_LEVEL)), latent, 5, steps, 1.0, 2.5, guidance, sampler,
+            node("TemporalUNetSVDSampler"), model, *(conds or prompts(ONE_LEVEL)), latent, seed, steps, 1.0, 2.5, guidance, sampler,
             "karras", **options,
         )[0]["samples"]
 
@@ -202,3 +202,58 @@ def test_what_keeps_state_is_called_in_order(svd, on_devices, run, node, caplog,
     assert steps == sorted(steps, reverse=True)
     said = {"feature cache": "since UNet Feature Cache keeps", "wrapper": "since the wrapper mine keeps", "post cfg": ""}
     assert ("one after another" in caplog.text) == (what != "post cfg") and said[what] in caplog.text
+
+
+OF_TAKES = {
+    "windows in a loop, with all": {**HALVED, "closed_loop": True, "latent": masked(TOTAL), "control": True, "sampler": "ddim"},
+    "no windows, from a latent": {"frames": LENGTH, "latent": {"samples": masked(TOTAL)["samples"][:LENGTH]}, "denoise": 0.5},
+    "no windows, with a ControlNet": {"frames": LENGTH, "control": True},
+    "a sampler with noise in each step": {"frames": LENGTH, "sampler": "euler_ancestral"},
+}
+
+
+@pytest.mark.parametrize("case", OF_TAKES)
+def test_takes_are_runs_of_their_own_on_any_number_of_devices(svd, svd_net, on_devices, run, ours, case):  # noqa: F811
+    settings = dict(OF_TAKES[case])
+    if settings.pop("control", False):
+        settings["conds"] = ours(prompts(ONE_LEVEL), svd_net, hints(settings.get("frames", TOTAL), size=8 * SIZE), 0.7)
+    alone = [run(on_devices(2), seed=5 + take, **settings) for take in range(3)]
+    assert relative_error(alone[2], run(svd, seed=7, **settings)) <= 1e-4  # both branches by themselves
+    for devices in (2, 4):
+        assert torch.equal(run(on_devices(devices), takes=3, **settings), torch.cat(alone))
+
+
+def test_takes_fill_what_one_leaves_idle_and_few_are_begun(run, on_devices, pack, monkeypatch):
+    """A clip of one window has work for two devices. More takes than twice the devices are not begun before others have ended."""
+    sampler = pack("nodes.bridge.sampling.takes_sampler")
+    at_work, begun = [0], []
+
+    def in_turns(lanes, work, report):
+        """All lanes work at the same pace."""
+        while calls := [call for call in (work.next_call() for _ in lanes) if call is not None]:
+            at_work.append(len(calls))
+            begun.append(len(work.running))
+            for call in calls:
+                call.done(call.run(lanes[0]))
+
+    monkeypatch.setattr(sampler, "run_calls", in_turns)
+    run(on_devices(4), frames=LENGTH, takes=4, steps=2)
+    assert at_work[1:] == [4] * 4
+    monkeypatch.setattr(sampler, "BEGUN", 0.5)
+    begun.clear()
+    run(on_devices(4), frames=LENGTH, takes=4, steps=2)
+    assert max(begun) == 2
+
+
+def test_what_looks_at_a_whole_run_sees_one_take_at_a_time(svd, on_devices, run):
+    shapes = []
+
+    def recorded(executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
+        shapes.append(out.shape[0])
+        return out
+
+    model = on_devices(2).clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "mine", recorded)
+    made = run(model, frames=LENGTH, takes=2, steps=1)
+    assert shapes == [LENGTH, LENGTH] and made.shape[0] == 2 * LENGTH

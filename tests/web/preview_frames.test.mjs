@@ -61,6 +61,13 @@ test('the text shows the step, the window, the chosen frame, and how it ended', 
   assert.equal(caption({ frames: 100, ended: 'done' }, t), 'done: 100 frames')
 })
 
+test('of several takes the text also shows which one, or that all are shown', () => {
+  const run = { step: 7, steps: 60, frames: 25, ended: '', take: 2, takes: 3, seed: '18446744073709551615' }
+  assert.equal(caption(run, t), 'take 2 of 3 (seed 18446744073709551615), step 7 of 60')
+  assert.equal(caption({ frames: 25, ended: 'done', take: 2, takes: 3 }, t), 'take 2 of 3, done: 25 frames')
+  assert.equal(caption({ frames: 25, steps: 60, ended: 'done', takes: 3 }, t), '3 takes, done: 25 frames, 60 steps')
+})
+
 test('only an image in the event itself is taken', () => {
   assert.ok(hasImage({ image: 'data:image/jpeg;base64,AAAA' }))
   for (const image of [undefined, null, 7, '', 'https://example.org/a.jpg', 'data:text/html,<b>', 'javascript:0']) {
@@ -74,7 +81,8 @@ const SHEET = { ...STEP, image: 'data:image/jpeg;base64,AAAA', shown: [0, 2], co
 const DECODED = { ...SHEET, step: undefined, steps: undefined, decoded: true }
 
 test('an event of the form that the server sends is taken as it is', () => {
-  for (const event of [DECODED, STEP, SHEET, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0], at_work: [3, 4] }, { ...STEP, window: undefined }]) {
+  const takes = [{ ...STEP, take: 2, takes: 2, seed: '7' }, { ...DECODED, takes: 2 }]
+  for (const event of [DECODED, STEP, SHEET, ...takes, { ...STEP, window: [1, 2] }, { ...STEP, window: [2, 0], at_work: [3, 4] }, { ...STEP, window: undefined }]) {
     assert.equal(readEvent(event), event)
   }
 })
@@ -91,7 +99,9 @@ test('an event of any other form is none', () => {
   for (const more of [{ decoded: false }, { decoded: 'yes' }, { decoded: null }, { image: undefined }, { width: 1025 }]) {
     assert.equal(readEvent({ ...DECODED, ...more }), null, JSON.stringify(more))
   }
-  assert.equal(readEvent({ ...SHEET, width: 1025 }), null)
+  for (const more of [{ width: 1025 }, { take: 3, takes: 2 }, { take: 1 }, { takes: 0 }, { takes: 2, take: 1, seed: 7 }]) {
+    assert.equal(readEvent({ ...SHEET, ...more }), null, JSON.stringify(more))
+  }
 })
 
 test('the image is as high as its shape asks, but neither tiny nor endless', () => {

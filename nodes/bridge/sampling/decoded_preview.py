@@ -15,15 +15,17 @@ SAMPLER = "TemporalUNetSVDSampler"
 PASSES_ON = ("LATENT", "*")  # types of outputs by which a clip comes from the sampler to Decode Video
 
 
-def show_decoded(pixels: torch.Tensor, latent: dict) -> None:
+def show_decoded(pixels: torch.Tensor, latent: dict, takes: int, take: int) -> None:
     """Sends the frames, pixels [frames, h, w, 3] in 0..1, as a sheet of the sampler that `latent` comes from, if it is ours.
 
-    To be called by the node that has decoded them from its input `samples`. No error of the preview ends the run.
+    It holds `takes` takes; the frames are those of `take`, counted from 1, or for 0 of all, which are shown side by side. To be
+    called by the node that has decoded them from its input `samples`. No error of the preview ends the run.
     """
     try:
         send = sender(latent.get(FPS, USUAL_FPS), find_sampler)
         if send is not None:
-            send({"decoded": True, **draw(pixels.movedim(-1, 1), DecodedFrames())})
+            about = {} if takes == 1 else {"takes": takes, "take": take} if take else {"takes": takes}
+            send({"decoded": True, **about, **draw(pixels.movedim(-1, 1), DecodedFrames(), 1 if take else takes)})
     except management.InterruptProcessingException:
         raise
     except Exception:  # noqa: BLE001 - any error, as said above

@@ -1,23 +1,17 @@
-"""Sampling a video through the host: classifier-free guidance with a scale of its own for every frame."""
+"""Classifier-free guidance with a scale of its own for every frame, in the host's sampling runs."""
 
 import logging
 import math
 from types import FunctionType
 
 import comfy.model_base
-import comfy.model_management as management
 import comfy.patcher_extension
-import comfy.sample
 import comfy.samplers
-import comfy.utils
 import torch
 
 from ..inputs.curve import evaluate_curve
 from ..node_names import SVD_SAMPLER
-from .lanes import CLONES, warn_where_windows_wait
-from .preview import prepare_callbacks
-from .wavefront import SAMPLERS, wavefront_sampler
-from .windows import OWN_LEVELS, ClipWindows
+from .lanes import warn_where_windows_wait
 
 FORMULA = "sampler_cfg_function"  # key in model_options: how a node mixes both predictions,
 NEGATIVE_ALWAYS = "disable_cfg1_optimization"  # is the negative evaluated where guidance does not need it?
@@ -162,27 +156,3 @@ def _with_scales(function, scales):
         return out if isinstance(result, list) else out[0]
 
     return guide
-
-
-def sample(guider: FrameGuider, latent: dict, levels: torch.Tensor, *, seed: int, sampler_name: str):
-    """The denoised latent [frames, 4, h, w] on the host's intermediate device, with its progress, preview and cancel.
-
-    `levels`: noise levels [steps + 1], from the highest. Without any the latent comes back as it is.
-    """
-    model = guider.model_patcher
-    samples = latent["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    handler = model.model_options.get("context_handler")
-    sampler = comfy.samplers.sampler_object(sampler_name)
-    if isinstance(handler, ClipWindows):
-        handler.own_levels = sampler_name in OWN_LEVELS
-        if sampler_name in SAMPLERS and model.get_additional_models_with_key(CLONES):
-            sampler = wavefront_sampler(sampler_name)
-    callback, finish = prepare_callbacks(model, max(0, len(levels) - 1), guider.original_conds["positive"][0])
-    out = guider.sample(
-        noise, samples, sampler, levels,
-        denoise_mask=latent.get("noise_mask"), callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
-    )
-    finish(out)
-    return out.to(management.intermediate_device())

@@ -16,7 +16,8 @@ from .windows import ClipWindows
 # Data of every event: node_id, prompt_id, fps, frames. While sampling also step (1 to steps) and steps; after a step there may
 # also be a sheet: what `draw` returns. When a window begins there is also window, [first, last frame]; in a closed loop the last
 # may be before the first; where several devices share the windows also at_work, [devices at work, all of them]. Once the clip is
-# decoded: a sheet, and decoded, which is true.
+# decoded: a sheet, and decoded, which is true. Of several takes: takes, their count, and where one is shown alone take (from 1) and
+# seed, as text; the sheet at the end shows all of them side by side. Steps are those of all takes, frames those of one.
 EVENT = "temporal_unet.preview"
 USUAL_FPS = 6  # where the conditioning has none, as in the host's model
 FPS = "temporal_unet.fps"  # key in the sampler's latent: frames per second at which the clip is shown once it is decoded
@@ -25,8 +26,11 @@ SHARE = 0.02  # of the time since the first step that the preview may take; the 
 INTERVAL = 0.25  # least seconds between two sheets, between two steps reported without a sheet, and between two windows
 
 
-def prepare_callbacks(model, steps: int, condition: dict):
-    """(callback, finish) for a run: the host's callback(step, x0, x, total_steps) with our preview of all frames added to it.
+def prepare_callbacks(model, steps: int, condition: dict, seeds: list[int]):
+    """(callback, finish) for the runs of a clip's takes of `steps` steps each, by their seeds.
+
+    callback(step, x0, x, total_steps, take) is the host's, with our preview of all frames added to it: of the take with that index,
+    or of none where it is None. Steps are counted over all takes.
 
     `finish(samples)` is to be called with the result of the run: samplers report their last step before they have computed it.
 
@@ -35,23 +39,26 @@ def prepare_callbacks(model, steps: int, condition: dict):
     client queued the prompt, and where the prompt asks for no previews (the editor's live preview method: none). It is shown
     where ComfyUI itself was started without previews, which is its default.
     """
-    standard = latent_preview.prepare_callback(model, steps)
+    standard = latent_preview.prepare_callback(model, steps * len(seeds))
     send = sender(fps_of(condition))
     if send is None:
-        return standard, lambda samples: None
+        return lambda step, x0, x, total_steps, take: standard(step, x0, x, total_steps), lambda samples: None
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     quick, better = colors_for(previewer, model.model.latent_format)
-    preview = FramePreview(_fitted(quick, model, condition), send, better=better)
+    preview = FramePreview(_fitted(quick, model, condition), send, better=better, takes=len(seeds))
+    preview.show_take(0, seeds)
     safely = _never_fatal(preview)
     handler = model.model_options.get("context_handler")
     if isinstance(handler, ClipWindows):
-        windows = WindowPreview(preview, steps)
+        windows = WindowPreview(preview, steps * len(seeds))
         handler.on_window = windows.begin
         handler.on_lanes = lambda busy, lanes: safely(windows.report, busy, lanes)
 
-    def callback(step, x0, x, total_steps):
+    def callback(step, x0, x, total_steps, take):
         standard(step, x0, x, total_steps)  # first: its copy of an image waits for the device, so ours need not
-        safely(preview, step, x0, total_steps)
+        if take is not None:
+            preview.show_take(take, seeds)
+            safely(preview, step, x0, total_steps)
 
     def finish(samples):
         safely(lambda: preview.finish(model.model.process_latent_in(samples.to(model.load_device))))
@@ -131,11 +138,14 @@ class FramePreview:
 
     At most one sheet in INTERVAL. Sheets take at most SHARE of the time since the first step; in it, time for the last sheet is
     kept back, estimated from the sheet before. The first step and the result are always shown. The first sheet is in `colors`,
-    the second in `better` ones, which stay if two such sheets fit into the SHARE of the whole run. `clock` gives seconds.
+    the second in `better` ones, which stay if two such sheets fit into the SHARE of the whole run. `clock` gives seconds. The
+    result holds so many `takes`.
     """
 
-    def __init__(self, colors, send, clock=time.perf_counter, better=None):
-        self.colors, self.better, self.send, self.clock = colors, better, send, clock
+    def __init__(self, colors, send, clock=time.perf_counter, better=None, takes=1):
+        self.colors, self.better, self.clock, self.takes = colors, better, clock, takes
+        self.send = lambda data: send({**data, **self.about})
+        self.about: dict = {}  # what is said of the take that is shown
         self.first_step: float | None = None
         self.last_sheet = self.last_sent = -math.inf
         self.spent = self.expected = 0.0  # seconds: by all sheets, and by the next one
@@ -161,21 +171,28 @@ class FramePreview:
             self.send({"step": self.done, "steps": self.steps, "frames": x0.shape[0]})
             self.last_sent = now
 
+    def show_take(self, take: int, seeds: list[int]):
+        """Says in all that is sent which of several takes is shown."""
+        if self.takes > 1:  # a seed may be more than a number of JavaScript holds
+            self.about = {"take": take + 1, "takes": self.takes, "seed": str(seeds[take])}
+
     def finish(self, samples: torch.Tensor):
-        """Shows the result of the run, samples [frames, c, h, w] in the scale of x0."""
+        """Shows the result of the run, samples [takes * frames, c, h, w] in the scale of x0."""
         if self.done == 0:  # nothing ran: a denoise of 0
             return
         self.done = self.steps
-        self._show(samples)
+        if self.takes > 1:
+            self.about = {"takes": self.takes}
+        self._show(samples, self.takes)
 
     def _due(self, now):
         if now - self.last_sheet < INTERVAL:
             return False
         return self.spent + 2 * self.expected <= SHARE * (now - self.first_step)  # this one and the last
 
-    def _show(self, latents):
+    def _show(self, latents, takes=1):
         self.last_sheet = self.clock()
-        self.send({"step": self.done, "steps": self.steps, **draw(latents, self.colors)})
+        self.send({"step": self.done, "steps": self.steps, **draw(latents, self.colors, takes)})
         self.last_sent = self.clock()
         self.expected = self.last_sent - self.last_sheet
         self.spent += self.expected

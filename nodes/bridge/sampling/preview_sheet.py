@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.taesd.taesd
 import torch
@@ -13,24 +13,31 @@ from torch.nn import functional as F
 SHEET_PIXELS = 1024 * 1024
 LONGEST, SHORTEST = 128, 48  # pixels of a frame's longer side: where there is room, and before frames are left out
 LONGEST_DECODED = 256  # with detail that a latent does not show
+LONGEST_OF_TAKES = 1024  # of several takes side by side
 DECODE_BATCH = 4  # frames of at most 512x512 pixels: about the memory of the host's own preview of one large image
 JPEG_QUALITY = 80
 PRIOR = 0.01  # weight of a latent format's own factors against the fit, as a variance of the latent
 
 
-def draw(latents: torch.Tensor, colors) -> dict:
-    """The frames of latents [frames, c, h, w] as one JPEG, with what is needed to cut it up.
+def draw(latents: torch.Tensor, colors, takes: int = 1) -> dict:
+    """The frames of latents [takes * frames, c, h, w] as one JPEG, with what is needed to cut it up.
 
-    `colors` is a LatentColors, a DecodedColors, or, of decoded frames, DecodedFrames. The result:
+    `colors` is a LatentColors, a DecodedColors, or, of decoded frames, DecodedFrames. Several takes are shown at the same time: a
+    frame on the sheet holds that frame of all of them, row by row. The result:
         frames: the number of frames of the clip
         shown: the indices of the frames on the sheet, row by row from its top left
         columns, rows: of the sheet; cells after the last frame are black
         width, height: of a frame on the sheet, in pixels
         image: a data URL
     """
-    frames, _, height, width = latents.shape
-    sheet = lay_out(frames, width * colors.pixels, height * colors.pixels, colors.longest)
-    images = colors(latents[:: sheet.shown.step], sheet.width, sheet.height)
+    total, _, height, width = latents.shape
+    frames, columns = total // takes, math.ceil(math.sqrt(takes))
+    rows = math.ceil(takes / columns)
+    longest = min(columns * colors.longest, LONGEST_OF_TAKES)
+    sheet = lay_out(frames, columns * width * colors.pixels, rows * height * colors.pixels, longest)
+    width, height = max(1, sheet.width // columns), max(1, sheet.height // rows)  # of a take
+    images = side_by_side([colors(take[:: sheet.shown.step], width, height) for take in latents.split(frames)], columns)
+    sheet = replace(sheet, width=images.shape[-1], height=images.shape[-2])
     return {
         "frames": frames, "shown": list(sheet.shown), "columns": sheet.columns, "rows": sheet.rows,
         "width": sheet.width, "height": sheet.height, "image": _jpeg(images, sheet),
@@ -61,6 +68,13 @@ def lay_out(frames: int, width: int, height: int, longest: int = LONGEST) -> She
     width, height = max(1, round(width * scale)), max(1, round(height * scale))
     columns = min(len(shown), math.ceil(math.sqrt(len(shown) * height / width)))
     return Sheet(shown, columns, math.ceil(len(shown) / columns), width, height)
+
+
+def side_by_side(takes: list[torch.Tensor], columns: int) -> torch.Tensor:
+    """Images [n, 3, h, w] of several takes as images [n, 3, rows * h, columns * w]; what is left of the last row is black."""
+    black = [-torch.ones_like(takes[0])] * (-len(takes) % columns)
+    takes = takes + black
+    return torch.cat([torch.cat(takes[start:start + columns], -1) for start in range(0, len(takes), columns)], -2)
 
 
 def colors_for(previewer, latent_format):

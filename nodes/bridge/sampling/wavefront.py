@@ -18,7 +18,12 @@ SAMPLERS = ("euler", "ddim")  # the host runs both by the same function, "ddim" 
 
 def wavefront_sampler(name: str) -> comfy.samplers.Sampler:
     """The host's sampler of one of SAMPLERS, which works on several steps at a time where several devices may work."""
-    return comfy.samplers.KSAMPLER(sample_wavefront, inpaint_options={"random": True} if name == "ddim" else {})
+    return host_sampler(sample_wavefront, name)
+
+
+def host_sampler(function, name: str) -> comfy.samplers.Sampler:
+    """The host's sampler of one of SAMPLERS with another function in place of its own."""
+    return comfy.samplers.KSAMPLER(function, inpaint_options={"random": True} if name == "ddim" else {})
 
 
 @torch.no_grad()
@@ -33,15 +38,21 @@ def sample_wavefront(model, x, sigmas, extra_args, callback=None, disable=None):
     if len(lanes) == 1 or x.shape[0] <= length or guider.sees_whole_clip(options):
         return comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, extra_args, callback, disable)
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
-        def report(step, before, denoised):
-            bar.update()
-            if callback is not None:
-                sigma = sigmas[step]
-                callback({"x": before, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-
-        work = Wavefront(model, x, sigmas, extra_args, report)
+        work = Wavefront(model, x, sigmas, extra_args, reporter(sigmas, callback, bar))
         run_calls(lanes, work, options["context_handler"].on_lanes)
-    return work.states[len(sigmas) - 1]
+    return work.clip
+
+
+def reporter(sigmas, callback, bar):
+    """A Wavefront's `report`, which tells the bar and the host's callback, if there is one, of a step."""
+
+    def report(step, before, denoised):
+        bar.update()
+        if callback is not None:
+            sigma = sigmas[step]
+            callback({"x": before, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+
+    return report
 
 
 class Wavefront:
@@ -62,6 +73,16 @@ class Wavefront:
         self.denoised: dict[int, torch.Tensor] = {}
         self.steps: dict[int, tuple[WindowStep, WindowCalls]] = {}
         self.begun: set[tuple[int, int, int]] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Have all frames taken all steps?"""
+        return self.first == len(self.sigmas) - 1
+
+    @property
+    def clip(self) -> torch.Tensor:
+        """The clip [t, 4, h, w] after the last step."""
+        return self.states[len(self.sigmas) - 1]
 
     def next_call(self) -> NetworkCall | None:
         for index in range(self.first, min(max(self.levels) + 1, len(self.sigmas) - 1)):

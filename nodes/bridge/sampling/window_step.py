@@ -11,7 +11,10 @@ def window_starts(total: int, length: int, overlap: int, step: int, closed_loop:
     """First frames of the windows of one step, in the order of time; the first is 0, where the given image belongs.
 
     The others move from step to step, so that no joint stays in one place; in a loop the last run over the end of the clip.
+    A clip of one window has no others.
     """
+    if total == length:
+        return [0]
     stride = length - overlap
     offset = 1 + int(stride * (step * GOLDEN % 1)) if stride > 1 else 1
     if closed_loop:
@@ -37,7 +40,7 @@ class WindowStep:
     def __init__(self, starts: list[int], length: int, total: int, branches: list[int]):
         self.frames = [[(start + i) % total for i in range(length)] for start in starts]
         self.branches = branches
-        self.weights = pyramid(length)
+        self.weights = pyramid(length) if len(starts) > 1 else torch.ones(length)  # of one alone, which stays as it is
         self._sums: dict[int, torch.Tensor] = {}  # by branch [total, c, h, w]: of its first windows,
         self._summed = dict.fromkeys(branches, 0)  # so many;
         self._waiting: dict[int, dict[int, torch.Tensor]] = {branch: {} for branch in branches}  # later ones, by window

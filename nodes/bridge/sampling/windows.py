@@ -31,12 +31,16 @@ class ClipWindows(windows.IndexListContextHandler):
             closed_loop=closed_loop, dim=0,
         )
         self.keep_colors = keep_colors
-        self.own_levels = False  # does a sampler of OWN_LEVELS run?
+        self.on_window = lambda indices, frames: None  # called when a window of a clip of `frames` frames begins
+        self.on_lanes = lambda busy, lanes: None  # the `report` of `run_calls`
+        self.begin_run(own_levels=False)
+
+    def begin_run(self, own_levels: bool) -> None:
+        """Forgets the run before. own_levels: is the sampler one of OWN_LEVELS?"""
+        self.own_levels = own_levels
         self._level, self._levels = None, 0
         self._latest = None  # (noise level, step) of the last call
         self._repeats = False  # does the sampler ask for several levels in a step?
-        self.on_window = lambda indices, frames: None  # called when a window of a clip of `frames` frames begins
-        self.on_lanes = lambda busy, lanes: None  # the `report` of `run_calls`
 
     def set_step(self, timestep, model_options):
         """Finds the step from the noise level timestep [t], as the host does where the level is one of the schedule's.

@@ -12,8 +12,10 @@ from ..node_names import DECODE_VIDEO
 from .video_decoder import STAGES, clip_bytes, decode_frames, find_video_decoder
 
 
-def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) -> torch.Tensor:
+def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int, take_frames: int | None = None) -> torch.Tensor:
     """latent [t, c, h, w] or [b, c, t, h, w] to pixels [frames, h', w', c'] from 0 to 1 on the host's intermediate device.
+
+    Each `take_frames` frames of a latent [t, c, h, w], by default all, are a clip by themselves.
 
     An image VAE decodes frame by frame. SVD's, which mixes frames, decodes chunks of `frames_per_chunk`, each equal
     to one batch of the host, and fades from one into the next over the `overlap` frames or more that both hold. One that
@@ -30,7 +32,7 @@ def decode_clip(vae, latent: torch.Tensor, frames_per_chunk: int, overlap: int) 
     try:
         if decoder is None:
             return _decode_images(vae, latent)
-        return _decode_video(vae, decoder, latent, frames_per_chunk, overlap)
+        return _decode_video(vae, decoder, latent, take_frames or len(latent), frames_per_chunk, overlap)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -52,16 +54,18 @@ def _decode_images(vae, latent):
     return _in_chunks(vae, latent, range(len(latent)), 1, decode)
 
 
-def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
-    if overlap >= frames_per_chunk < len(latent):
+def _decode_video(vae, decoder, latent, take_frames, frames_per_chunk, overlap):
+    if overlap >= frames_per_chunk < take_frames:
         raise ValueError(
             f"{DECODE_VIDEO}: overlap {overlap} leaves nothing of chunks of {frames_per_chunk} frames; expected less than "
             f"{frames_per_chunk}."
         )
-    needed = _frame_bytes(vae, latent) + clip_bytes(decoder, latent[:frames_per_chunk], vae.vae_dtype)
+    length = min(frames_per_chunk, take_frames)
+    needed = _frame_bytes(vae, latent) + clip_bytes(decoder, latent[:length], vae.vae_dtype)
     _load(vae, needed)
     storages = _storages(vae, needed)
-    starts = chunk_starts(len(latent), frames_per_chunk, overlap)
+    in_take = chunk_starts(take_frames, length, overlap)
+    starts = [take + start for take in range(0, len(latent), take_frames) for start in in_take]
     progress = comfy.utils.ProgressBar(len(starts) * STAGES)
 
     def decode(chunk):
@@ -79,7 +83,7 @@ def _decode_video(vae, decoder, latent, frames_per_chunk, overlap):
             lambda storage: decode_frames(decoder, chunk, storage, tick=lambda: progress.update(1)), storages[0], next_storage
         )
 
-    return _in_chunks(vae, latent, starts, frames_per_chunk, decode)
+    return _in_chunks(vae, latent, starts, length, decode)
 
 
 def _storages(vae, needed):

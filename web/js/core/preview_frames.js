@@ -14,11 +14,16 @@ const areFrames = (value, frames) =>
 export function readEvent(data) {
   const { node_id, prompt_id, fps, frames, window, at_work, image, decoded } = data ?? {}
   const isWhole = isText(node_id) && isText(prompt_id) && Number.isFinite(fps) && fps > 0 && isCount(frames)
-  if (!isWhole || (image !== undefined && !isSheet(data))) return null
+  if (!isWhole || !takesFit(data) || (image !== undefined && !isSheet(data))) return null
   if (decoded !== undefined) return decoded === true && image !== undefined ? data : null
   const windowFits = window === undefined || (areFrames(window, frames) && window.length === 2)
   const areAtWork = at_work === undefined || (Array.isArray(at_work) && at_work.length === 2 && at_work.every(isCount))
   return windowFits && areAtWork && isCount(data.step) && isCount(data.steps) ? data : null
+}
+
+function takesFit({ take, takes, seed }) {
+  if (take !== undefined && !(isCount(take) && take <= takes)) return false
+  return (takes === undefined || isCount(takes)) && (seed === undefined || isText(seed))
 }
 
 function isSheet(data) {
@@ -72,9 +77,18 @@ export function spansOf([first, last], frames) {
 
 /**
  * The words under the image, by `t` of texts.js. `frame` is one chosen by hand, `window` the [first, last] frame being worked on,
- * `atWork` the [devices at work, all devices] where there are several, `ended` is "" while the sampler runs, then "done" or "stopped". `step` and `steps` are not known of a clip from the cache.
+ * `atWork` the [devices at work, all devices] where there are several, `ended` is "" while the sampler runs, then "done" or
+ * "stopped". `step` and `steps` are not known of a clip from the cache. Of several takes `take` is the one that is shown alone, and
+ * `seed` its seed, where it is known.
  */
-export function caption({ step, steps, frames, frame, window, atWork, ended }, t) {
+export function caption({ take, takes, seed, ...clip }, t) {
+  const words = captionOfClip(clip, t)
+  if (!takes) return words
+  const key = !take ? 'takes' : seed === undefined ? 'take' : 'takeOfSeed'
+  return t('preview.ofTakes', { takes: t(`preview.${key}`, { take, takes, seed }), words })
+}
+
+function captionOfClip({ step, steps, frames, frame, window, atWork, ended }, t) {
   if (frame !== undefined) return t('preview.frame', { frame: frame + 1, frames })
   if (ended === 'done') return t(steps ? 'preview.done' : 'preview.decoded', { frames, steps })
   if (ended) return t('preview.stopped', { step, steps })
