@@ -16,6 +16,7 @@ from .load_controlnet import LoadControlNet
 from .load_controlnet_residuals import LoadControlNetResiduals
 from .load_lora import LoadLoRA
 from .load_unet import LoadUNet
+from .ray_pool import RayPool
 from .save_controlnet_residuals import SaveControlNetResiduals
 from .save_unet import SaveUNet
 from .svd_image_to_video import SVDConditioning
@@ -36,7 +37,7 @@ class TemporalUNetExtension(ComfyExtension):
         return [
             LoadCheckpoint, LoadUNet, SaveUNet, LoadLoRA, FeatureCache, SVDConditioning, SVDSampler, VideoOptionsNode, DecodeVideo,
             ContinueVideo, JoinVideo, LoadControlNet, ApplyControlNetResiduals, ComputeControlNetResiduals, SaveControlNetResiduals,
-            LoadControlNetResiduals,
+            LoadControlNetResiduals, RayPool,
         ]
 
 

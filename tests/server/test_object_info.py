@@ -57,6 +57,17 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
         },
         [("MODEL", "model")],
     ),
+    "TemporalUNetRayPool": (
+        "UNet on Several Machines (Ray)",
+        {
+            "model": ("MODEL", {}),
+            "address": ("STRING", {"default": ""}),
+            "workers": ("INT", {"default": 0, "min": 0}),
+            "use_this_gpu": ("BOOLEAN", {"default": True}),
+            "timeout": ("FLOAT", {"default": 60.0, "min": 1.0}),
+        },
+        [("MODEL", "model"), ("STRING", "info")],
+    ),
     "TemporalUNetSVDConditioning": (
         "SVD Image to Video",
         {

@@ -40,8 +40,9 @@ class SavedNetwork:
             check_head_count(heads, family)
         expected = expected_shapes(config)
         check_keys({name: shapes[theirs] for name, theirs in names.items() if name in expected}, expected)
-        self._names = {name: names[name] for name in expected}
-        formats = {name: self._format(theirs) for name, theirs in self._names.items()}
+        self.config = config
+        self.names = {name: names[name] for name in expected}  # the network's own key names to those of the MODEL's network
+        formats = {name: self._format(theirs) for name, theirs in self.names.items()}
         self.network = Network(expected, formats, self._markers, metadata)
 
     def _format(self, theirs: str) -> str:
@@ -52,11 +53,13 @@ class SavedNetwork:
         """The values of a tensor of the file, on the CPU; a GGUF weight that nothing patches comes as it is."""
         if tensor.name in self._markers:
             return self._markers[tensor.name]
-        key = NETWORK + self._names[tensor.name]
-        packed = packed_weight(self._patcher, key)
-        if packed is None:
-            return patched_weight(self._patcher, key)
-        return replace(packed, data=packed.data.cpu())
+        return weight_of(self._patcher, NETWORK + self.names[tensor.name])
+
+
+def weight_of(patcher, key: str) -> torch.Tensor | PackedTensor:
+    """A weight with the MODEL's patches, on the CPU; a GGUF weight that nothing patches comes as it is."""
+    packed = packed_weight(patcher, key)
+    return patched_weight(patcher, key) if packed is None else replace(packed, data=packed.data.cpu())
 
 
 def packed_weight(patcher, key: str) -> PackedTensor | None:

@@ -24,6 +24,7 @@ from .trained_length import FRAMES_KEY, trained_length
 from .video_models import VIDEO_MODELS, follow_runs
 from .watched_files import watch_files
 
+SOURCE = "temporal_unet.source"  # attachment of a MODEL: the path of its file, and the stamps of the files that its weights are in
 PREDICTIONS = {"epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.model_base.ModelType.V_PREDICTION}
 # A tensor of the UNet, from whose spread the host detects whether a Stable Diffusion 2 predicts v or noise.
 SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -59,6 +60,7 @@ def load_checkpoint(checkpoint: Checkpoint, model_options: dict | None = None, d
     if mapped or (kept or packed) and maps_quantized():
         watch_files(patcher, checkpoint.stamps)
     patcher.cached_patcher_init = (load_model, (str(checkpoint.path), model_options))
+    patcher.set_attachments(SOURCE, (checkpoint.path, checkpoint.stamps))
     if checkpoint.config.temporal:
         follow_runs(patcher)
     trained = trained_length(checkpoint.metadata)

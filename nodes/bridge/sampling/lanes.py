@@ -1,8 +1,10 @@
-"""Calls of the network that may run at the same time, on as many devices as the host has clones of the MODEL."""
+"""Calls of the network that may run at the same time: on each device that the host has a clone of the MODEL on, or elsewhere."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +17,11 @@ from ..node_names import FEATURE_CACHE, SVD_SAMPLER
 
 CLONES = "multigpu"  # key of a MODEL's clones on other devices, among the host's additional models
 ON_DEVICES, POOL = "multigpu_clones", "multigpu_thread_pool"  # in model_options during a run: the MODEL by device, and threads
+MOST = 1000  # threads that wait for calls elsewhere
 POLL = 0.1  # seconds after which a cancel is seen while every lane works
-STATELESS = ("torch.compile",)  # keys of wrappers that keep nothing from call to call
+ELSEWHERE = "temporal_unet.elsewhere"  # in transformer_options: an Elsewhere, whose key its wrappers have too
+LANE = "temporal_unet.lane"  # in transformer_options of a call to such: its thread has the Elsewhere's `turn`
+STATELESS = ("torch.compile", ELSEWHERE)  # keys of wrappers that keep nothing from call to call
 KINDS = comfy.patcher_extension.WrappersMP
 
 
@@ -35,6 +40,29 @@ class Work(Protocol):
         """The next call that may run now; None where there is none until another is done, or at all."""
 
 
+class Elsewhere(Protocol):
+    """Other processes that take calls of the network, sent by a wrapper of the MODEL from wherever the host makes one."""
+
+    turn: threading.Lock  # held while a thread works in this process: what a MODEL and its controls keep is of one call at a time
+
+    @property
+    def lanes(self) -> int:
+        """Calls that may be out at the same time, one at least; it may change in the course of a run."""
+
+    def drop(self) -> None:
+        """Whoever waits for a call ends with an error."""
+
+
+def is_elsewhere(model_options: dict) -> bool:
+    """Does a MODEL with these options have its network called in other processes?"""
+    return ELSEWHERE in model_options.get("transformer_options", {})
+
+
+def may_use_lanes(patcher) -> bool:
+    """Is there more than one place where calls of this MODEL's network may run?"""
+    return bool(patcher.get_additional_models_with_key(CLONES)) or is_elsewhere(patcher.model_options)
+
+
 def lanes_of(model_options: dict, conds: Iterable) -> list[dict]:
     """The `model_options` for a call on each device that may work, one call at a time; of one device they are the same.
 
@@ -42,6 +70,9 @@ def lanes_of(model_options: dict, conds: Iterable) -> list[dict]:
     device of that clone, with the clone of the ControlNet for that device, in the thread that asks.
     """
     clones = model_options.get(ON_DEVICES, {})
+    if is_elsewhere(model_options) and not keeps_state(model_options, conds):
+        options = model_options["transformer_options"]
+        return [{**model_options, "transformer_options": {**options, LANE: True}}] * options[ELSEWHERE].lanes
     if len(clones) < 2 or keeps_state(model_options, conds):
         return [model_options]
     shared = {key: value for key, value in model_options.items() if key not in (ON_DEVICES, POOL)}
@@ -80,26 +111,38 @@ def run_calls(lanes: list[dict], work: Work, report: Callable[[int, int], None] 
     `report(busy, lanes)` is called in this thread with how many of the lanes work, each time that one has begun.
     An error of a call, and a cancel, end it as soon as the calls that are out have ended.
     """
-    if len(lanes) == 1:
+    outside = _outside(lanes[0])
+    if len(lanes) == 1 and outside is None:
         while (call := work.next_call()) is not None:
             management.throw_exception_if_processing_interrupted()
             report(1, 1)
             call.done(call.run(lanes[0]))
         return
+    with ThreadPoolExecutor(len(lanes) if outside is None else MOST, thread_name_prefix="temporal-unet-lane") as threads:
+        try:
+            _run_on(threads, lanes, work, report)
+        except BaseException:
+            if outside is not None:
+                outside.drop()
+            raise
+
+
+def _run_on(threads, lanes, work, report):
     idle, out = list(reversed(lanes)), {}  # future -> (call, lane)
-    inference = torch.is_inference_mode_enabled()  # which is a thread's own
-    with ThreadPoolExecutor(len(lanes), thread_name_prefix="temporal-unet-lane") as threads:
-        while True:
-            while idle and (call := work.next_call()) is not None:
-                lane = idle.pop()
-                out[threads.submit(_run, call, lane, inference)] = call, lane
-            if not out:
-                return
-            report(len(out), len(lanes))
-            for future in _finished(out):
-                call, lane = out.pop(future)
-                call.done(future.result())
-                idle.append(lane)
+    outside, inference = _outside(lanes[0]), torch.is_inference_mode_enabled()  # which is a thread's own
+    while True:
+        if outside is not None:
+            idle = [lanes[0]] * (outside.lanes - len(out))
+        while idle and (call := work.next_call()) is not None:
+            lane = idle.pop()
+            out[threads.submit(_run, call, lane, inference)] = call, lane
+        if not out:
+            return
+        report(len(out), len(out) + len(idle))
+        for future in _finished(out):
+            call, lane = out.pop(future)
+            call.done(future.result())
+            idle.append(lane)
 
 
 def _finished(out) -> set[Future]:
@@ -111,5 +154,11 @@ def _finished(out) -> set[Future]:
 
 
 def _run(call, lane, inference):
-    with torch.inference_mode(inference):
+    outside = _outside(lane)
+    with torch.inference_mode(inference), nullcontext() if outside is None else outside.turn:
         return call.run(lane)
+
+
+def _outside(lane) -> Elsewhere | None:
+    options = lane.get("transformer_options", {})
+    return options[ELSEWHERE] if LANE in options else None

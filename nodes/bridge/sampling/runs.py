@@ -6,7 +6,7 @@ import comfy.utils
 import torch
 
 from .guidance import FrameGuider
-from .lanes import CLONES
+from .lanes import may_use_lanes
 from .preview import prepare_callbacks
 from .takes import Take, noise_of
 from .takes_sampler import TakesSampler
@@ -76,7 +76,7 @@ def _run(guider, takes, levels, sampler_name, progress):
 
 def _sampler(model, takes, name, progress):
     sampler = comfy.samplers.sampler_object(name)
-    if name not in SAMPLERS or not model.get_additional_models_with_key(CLONES):
+    if name not in SAMPLERS or not may_use_lanes(model):
         return sampler
     if isinstance(model.model_options.get("context_handler"), ClipWindows):
         sampler = wavefront_sampler(name)

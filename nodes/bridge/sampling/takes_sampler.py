@@ -9,7 +9,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from .lanes import NetworkCall, lanes_of, run_calls
+from .lanes import ELSEWHERE, NetworkCall, lanes_of, run_calls
 from .takes import Take, noise_of
 from .wavefront import Wavefront, host_sampler, reporter
 from .windows import ClipWindows
@@ -64,9 +64,12 @@ class TakesSampler(comfy.samplers.Sampler):
 
 
 def _watched(options) -> bool:
-    """Is there a wrapper around the run, which expects that of one take?"""
+    """Is there a wrapper around the run, which expects that of one take? Not that of calls elsewhere."""
     wrappers = options["transformer_options"].get("wrappers", {})
-    return any(any(wrappers.get(kind, {}).values()) for kind in (KINDS.OUTER_SAMPLE, KINDS.SAMPLER_SAMPLE))
+    return any(
+        added and key != ELSEWHERE
+        for kind in (KINDS.OUTER_SAMPLE, KINDS.SAMPLER_SAMPLE) for key, added in wrappers.get(kind, {}).items()
+    )
 
 
 class TakesWork:

@@ -9,7 +9,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from .lanes import NetworkCall, lanes_of, run_calls
+from .lanes import NetworkCall, is_elsewhere, lanes_of, run_calls
 from .window_step import WindowStep
 from .windows import WindowCalls
 
@@ -35,7 +35,8 @@ def sample_wavefront(model, x, sigmas, extra_args, callback=None, disable=None):
     options = extra_args["model_options"]
     guider, length = model.inner_model, options["context_handler"].context_length
     lanes = lanes_of(options, guider.conds.values())
-    if len(lanes) == 1 or x.shape[0] <= length or guider.sees_whole_clip(options):
+    alone = len(lanes) == 1 and not is_elsewhere(options)
+    if alone or x.shape[0] <= length or guider.sees_whole_clip(options):
         return comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, extra_args, callback, disable)
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
         work = Wavefront(model, x, sigmas, extra_args, reporter(sigmas, callback, bar))

@@ -8,7 +8,7 @@ import torch
 from ..model.feature_run import MOVES
 from ..model.trained_length import automatic_length
 from .colors import matched_latent
-from .lanes import NetworkCall, lanes_of, run_calls
+from .lanes import NetworkCall, is_elsewhere, lanes_of, run_calls
 from .options import VideoOptions, check_overlap
 from .window_step import WindowStep, window_starts
 
@@ -84,7 +84,8 @@ class ClipWindows(windows.IndexListContextHandler):
         step = self.step_of(timestep, model_options, total, conds)
         following = self._following(total, timestep[0].item())
         calls = WindowCalls(self, calc_cond_batch, model, conds)
-        run_calls(lanes, StepWork(calls, step, x_in, timestep, following, one_by_one=len(lanes) > 1), self.on_lanes)
+        one_by_one = len(lanes) > 1 or is_elsewhere(model_options)
+        run_calls(lanes, StepWork(calls, step, x_in, timestep, following, one_by_one), self.on_lanes)
         made = {branch: step.mean(range(total), branch) for branch in step.branches}
         return [made[branch] if branch in made else torch.zeros_like(x_in) for branch in range(len(conds))]
 

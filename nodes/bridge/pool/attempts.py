@@ -1,0 +1,124 @@
+"""One call of the network on a worker: sent to another where that one is late, and given up where all that have it are lost."""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from ....unet.arrays import Array
+from ..node_names import RAY_POOL as NODE
+from .shared_network import SharedNetwork
+from .workers import PINGS, POLL, Worker, Workers
+
+LATE, SLACK = 3, 0.5  # a call is late after so many times the usual time, and so many seconds at least
+PING = 5.0  # seconds between two questions whether a worker is still there
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of a network: the arguments of `Replica.call` after the key. Calls of one `size` take about the same time."""
+
+    network: SharedNetwork
+    args: tuple
+    size: tuple
+
+
+class Attempt:
+    """A request at one worker, which is given the network first where it does not have it."""
+
+    def __init__(self, workers: Workers, worker: Worker, request: Request):
+        self.worker, self._workers, self._request = worker, workers, request
+        self._steps = self._run()
+        self._since = 0.0  # when the call itself was sent
+        self._ping: Any = None
+        self._heard = self._asked = time.monotonic()
+        self.ref = next(self._steps)
+
+    def _run(self) -> Generator[Any, Any, Array]:
+        worker, network = self.worker, self._request.network
+        while True:
+            if worker.key != network.key:
+                worker.key = None
+                read = yield worker.handle.begin.remote(network.spec)
+                for piece in network.pieces(read):
+                    yield worker.handle.put.remote(piece)
+                yield worker.handle.finish.remote()
+                worker.key = network.key
+            self._since = time.monotonic()
+            made = yield worker.handle.call.remote(network.key, *self._request.args)
+            if made is not None:
+                return made
+            worker.key = None  # it was started again in between
+
+    def advance(self, done: bool) -> Array | None:
+        """The result where it is there. Raises one of `Workers.lost`, or TimeoutError where the worker does not answer."""
+        if not done:
+            self._listen()
+            return None
+        self._heard = time.monotonic()
+        try:
+            self.ref = self._steps.send(self._workers.ray.get(self.ref))
+        except StopIteration as end:
+            self._workers.note_seconds(self._request.size, time.monotonic() - self._since)
+            return end.value
+        return None
+
+    def late(self, usual: float | None) -> bool:
+        out = time.monotonic() - self._since
+        return bool(usual and self._since and out > max(LATE * usual, SLACK))
+
+    def _listen(self):
+        now = time.monotonic()
+        if self._ping is not None:
+            if self._workers.ray.wait([self._ping], timeout=0)[0]:
+                self._workers.ray.get(self._ping)
+                self._ping, self._heard = None, now
+            elif now - self._heard > self._workers.timeout:
+                raise TimeoutError(f"no answer for {now - self._heard:.0f} seconds")
+        elif now - self._asked > PING:
+            self._ping, self._asked = self.worker.handle.alive.options(concurrency_group=PINGS).remote(), now
+
+
+def answer(workers: Workers, worker: Worker, request: Request, check: Callable[[], None]) -> Array | None:
+    """What `worker`, or another, makes of the request; None where all that had it are lost.
+
+    `check` is called several times a second and raises what ends the wait. Raises RuntimeError with what went wrong on a worker.
+    """
+    attempts: list[Attempt] = []
+
+    def send(worker):
+        try:
+            attempts.append(Attempt(workers, worker, request))
+        except BaseException:  # of what is to be sent, as a file that was changed
+            workers.give_back(worker)
+            raise
+
+    try:
+        send(worker)
+        while attempts:
+            done, _ = workers.ray.wait([attempt.ref for attempt in attempts], timeout=POLL)
+            check()
+            for attempt in list(attempts):
+                try:
+                    made = attempt.advance(attempt.ref in done)
+                except (*workers.lost, TimeoutError) as error:
+                    attempts.remove(attempt)
+                    workers.give_back(attempt.worker, lost=error)
+                    continue
+                except workers.ray.exceptions.RayTaskError as error:
+                    attempts.remove(attempt)
+                    workers.give_back(attempt.worker)
+                    raise RuntimeError(f"{NODE}: {attempt.worker}: {error.cause}") from error
+                if made is not None:
+                    attempts.remove(attempt)
+                    workers.give_back(attempt.worker)
+                    return made
+            if len(attempts) == 1 and attempts[0].late(workers.usual(request.size)):
+                another = workers.take(request.network.key, only=True)
+                if another is not None:
+                    send(another)
+        return None
+    finally:
+        for attempt in attempts:
+            workers.give_back(attempt.worker, pending=attempt.ref)
+

@@ -1,0 +1,91 @@
+"""Starting Ray on this machine, or joining a cluster: once in the life of a server."""
+
+import importlib.util
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from .... import unet
+from ..node_names import RAY_POOL as NODE
+
+STORE = 512 * 2**20  # bytes of the object store of a local start: a call's inputs and results, and chunks of weights
+OLDEST = "2.52"  # knows tokens
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+JOIN = "Copy the file ~/.ray/auth_token of the head's machine to the same place here, and start ComfyUI again."
+
+_joined: list[str] = []  # the address that this server is at
+
+
+def connect(address: str):
+    """The module ray, connected to `address`: "" starts it on this machine, "auto" finds one that runs here, else host:port.
+
+    Raises RuntimeError where Ray is not installed, cannot be reached, asks for another token, or is of another version.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise RuntimeError(
+            f"{NODE}: Ray is not installed. Install it into ComfyUI's Python, on every machine in the same version, and start "
+            f"ComfyUI again: {sys.executable} -m pip install \"ray>={OLDEST}\""
+        )
+    if _joined and address != _joined[0]:
+        raise RuntimeError(
+            f"{NODE}: this ComfyUI is connected to {_named(_joined[0])} already, and can be to one cluster only. Enter that "
+            f"address, or start ComfyUI again to use {_named(address)}."
+        )
+    if not _joined:
+        _set_up(address)
+        import ray
+
+        if ray.is_initialized():
+            raise RuntimeError(f"{NODE}: another node pack has started Ray in this ComfyUI already. Start ComfyUI without it.")
+        _init(ray, address)
+        _joined.append(address)
+    import ray
+
+    return ray
+
+
+def _set_up(address):
+    """Ray reads these when it is imported: no usage statistics, and tokens, since its ports listen on every interface."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] != "token" or _has_token():
+        return
+    if address:  # Ray would end this process where it has none
+        raise RuntimeError(f"{NODE}: this machine has no token for the cluster at {address}. {JOIN}")
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token():
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or TOKEN_FILE.exists() or named is not None and Path(named).exists()
+
+
+def _init(ray, address):
+    local = {"object_store_memory": STORE, "include_dashboard": False} if not address else {}
+    try:
+        ray.init(
+            address=address or "local", log_to_driver=False, configure_logging=False,
+            runtime_env={"py_modules": [str(Path(unet.__file__).parent)]}, **local,
+        )
+    except Exception as error:  # of many kinds
+        ray.shutdown()
+        raise RuntimeError(f"{NODE}: {_why(str(error), address)}") from error
+
+
+def _why(text: str, address: str) -> str:
+    if "ersion mismatch" in text:
+        return (
+            f"the cluster at {address} has another version of Ray or Python. All machines need the same Ray and the same Python, "
+            f"such as 3.12. Ray says: {' '.join(text.split())}"
+        )
+    if not address:
+        return f"Ray could not be started on this machine. It says: {text}"
+    return (
+        f"no connection to Ray at {address}. Either none runs there, a firewall is between, or the token is another one. {JOIN} "
+        f"Ray says: {text}"
+    )
+
+
+def _named(address):
+    return address or "a Ray on this machine"

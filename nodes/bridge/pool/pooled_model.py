@@ -1,0 +1,120 @@
+"""A MODEL whose network is called on the workers, wherever the host calls it: by our sampler in windows, by KSampler and others."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..model.feature_run import KEY as FEATURE_CACHE_KEY
+from ..node_names import FEATURE_CACHE
+from ..node_names import RAY_POOL as NODE
+from ..sampling.lanes import ELSEWHERE, LANE, STATELESS, NetworkCall, lanes_of, run_calls
+from .pool_run import PoolRun
+from .shared_network import SharedNetwork
+from .workers import Workers
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pool of a MODEL: `count` workers, 0 for one on each GPU of the cluster, and whether this machine computes too."""
+
+    workers: Workers
+    count: int
+    here: bool
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def with_pool(model, pool: Pool):
+    """A clone of the MODEL whose network is called on the pool's workers."""
+    model = model.clone()
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, _run), (WrappersMP.CALC_COND_BATCH, _branches_apart), (WrappersMP.DIFFUSION_MODEL, _call)
+    ):
+        model.remove_wrappers_with_key(kind, ELSEWHERE)
+        model.add_wrapper_with_key(kind, ELSEWHERE, wrapper)
+    model.model_options["transformer_options"][ELSEWHERE] = pool
+    return model
+
+
+def _run(executor, *args, **kwargs):
+    """Around a sampling run of the host's guider."""
+    guider = executor.class_obj
+    options = dict(guider.model_options["transformer_options"])
+    pool = options.pop(ELSEWHERE)
+    if (kept := stays_here(guider.model_patcher, options, guider.conds.values())) is None:
+        options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(guider.model_patcher), pool.here)
+        pool.workers.set_count(pool.count)
+    elif pool.here:
+        logging.warning("%s: this run is computed on this machine alone, since workers do not get %s.", NODE, kept)
+    else:
+        raise ValueError(
+            f"{NODE}: workers do not get {kept}. Take it out, or turn on use_this_gpu: then this machine computes alone."
+        )
+    guider.model_options = {**guider.model_options, "transformer_options": options}
+    return executor(*args, **kwargs)
+
+
+def _branches_apart(executor, model, conds, x, timestep, options):
+    """Around the host's evaluation of all branches of guidance: each goes out by itself."""
+    present = [branch for branch, cond in enumerate(conds) if cond is not None]
+    marks = options["transformer_options"]
+    if len(present) < 2 or LANE in marks or not isinstance(marks.get(ELSEWHERE), PoolRun):
+        return executor(model, conds, x, timestep, options)
+    made = [torch.zeros_like(x) for _ in conds]
+    run_calls(lanes_of(options, conds), _Branches(executor, model, conds, x, timestep, present, made))
+    return made
+
+
+class _Branches:
+    """The calls of `_branches_apart`, which fill `made`."""
+
+    def __init__(self, executor, model, conds, x, timestep, present, made):
+        self.executor, self.args, self.conds = executor, (x, timestep), conds
+        self.model, self.waiting, self.made = model, list(present), made
+
+    def next_call(self) -> NetworkCall | None:
+        if not self.waiting:
+            return None
+        branch = self.waiting.pop(0)
+        mine = [cond if index == branch else None for index, cond in enumerate(self.conds)]
+
+        def done(made):
+            self.made[branch] = made[branch]
+
+        return NetworkCall(lambda options: self.executor(self.model, mine, *self.args, options), done)
+
+
+def _call(executor, x, timesteps, context, y, control, options, **kwargs):
+    """Around a call of the network."""
+    run = options.get(ELSEWHERE)
+    if not isinstance(run, PoolRun):
+        return executor(x, timesteps, context, y, control, options, **kwargs)
+    return run.call(executor, x, timesteps, context, y, control, options, **kwargs)
+
+
+def stays_here(patcher, options: dict, conds) -> str | None:
+    """What of a MODEL or its conds acts inside the network by code, which workers do not get, for the user; None: nothing."""
+    if any("hooks" in condition for conditions in conds for condition in conditions or ()):
+        return "a hook on the conditioning"
+    if FEATURE_CACHE_KEY in options:
+        return f"what {FEATURE_CACHE} keeps"
+    functions = [function for patches in options.get("patches", {}).values() for function in patches]
+    functions += [function for places in options.get("patches_replace", {}).values() for function in places.values()]
+    wrappers = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})
+    functions += [function for key, added in wrappers.items() if key not in STATELESS for function in added]
+    if functions:
+        names = sorted({_name(function) for function in functions})
+        return f"the patches of {', '.join(names)}"
+    objects = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
+    if objects or patcher.injections:
+        return f"what was put into the network: {', '.join([*objects, *patcher.injections])}"
+    return None
+
+
+def _name(function) -> str:
+    """Of a patch: that of the node's class or module which made it."""
+    where = getattr(function, "__qualname__", type(function).__qualname__)
+    return where.split(".")[0]
