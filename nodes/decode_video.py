@@ -7,6 +7,7 @@ from .bridge.node_names import DECODE_VIDEO as NODE
 from .bridge.sampling.decoded_preview import show_decoded
 from .bridge.sampling.takes import frames_of_takes
 from .bridge.vae.decode import decode_clip
+from .bridge.vae.vae_devices import DEVICES
 
 
 class DecodeVideo(io.ComfyNode):
@@ -52,7 +53,7 @@ class DecodeVideo(io.ComfyNode):
             raise ValueError(f"{NODE}: take is {take}, but samples holds {takes}. Set take from 1 to {takes}, or to 0 for all.")
         if take and takes > 1:
             latent = latent[(take - 1) * frames:take * frames]
-        images = decode_clip(vae, latent, frames_per_chunk, overlap, frames)
+        images = decode_clip(vae, latent, frames_per_chunk, overlap, frames, samples.get(DEVICES))
         show_decoded(images, samples, takes, take)
         return io.NodeOutput(images)
 

@@ -17,6 +17,7 @@ from .bridge.sampling.runs import sample
 from .bridge.sampling.takes import joined, takes_of
 from .bridge.sampling.training_range import warn_far_from_training
 from .bridge.sampling.windows import windowed
+from .bridge.vae.vae_devices import DEVICES, devices_of
 from .socket_types import VideoOptions as VideoOptionsSocket
 from .video_options import option_inputs
 
@@ -131,7 +132,8 @@ class SVDSampler(io.ComfyNode):
                 f"{NODE}: the result holds NaN or infinite values, which would decode to black frames. Load the UNet "
                 f"with weight_dtype bf16 or fp32, and check that nothing else patches the model."
             )
-        return io.NodeOutput({**joined(latent_image, takes, samples), FPS: fps_of(positive[0][1])})
+        about = {FPS: fps_of(positive[0][1]), DEVICES: devices_of(model)}
+        return io.NodeOutput({**joined(latent_image, takes, samples), **about})
 
 
 def _own_options():

@@ -1,5 +1,7 @@
 """Decode Video against the host's own VAE Decode, which on a CPU with room takes all frames as one batch."""
 
+import threading
+import time
 from itertools import pairwise
 
 import comfy.model_management as management
@@ -10,6 +12,7 @@ import pytest
 import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine
 
+from support.devices import multigpu
 from support.oracle import run_node
 from tools.untrained import VAE_SEED, vae_weights
 
@@ -136,6 +139,7 @@ def test_chunks_fade_where_they_overlap(svd_vae, ours, host):
         assert largest(images[frame], torch.lerp(first[frame], second[frame - 3], share)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_each_take_is_decoded_by_itself_and_one_can_be_taken_out(svd_vae, image_vaes, pack):
     """Two takes of 5 frames in chunks of 4: no frame of the second is mixed into the first."""
     latent = {"samples": torch.cat([clip(5), -clip(5)]), "temporal_unet.take_frames": 5}
@@ -337,6 +341,115 @@ def test_an_accelerators_error_is_what_the_host_takes_it_for(svd_vae, ours, run_
     expected = (management.OOM_EXCEPTION, "Decode Video") if hasattr(management, "is_oom") else (torch.AcceleratorError, "CUDA")
     with pytest.raises(expected[0], match=expected[1]):
         ours(svd_vae, clip(2))
+
+
+# several devices
+
+
+@pytest.fixture
+def on_devices(pack):
+    """(decode, calls): Decode Video on a latent that was sampled on "cpu" and "cpu:0", which the host takes for two devices.
+
+    Each VAE is of that `make`; `calls` counts the chunks of SVD's VAE that each device begins, by its name.
+    """
+    devices, node_class = [torch.device("cpu"), torch.device("cpu:0")], pack("nodes.decode_video").DecodeVideo
+    lanes = pack("nodes.bridge.sampling.lanes")
+
+    def prepare(make=make_svd_vae, at_call=lambda device, calls: None):
+        vae, calls = make(), {}
+        vae.patcher.cached_patcher_init = (lambda: make().patcher, ())
+
+        def run(call, lane, inference, run=lanes._run):
+            device = str(lane["temporal_unet.decoder"].vae.device)
+            calls[device] = calls.get(device, 0) + 1
+            at_call(device, calls)
+            return run(call, lane, inference)
+
+        def decode(samples, devices=devices, **options):
+            with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+                patch.setattr(lanes, "_run", run)
+                return run_node(node_class, {"temporal_unet.devices": devices, **samples}, vae, **options)[0]
+
+        return decode, calls, vae
+
+    return prepare
+
+
+@pytest.mark.slow
+@multigpu
+@pytest.mark.parametrize("kind", ["svd", "kl"])
+def test_chunks_of_takes_are_shared_out_and_the_result_is_the_same(on_devices, image_vaes, kind, caplog):
+    caplog.set_level("INFO")
+    decode, calls, vae = on_devices(**({} if kind == "svd" else {"make": lambda: image_vaes["kl"].__class__(
+        sd=image_vaes["kl"].first_stage_model.state_dict(), config={"params": {"ddconfig": LAYOUT, "embed_dim": 4}})}))
+    latent = {"samples": torch.cat([clip(9), -clip(9)]), "temporal_unet.take_frames": 9}
+    options = {"frames_per_chunk": 4, "overlap": 2}
+    expected = decode(latent, devices=[], **options)
+    assert not calls
+    assert torch.equal(decode(latent, **options), expected)
+    assert min(calls.values()) >= 2 and sum(calls.values()) == (8 if kind == "svd" else 18) and set(calls) == {"cpu", "cpu:0"}
+    assert f"{sum(calls.values())} chunks on cpu, cpu:0; each holds the VAE" in caplog.text
+    clones = vae.patcher.get_additional_models_with_key("multigpu")
+    assert torch.equal(decode(latent, **options), expected)
+    assert len(clones) == 1 and vae.patcher.get_additional_models_with_key("multigpu")[0] is clones[0], "made once"
+
+
+@pytest.mark.slow
+@multigpu
+def test_chunks_that_come_in_any_order_are_faded_in_theirs(on_devices):
+    decode, _, _ = on_devices(at_call=lambda device, calls: time.sleep(0.3 * (device == "cpu" and calls[device] == 1)))
+    latent, options = {"samples": clip(12)}, {"frames_per_chunk": 3, "overlap": 1}
+    assert torch.equal(decode(latent, **options), decode(latent, devices=[], **options))
+
+
+@pytest.mark.slow
+@multigpu
+@pytest.mark.parametrize("fault, raised, message", [
+    (ZeroDivisionError("here"), ZeroDivisionError, "here"),
+    (OUT_OF_MEMORY, management.OOM_EXCEPTION, "out of memory on cpu:0 .* smaller"),
+    (management.InterruptProcessingException(), management.InterruptProcessingException, None),
+], ids=["error", "out of memory", "cancel"])
+def test_what_ends_a_chunk_on_one_device_ends_those_of_the_others(on_devices, fault, raised, message):
+    decode, calls, vae = on_devices()
+    latent, options, failed, ended = {"samples": clip(12)}, {"frames_per_chunk": 3, "overlap": 1}, threading.Event(), []
+    expected = decode(latent, **options)
+
+    def fail(*_):
+        failed.set()
+        raise fault
+
+    def wait(*_):
+        failed.wait(20)
+        time.sleep(0.5)  # in which the main thread hears of it
+
+    [clone] = vae.patcher.get_additional_models_with_key("multigpu")
+    first, second = vae.first_stage_model.decoder, clone.model.decoder
+    hooks = [
+        second.conv_in.register_forward_pre_hook(fail), first.mid.attn_1.register_forward_pre_hook(wait),
+        first.norm_out.register_forward_pre_hook(lambda *_: ended.append(1)),
+    ]
+    with pytest.raises(raised, match=message):
+        decode(latent, **options)
+    for hook in hooks:
+        hook.remove()
+    assert not ended and torch.equal(decode(latent, **options), expected)
+
+
+@multigpu
+def test_a_cancel_ends_all_devices(on_devices):
+    decode, calls, _ = on_devices(at_call=lambda device, calls: management.interrupt_current_processing(sum(calls.values()) == 3))
+    with pytest.raises(management.InterruptProcessingException):
+        decode({"samples": clip(12)}, frames_per_chunk=3, overlap=1)
+    management.interrupt_current_processing(False)
+    assert sum(calls.values()) <= 4
+
+
+@multigpu
+def test_a_vae_that_cannot_be_made_again_works_alone_and_the_log_says_so(on_devices, caplog):
+    decode, calls, vae = on_devices()
+    vae.patcher.cached_patcher_init = None
+    decode({"samples": clip(4)}, frames_per_chunk=2, overlap=0)
+    assert not calls and "Decode Video: works on cpu alone: what loaded this VAE cannot make it again" in caplog.text
 
 
 BAD_LATENTS = {

@@ -257,3 +257,12 @@ def test_what_looks_at_a_whole_run_sees_one_take_at_a_time(svd, on_devices, run)
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "mine", recorded)
     made = run(model, frames=LENGTH, takes=2, steps=1)
     assert shapes == [LENGTH, LENGTH] and made.shape[0] == 2 * LENGTH
+
+
+def test_the_latent_says_on_which_devices_it_was_sampled(svd, on_devices, node):
+    latent, about = {"samples": torch.zeros(2, 4, SIZE, SIZE)}, []
+    for model in (on_devices(2), svd):
+        settings = (5, 1, 1.0, 1.0, "linear", "euler", "karras")
+        latent = run_node(node("TemporalUNetSVDSampler"), model, *prompts(ONE_LEVEL), latent, *settings)[0]
+        about.append([str(device) for device in latent["temporal_unet.devices"]])
+    assert about == [["cpu", "cpu:0"], []]

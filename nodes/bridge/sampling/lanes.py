@@ -105,11 +105,13 @@ def keeps_state(model_options: dict, conds: Iterable) -> str | None:
     return None
 
 
-def run_calls(lanes: list[dict], work: Work, report: Callable[[int, int], None] = lambda busy, lanes: None) -> None:
+def run_calls(
+    lanes: list[dict], work: Work, report: Callable[[int, int], None] = lambda busy, lanes: None, stop: Callable = lambda: None
+) -> None:
     """Runs all calls of `work`, on one lane in this thread, on several at the same time.
 
     `report(busy, lanes)` is called in this thread with how many of the lanes work, each time that one has begun.
-    An error of a call, and a cancel, end it as soon as the calls that are out have ended.
+    An error of a call, and a cancel, end it as soon as the calls that are out have ended, which `stop` may hasten.
     """
     outside = _outside(lanes[0])
     if len(lanes) == 1 and outside is None:
@@ -122,6 +124,7 @@ def run_calls(lanes: list[dict], work: Work, report: Callable[[int, int], None] 
         try:
             _run_on(threads, lanes, work, report)
         except BaseException:
+            stop()
             if outside is not None:
                 outside.drop()
             raise
