@@ -180,14 +180,15 @@ class Server:
 
     def wait(self, prompt_id: str, timeout: float) -> dict:
         """The history entry, once the prompt has ended, well or not: see `failure`."""
-        deadline = time.monotonic() + timeout
+        deadline, pause = time.monotonic() + timeout, 0.01
         while time.monotonic() < deadline:
             self._check_alive()
             with contextlib.suppress(OSError):  # the check above reports a server that has just died, with its log
                 entry = self.get(f"/history/{prompt_id}").get(prompt_id)
                 if entry:
                     return entry
-            time.sleep(0.2)
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.2)
         raise ServerError(f"Prompt {prompt_id} had not ended after {timeout:g} s; the end of the log:\n{self.log(40)}")
 
     def interrupt(self) -> None:

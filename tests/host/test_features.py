@@ -15,7 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel as HostUNet
 from safetensors.torch import load_file, save_file
 
 from support.families import relative_error
-from support.oracle import CPU, SMALL, Pair, fill, prompt, prompts, run_node, sample
+from support.oracle import CPU, SMALL, Pair, fill, prompt, prompts, run_node, sample, two_levels
 
 WINDOWS = ("standard_static", 1, False, "pyramid", 0, False)
 
@@ -73,17 +73,20 @@ def test_without_a_feature(pairs, plain):
 # samplers and schedulers
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def simple(pack, tmp_path_factory):
+    return two_levels(pack, tmp_path_factory.mktemp("simple"))
+
+
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
-def test_every_sampler_runs(pairs, sampler):
-    options = {"steps": 2, "scheduler": "karras"}
-    out = sample(pairs("svd").ours, *prompts(SMALL["svd"]), frames=2, size=(4, 4), sampler=sampler, **options)
+def test_every_sampler_runs(simple, sampler):
+    out = sample(simple.ours, *prompts(simple.config), frames=2, size=(4, 4), sampler=sampler, steps=2, scheduler="karras")
     assert torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
-def test_every_scheduler_runs(pairs, scheduler):
-    assert torch.isfinite(sample(pairs("svd").ours, *prompts(SMALL["svd"]), frames=2, size=(4, 4), scheduler=scheduler)).all()
+def test_every_scheduler_runs(simple, scheduler):
+    assert torch.isfinite(sample(simple.ours, *prompts(simple.config), frames=2, size=(4, 4), scheduler=scheduler)).all()
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heunpp2", "dpmpp_2m", "dpmpp_sde", "uni_pc_bh2", "euler_ancestral_cfg_pp"])

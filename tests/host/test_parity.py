@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from support.families import TINY, inputs, random_weights, relative_error
-from support.oracle import host_unet, host_unet_config
+from support.oracle import SMALL, host_unet, host_unet_config
 from unet import FAMILIES, Hooks, UNetModel
 
 ROWS = {family.name: family for family in FAMILIES}

@@ -1,6 +1,7 @@
 """The host's own UNet and MODEL on given weights: what ours are compared with."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -13,6 +14,7 @@ import comfy.t2i_adapter.adapter
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+from support import small
 from support.families import TINY, random_weights, write_unet
 from unet import FAMILIES
 
@@ -86,6 +88,16 @@ class Pair:
 
     def __iter__(self):
         return iter((self.ours, self.host))
+
+
+def two_levels(pack, folder) -> SimpleNamespace:
+    """Our MODEL of a video network of two levels (`ours`) and its `config`, for what is the sampler's business.
+
+    A call takes two fifths of one of SMALL's.
+    """
+    config, path = replace(small.SVD, context_dim=TINY["svd"].context_dim), folder / "two-levels.safetensors"
+    write_unet(path, config, metadata={"temporal_unet.head_channels": str(config.head_channels)})
+    return SimpleNamespace(ours=pack("nodes.bridge.model.unet_loader").load_model(str(path), {}), config=config)
 
 
 def run_node(node_class, *args, **kwargs) -> tuple:
