@@ -1,6 +1,6 @@
 """Our loader next to the host's on files of the real size: time, memory and the sampled latent.
 
-Memory is measured in a process for each (support/load_worker.py), time in turns in one.
+Memory is measured in a process for each (support/load_worker.py), and the time of the larger file; that of the smaller in turns in one.
 """
 
 import gc
@@ -51,12 +51,12 @@ def in_page_cache(path):
 @pytest.mark.parametrize("name, dtype", [("sd1", "float16"), pytest.param("svd", "default", marks=pytest.mark.one_host)])
 @pytest.mark.slow
 def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dtype):
-    """Not slower, not more memory, the same latent after three steps."""
+    """Not slower, not more memory, the same latent after a step."""
     from support.families import relative_error
 
     path = full_size(name)
     in_page_cache(path)
-    ours, host = run("ours", path, dtype, tmp_path, rounds=3), run("host", path, dtype, tmp_path)
+    ours, host = run("ours", path, dtype, tmp_path, rounds=2 if name == "sd1" else 0), run("host", path, dtype, tmp_path)
     error = relative_error(torch.tensor(ours.pop("latent")), torch.tensor(host.pop("latent")))
     print(f"\n{name} {dtype} {path.stat().st_size / 2**20:.0f} MiB: error {error:.1e}")
     print("ours", {k: round(v, 1) if isinstance(v, float) else v for k, v in ours.items()})
@@ -64,8 +64,8 @@ def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dty
     assert ours["dtype"] == host["dtype"]
     assert error <= 1e-4
     # Both copy or convert every tensor once. A second copy of all would take another 0.3 s, or a second of the larger file.
-    times = ours["user seconds"]
-    assert min(times["ours"]) <= 1.25 * min(times["host"]) + (0.15 if dtype == "float16" else 0.5)
+    of_host = ours["user seconds"]["host"] or host["user seconds"]["host"]
+    assert min(ours["user seconds"]["ours"]) <= 1.25 * min(of_host) + (0.15 if dtype == "float16" else 0.5)
     assert ours["peak anon"] <= host["peak anon"] + 64
     # Not next to the host's: the mapped file counts here as far as the system keeps it, which is less where memory is short.
     assert ours["peak"] <= ours["peak anon"] + path.stat().st_size / 2**20 + 64

@@ -12,18 +12,17 @@ from unet import UNetConfig, UNetModel
 def pooled_weights(config: UNetConfig, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
     """As `families.random_weights`, from one pool of random numbers (a real draw of 1.5e9 takes minutes)."""
     pool = torch.randn(2**20 + 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scaled: dict[float, torch.Tensor] = {}  # the pool for each scale: multiplying every tensor takes half a minute
     weights, offset = {}, 0
     for key, tensor in UNetModel(config, device="meta").state_dict().items():
         count = tensor.numel()
-        value = pool.roll(offset).repeat(count // len(pool) + 1)[:count].reshape(tensor.shape)
+        scale = tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.1
+        if scale not in scaled:
+            scaled[scale] = pool * scale
+        value = scaled[scale].roll(offset).repeat(count // len(pool) + 1)[:count].reshape(tensor.shape)
         offset += 7919
-        if tensor.ndim > 1:
-            value = value * tensor[0].numel() ** -0.5
-        elif key.endswith("weight"):  # norms
-            value = 1 + 0.1 * value
-        else:
-            value = value * 0.1
-        weights[key] = value
+        norm = tensor.ndim == 1 and key.endswith("weight")
+        weights[key] = 1 + value if norm else value
     return weights
 
 

@@ -19,11 +19,11 @@ from support.memory_status import Peak, status
 
 
 def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
-    """Loads the UNet in `path`, reads every weight once, samples three steps; writes what it saw to `out`.
+    """Loads the UNet in `path`, reads every weight once, samples a step; writes what it saw to `out`.
 
-    Memory is that of this first load. Then both loaders load it in turns, `rounds` times: the best time of each. It is the time
-    that the process itself computed, without the system's, which is mostly that of filling fresh pages: from one to four seconds,
-    or none where the allocator still has pages.
+    Memory is that of this first load. Then both loaders load it in turns, `rounds` times. "user seconds" are those of every load, by
+    loader: the time that the process itself computed, without the system's, which is mostly that of filling fresh pages: from one
+    to four seconds, or none where the allocator still has pages.
     """
     pack = boot(os.environ["TEMPORAL_UNET_HOST"], extra_nodes=False)
     import comfy.model_management
@@ -41,23 +41,26 @@ def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
             parameter.flatten()[::256].sum()
         return model
 
-    def user_seconds(name):
-        comfy.model_management.unload_all_models()
-        gc.collect()
+    def timed(name):
         begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        loaded(name)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
+        model = loaded(name)
+        seconds[name].append(round(resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun, 2))
+        return model
 
     gc.collect()
     before, with_code, watch = status("RssAnon"), status("VmHWM"), Peak()
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
     with torch.inference_mode():
-        model = loaded(loader)
+        model = timed(loader)
         report = {"peak anon": watch.stop() - before, "peak": status("VmHWM") - with_code, "dtype": str(model.model.get_dtype())}
         name = Path(path).stem
-        report["latent"] = sample(model, *prompts(FULL[name]), frames=3 if name == "svd" else 1, steps=3, cfg=1.0).tolist()
+        report["latent"] = sample(model, *prompts(FULL[name]), frames=3 if name == "svd" else 1, steps=1, cfg=1.0).tolist()
         del model
-        times = [{name: user_seconds(name) for name in loaders} for _ in range(int(rounds))]
-    report["user seconds"] = {name: [round(each[name], 2) for each in times] for name in loaders}
+        for name in int(rounds) * list(loaders):
+            comfy.model_management.unload_all_models()
+            gc.collect()
+            timed(name)
+    report["user seconds"] = seconds
     Path(out).write_text(json.dumps(report))
 
 
