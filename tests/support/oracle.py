@@ -37,8 +37,8 @@ def host_unet_config(weights: dict, family, head_channels: int | None = None) ->
     return detected
 
 
-def host_unet(weights: dict, family, dtype=torch.float32) -> UNetModel:
-    unet = UNetModel(**host_unet_config(weights, family), dtype=dtype, operations=comfy.ops.disable_weight_init)
+def host_unet(weights: dict, family, dtype=torch.float32, head_channels: int | None = None) -> UNetModel:
+    unet = UNetModel(**host_unet_config(weights, family, head_channels), dtype=dtype, operations=comfy.ops.disable_weight_init)
     unet.load_state_dict(weights, strict=True)
     return unet.to(dtype).requires_grad_(False).eval()
 
