@@ -15,7 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel as HostUNet
 from safetensors.torch import load_file, save_file
 
 from support.families import relative_error
-from support.oracle import CPU, SMALL, Pair, fill, prompt, prompts, run_node, sample, two_levels
+from support.oracle import CPU, SMALL, TWO_LEVELS, Pair, fill, prompt, prompts, run_node, sample
 
 WINDOWS = ("standard_static", 1, False, "pyramid", 0, False)
 
@@ -75,9 +75,10 @@ def test_without_a_feature(pairs, plain):
 
 @pytest.fixture(scope="module")
 def simple(pack, tmp_path_factory):
-    return two_levels(pack, tmp_path_factory.mktemp("simple"))
+    return Pair(pack, tmp_path_factory.mktemp("simple"), "svd", config=TWO_LEVELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_runs(simple, sampler):
     out = sample(simple.ours, *prompts(simple.config), frames=2, size=(4, 4), sampler=sampler, steps=2, scheduler="karras")

@@ -7,7 +7,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from support.families import relative_error
-from support.oracle import Pair, prompts, run_node, sample
+from support.oracle import TWO_LEVELS, Pair, prompts, run_node, sample
 
 FRAMES, STEPS = 3, 2
 CURVE, SCALES = "0:1.0, 0.5:3, 1:3.0", (1.0, 3.0, 3.0)
@@ -15,7 +15,7 @@ CURVE, SCALES = "0:1.0, 0.5:3, 1:3.0", (1.0, 3.0, 3.0)
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("guidance"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("guidance"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Our loader next to the host's on files of the real size: time, memory and the sampled latent.
 
-Memory is measured in a process for each (support/load_worker.py), and the time of the larger file; that of the smaller in turns in one.
+Memory is measured in a process for each (support/load_worker.py), time in turns in one, that of the larger file in each.
 """
 
 import gc

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from support.families import relative_error
-from support.oracle import Pair, prompts, run_node
+from support.oracle import TWO_LEVELS, Pair, prompts, run_node
 
 FRAMES = 3
 FALLING = torch.tensor([700.0, 54.5, 7.9, 1.0, 0.0])
@@ -15,7 +15,7 @@ FALLING = torch.tensor([700.0, 54.5, 7.9, 1.0, 0.0])
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("levels"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("levels"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from support.devices import clone_of, multigpu, with_clones
-from support.oracle import Pair, fill, prompts, run_node
+from support.oracle import TWO_LEVELS, Pair, fill, prompts, run_node
 from tools.bench import quality
 from tools.miniature import world
 
@@ -47,7 +47,7 @@ def sheet(pack):
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("preview"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("preview"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from support.families import FULL, relative_error
-from support.oracle import CPU, Pair, fill, prompts, run_node, sample
+from support.oracle import CPU, TWO_LEVELS, Pair, fill, prompts, run_node, sample
 
 FRAMES = 5
 
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("sampler"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("sampler"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from support.families import relative_error
-from support.oracle import prompts, run_node, sample, two_levels
+from support.oracle import TWO_LEVELS, Pair, prompts, run_node, sample
 
 TOTAL, LENGTH, OVERLAP = 11, 5, 2
 
@@ -25,7 +25,7 @@ def lengths(pack):
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return two_levels(pack, tmp_path_factory.mktemp("windows"))
+    return Pair(pack, tmp_path_factory.mktemp("windows"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture

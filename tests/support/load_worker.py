@@ -21,9 +21,9 @@ from support.memory_status import Peak, status
 def worker(loader: str, rounds: str, path: str, dtype: str, out: str):
     """Loads the UNet in `path`, reads every weight once, samples a step; writes what it saw to `out`.
 
-    Memory is that of this first load. Then both loaders load it in turns, `rounds` times. "user seconds" are those of every load, by
-    loader: the time that the process itself computed, without the system's, which is mostly that of filling fresh pages: from one
-    to four seconds, or none where the allocator still has pages.
+    Memory is that of this first load. Then both loaders load it in turns, `rounds` times. "user seconds" are those of every load,
+    by loader: the time that the process itself computed, without the system's, which is mostly that of filling fresh pages: from
+    one to four seconds, or none where the allocator still has pages.
     """
     pack = boot(os.environ["TEMPORAL_UNET_HOST"], extra_nodes=False)
     import comfy.model_management

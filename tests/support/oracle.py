@@ -1,7 +1,6 @@
 """The host's own UNet and MODEL on given weights: what ours are compared with."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -70,13 +69,15 @@ SMALL = {
     ),
     "svd": replace(TINY["svd"], model_channels=32, head_channels=32),
 }
+# Two levels, for what is the sampler's business: a call takes two fifths of one of SMALL["svd"].
+TWO_LEVELS = replace(small.SVD, context_dim=TINY["svd"].context_dim)
 
 
 class Pair:
     """Our MODEL, loaded from a file by our loader, and the host's MODEL on the same weights."""
 
-    def __init__(self, pack, folder, name: str, seed: int = 0, dtype=None):
-        self.name, self.config = name, SMALL[name]
+    def __init__(self, pack, folder, name: str, seed: int = 0, dtype=None, config=None):
+        self.name, self.config = name, config or SMALL[name]
         self.path = folder / f"{name}-{seed}.safetensors"
         metadata = None if self.config.num_heads else {"temporal_unet.head_channels": str(self.config.head_channels)}
         self.weights = write_unet(self.path, self.config, seed=seed, metadata=metadata)
@@ -88,16 +89,6 @@ class Pair:
 
     def __iter__(self):
         return iter((self.ours, self.host))
-
-
-def two_levels(pack, folder) -> SimpleNamespace:
-    """Our MODEL of a video network of two levels (`ours`) and its `config`, for what is the sampler's business.
-
-    A call takes two fifths of one of SMALL's.
-    """
-    config, path = replace(small.SVD, context_dim=TINY["svd"].context_dim), folder / "two-levels.safetensors"
-    write_unet(path, config, metadata={"temporal_unet.head_channels": str(config.head_channels)})
-    return SimpleNamespace(ours=pack("nodes.bridge.model.unet_loader").load_model(str(path), {}), config=config)
 
 
 def run_node(node_class, *args, **kwargs) -> tuple:
