@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from support.families import FULL, TINY, random_weights, write_unet
+from support.families import FULL, PREFIX, TINY, random_weights, write_unet
+from support.full_size import pooled_weights
 
 # Real blocks at the real places, few channels: the sampler's time goes with the width, not with the layout.
 SVD = replace(TINY["svd"], channel_mult=(1, 1, 2, 2))
@@ -167,9 +168,9 @@ def main() -> None:
         write(args.out / "text_encoders" / "untrained_clip_l.safetensors", clip_weights(**CLIP_L, seed=6))
         write(args.out / "text_encoders" / "untrained_clip_g.safetensors", clip_weights(**CLIP_G, seed=7))
     if args.svd_checkpoint:
-        place(args.out / "checkpoints" / "untrained_svd_checkpoint.safetensors", lambda part: write_unet(
-            part, FULL["svd"] if args.full_size else SVD_REAL_WIDTH, seed=8, dtype=torch.float16,
-            beside=svd_checkpoint_parts(seed=9)))
+        unet = pooled_weights(FULL["svd"]) if args.full_size else random_weights(SVD_REAL_WIDTH, seed=8, dtype=torch.float16)
+        write(args.out / "checkpoints" / "untrained_svd_checkpoint.safetensors",
+              {PREFIX + name: value for name, value in unet.items()} | svd_checkpoint_parts(seed=9))
     if not (args.text_encoders or args.svd_checkpoint):
         write_small_files(args.out)
 

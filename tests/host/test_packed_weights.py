@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 from support.dynamic_path import staged
 from support.families import TINY, inputs, relative_error
 from support.gguf_networks import write_gguf
-from support.oracle import SMALL, prompts, run_node, sample
+from support.oracle import TWO_LEVELS, prompts, run_node, sample
 from unet import UNetModel, open_checkpoint
 
 CPU = torch.device("cpu")
 # Of the family: the others differ from one of these in the channels that go in, or in the depth of their transformers.
 LAYOUTS = ("svd", "sd1_tiny", "sd1", "sd2_tiny", "sd2", "unclip_l", "x4_upscaler", "vega", "koala_700m")
-CONFIGS = {"sd1_tiny": TINY["sd1_tiny"], "svd": SMALL["svd"]}
+CONFIGS = {"sd1_tiny": TINY["sd1_tiny"], "svd": TWO_LEVELS}
 LINEAR = "input_blocks.1.1.time_stack.0.attn1.to_q"
 CONV, CONV3D = "input_blocks.1.0.in_layers.2", "input_blocks.1.0.time_stack.in_layers.2"
 LAYERS = (LINEAR, CONV, CONV3D)
