@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fused_linear import may_bypass
-from .hooks import Own
+from .quick_conv import QuickConv2d
 
 PIXELS = 512  # of the small images together: with fewer, summing the weights costs more than it saves
 # Along one axis, the taps of the transposed convolution (stride 2, padding 1) by those of the convolution of 3.
@@ -19,34 +19,20 @@ ALONG = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 SUMS = torch.kron(ALONG, ALONG)  # [16, 9]
 
 
-class DoublingConv2d(Own, nn.Conv2d, own=True):
-    """A convolution that may be given an image before it is doubled; a host derives from it and from its own layer."""
-
-    def is_plain(self) -> bool:
-        """Whether a call convolves the input with the weight and the bias as they lie in the layer."""
-        return True
-
-
-def doubles(conv: nn.Module, x: torch.Tensor, size: tuple[int, ...]) -> TypeGuard[DoublingConv2d]:
+def doubles(conv: nn.Module, x: torch.Tensor, size: tuple[int, ...]) -> TypeGuard[QuickConv2d]:
     """Whether `doubled` may and should stand for a call of `conv` on x [n, c, h, w] repeated to `size`.
 
     In fp32 on a CPU, where it was measured: half precision would round the sums.
     """
     return (
-        isinstance(conv, DoublingConv2d) and may_bypass(conv, type(conv)) and conv.is_plain() and _pads_with_zeros(conv)
+        isinstance(conv, QuickConv2d) and may_bypass(conv, type(conv)) and conv.is_plain() and conv.pads_with_zeros()
         and tuple(size) == (2 * x.shape[2], 2 * x.shape[3]) and x.numel() >= PIXELS * x.shape[1]
         and x.device.type == conv.weight.device.type == "cpu" and x.dtype == conv.weight.dtype == torch.float32
         and type(conv.weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _pads_with_zeros(conv):
-    """Packs that make images tile set another padding, or another `_conv_forward`."""
-    own = "_conv_forward" in vars(conv) or type(conv)._conv_forward is not nn.Conv2d._conv_forward
-    return conv.padding_mode == "zeros" and not own
-
-
-def doubling_weight(conv: DoublingConv2d) -> torch.Tensor:
+def doubling_weight(conv: QuickConv2d) -> torch.Tensor:
     """The weight [c, c_out, 4, 4] for `doubled`."""
     return (conv.weight.flatten(2) @ SUMS.T).unflatten(2, (4, 4)).transpose(0, 1)
 

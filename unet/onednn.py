@@ -8,7 +8,7 @@ import functools
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +51,16 @@ PLAIN: dict[Callable, Callable] = {
 
 def takes(form: Callable, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether `form` (a function of this module) may and should compute this linear layer of x."""
+    return are_plain(x, weight, bias) and x.numel() >= ROWS * x.shape[-1] and pays(form)
+
+
+def are_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether these are fp32 on a CPU, and no compiler, gradient or autocast asks for the usual kernels."""
     if torch.compiler.is_compiling():  # the compiler fuses on its own, and cannot look into a probe
         return False
-    return (
-        x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() >= ROWS * x.shape[-1]
-        and all(type(z) in (torch.Tensor, torch.nn.Parameter) for z in (x, weight, bias) if z is not None)
-        and weight.device.type == "cpu" and (bias is None or bias.dtype == weight.dtype and bias.device.type == "cpu")
-        and not _needs_grad(x, weight, bias) and not torch.is_autocast_enabled("cpu") and pays(form)
+    return not (_needs_grad(*tensors) or torch.is_autocast_enabled("cpu")) and all(
+        type(z) in (torch.Tensor, torch.nn.Parameter) and z.device.type == "cpu" and z.dtype == torch.float32
+        for z in tensors if z is not None
     )
 
 
@@ -68,28 +71,33 @@ def _needs_grad(*tensors):
 @functools.cache
 def pays(form: Callable) -> bool:
     """Whether this machine has `form`, right and not slower than PyTorch's kernels: tried once a process, some milliseconds."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
     rows, n_in, n_out = PROBE
     generator = torch.Generator().manual_seed(0)
     shapes = [(rows, n_in), (n_out, n_in), (n_out,)] + [(rows, n_out)] * (form in (times, plus))
     args = [torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) for shape in shapes]
+    return is_quicker(form, PLAIN[form], args, SLOWER)
+
+
+def is_quicker(form: Callable, plain: Callable, args: Sequence[torch.Tensor], share: float) -> bool:
+    """Whether oneDNN computes `form` of these, with plain's result and in at most this share of its time."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
     with torch.no_grad():
         try:
             made = form(*args)
         except (RuntimeError, TypeError, AttributeError):  # another version's operator: not there for this, or with other arguments
             return False
-        plain = PLAIN[form](*args)
-        if made.shape != plain.shape or not (made - plain).norm() <= EQUAL * plain.norm():
+        expected = plain(*args)
+        if made.shape != expected.shape or not (made - expected).norm() <= EQUAL * expected.norm():
             return False
         least, most = ROUNDS
         fastest = fastest_plain = math.inf
         for count in range(1, most + 1):
             fastest = min(fastest, _seconds(form, args))
-            fastest_plain = min(fastest_plain, _seconds(PLAIN[form], args))
-            if count >= least and fastest <= SLOWER * fastest_plain:
+            fastest_plain = min(fastest_plain, _seconds(plain, args))
+            if count >= least and fastest <= share * fastest_plain:
                 return True
     return False
 

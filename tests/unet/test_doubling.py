@@ -10,10 +10,10 @@ from torch import nn
 from support.families import relative_error
 from support.formulas import randn
 from unet import doubling, layers
-from unet.doubling import DoublingConv2d
 from unet.hooks import Call
+from unet.quick_conv import QuickConv2d
 
-OPERATIONS = types.SimpleNamespace(Conv2d=DoublingConv2d)
+OPERATIONS = types.SimpleNamespace(Conv2d=QuickConv2d)
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def test_hooks_another_forward_and_weights_that_are_not_plain_go_the_usual_way(u
     upsample.conv.forward = lambda x: seen.append(x.shape) or forward(x)
     assert relative_error(upsample(x, Call(None)), expected) <= 1e-6
     del upsample.conv.forward
-    upsample.conv.__class__ = type("Watched", (DoublingConv2d,), {"forward": lambda self, x: seen.append(x.shape) or forward(x)})
+    upsample.conv.__class__ = type("Watched", (QuickConv2d,), {"forward": lambda self, x: seen.append(x.shape) or forward(x)})
     assert relative_error(upsample(x, Call(None)), expected) <= 1e-6
-    upsample.conv.__class__ = DoublingConv2d
-    monkeypatch.setattr(DoublingConv2d, "is_plain", lambda self: False)
+    upsample.conv.__class__ = QuickConv2d
+    monkeypatch.setattr(QuickConv2d, "is_plain", lambda self: False)
     assert relative_error(upsample(x, Call(None)), expected) <= 1e-6
     assert seen == [(2, 6, 32, 32)] * 3 and used == [2]
 

@@ -2,8 +2,8 @@
 
 import comfy.ops
 
-from ....unet.doubling import DoublingConv2d
 from ....unet.fused_linear import FusedLinear
+from ....unet.quick_conv import QuickConv2d
 
 
 class Operations(comfy.ops.disable_weight_init):
@@ -17,9 +17,13 @@ class Operations(comfy.ops.disable_weight_init):
             comfy.ops.run_every_op()  # ends an interrupted run
             return super().forward(*args, **kwargs)
 
-    class Conv2d(DoublingConv2d, comfy.ops.disable_weight_init.Conv2d, own=True):
+    class Conv2d(QuickConv2d, comfy.ops.disable_weight_init.Conv2d, own=True):
         def is_plain(self):
             return _is_plain(self)
+
+        def forward(self, *args, **kwargs):
+            comfy.ops.run_every_op()
+            return super().forward(*args, **kwargs)
 
 
 def _is_plain(layer):
