@@ -111,6 +111,53 @@ def test_an_interrupted_run_ends_in_a_layer(pair, ran):
         management.interrupt_current_processing(False)
 
 
+IMAGES = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def convolved(pack, monkeypatch):
+    """How often a convolution ran by fewer products; it pays on every machine, and for few channels."""
+    winograd = pack("unet.winograd")
+    calls, form = [], winograd.convolved
+    monkeypatch.setattr(winograd, "convolved", lambda *args: calls.append(1) or form(*args))
+    monkeypatch.setattr(winograd, "pays", lambda: True)
+    monkeypatch.setattr(winograd, "CHANNELS", 6)
+    return calls
+
+
+@pytest.fixture
+def convolutions(pack):
+    """(ours, the host's) convolution on the same weights."""
+    kinds = pack("nodes.bridge.model.host_operations").Operations, comfy.ops.disable_weight_init
+    layers = [kind.Conv2d(6, 8, 3, padding=1).requires_grad_(False) for kind in kinds]
+    for parameter in layers[0].parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    layers[1].load_state_dict(layers[0].state_dict())
+    return layers
+
+
+def test_a_plain_convolution_takes_fewer_products_and_an_interrupted_run_ends_in_it(convolutions, convolved):
+    same(*convolutions, IMAGES)
+    assert convolved == [1]
+    management = comfy.ops.comfy.model_management
+    management.interrupt_current_processing()
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            convolutions[0](IMAGES)
+    finally:
+        management.interrupt_current_processing(False)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("weight_function", [lambda weight: 3 * weight]), ("bias_function", [lambda bias: bias - 1]), ("comfy_cast_weights", True),
+])
+def test_a_changed_convolution_is_the_hosts(convolutions, convolved, name, value):
+    for layer in convolutions:
+        setattr(layer, name, value)
+    same(*convolutions, IMAGES, error=0)
+    assert not convolved
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "lora"])
 def test_a_sampled_video_is_the_hosts(pack, ran, tmp_path, patched):

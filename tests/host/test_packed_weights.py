@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 from support.dynamic_path import staged
 from support.families import TINY, inputs, relative_error
 from support.gguf_networks import write_gguf
-from support.oracle import TWO_LEVELS, prompts, run_node, sample
+from support.oracle import SMALL, TWO_LEVELS, prompts, run_node, sample
 from unet import UNetModel, open_checkpoint
 
 CPU = torch.device("cpu")
 # Of the family: the others differ from one of these in the channels that go in, or in the depth of their transformers.
 LAYOUTS = ("svd", "sd1_tiny", "sd1", "sd2_tiny", "sd2", "unclip_l", "x4_upscaler", "vega", "koala_700m")
-CONFIGS = {"sd1_tiny": TINY["sd1_tiny"], "svd": TWO_LEVELS}
+CONFIGS = {"sd1_tiny": TINY["sd1_tiny"], "svd": SMALL["svd"], "two levels": TWO_LEVELS}
 LINEAR = "input_blocks.1.1.time_stack.0.attn1.to_q"
 CONV, CONV3D = "input_blocks.1.0.in_layers.2", "input_blocks.1.0.time_stack.in_layers.2"
 LAYERS = (LINEAR, CONV, CONV3D)
@@ -273,8 +273,8 @@ def test_hooks_patch_weights_and_take_their_patches_back(load):
 
 @pytest.mark.slow  # the host lists all weights once for each that it merges
 def test_merged_models_are_the_sums_of_their_values(load, node):
-    model, values = load("svd", "Q8_0")
-    other, others = load("svd", "Q4_0")
+    model, values = load("two levels", "Q8_0")
+    other, others = load("two levels", "Q4_0")
     merged = run_node(node("ModelMergeSimple"), model, other, 0.25)[0]
     merged.patch_model(CPU)
     for name in LAYERS:
