@@ -740,3 +740,16 @@ def test_a_run_of_takes_shows_each_while_it_is_made_and_all_at_the_end(sampled, 
     assert steps[0] == (1, 2, "5", 1, 2 * STEPS) and (2, 2, "6", STEPS + 2, 2 * STEPS) in steps
     assert steps[-1] == (None, 2, None, 2 * STEPS, 2 * STEPS)
     assert {data["frames"] for data in heard} == {4} and heard[-1]["width"] == 2 * heard[0]["width"]
+
+
+@multigpu
+@pytest.mark.slow
+def test_takes_on_several_devices_count_together_and_show_the_first_that_is_not_done(sampled, server, svd, preview, monkeypatch):
+    monkeypatch.setattr(preview, "INTERVAL", 0)
+    monkeypatch.setattr(preview, "SHARE", 100)
+    server.client_id = "queued"
+    more = ("0:1, 1:1", 0.0, 1.0, 0, 0, False, True, None, None, 3)
+    _, progress = sampled(model=with_clones(svd.ours, [clone_of(svd.ours)]), more=more)
+    assert [(value, total) for value, total, _ in progress] == [(step + 1, 3 * STEPS) for step in range(3 * STEPS)]
+    shown = [data["take"] for _, data, _ in server.heard()[:-1]]
+    assert shown == sorted(shown) and set(shown) == {1, 2, 3}
