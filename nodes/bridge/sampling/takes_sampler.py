@@ -73,7 +73,7 @@ def _watched(options) -> bool:
 
 
 class TakesWork:
-    """The calls of all takes, of the take that is furthest behind first; a new one begins where the others leave a device idle.
+    """The calls of all takes, of the take that is furthest behind first, so that they end at about the same time.
 
     At most `most` takes are in work. `begin(index)` makes the run of a take, `end(index, clip)` what remains of it in `made`.
     """
@@ -88,10 +88,9 @@ class TakesWork:
             for index, run in list(self.running.items()):
                 if run.ended:
                     self.made[index] = self.end(index, self.running.pop(index).clip)
-            for run in sorted(self.running.values(), key=lambda run: run.first):
-                if (call := run.next_call()) is not None:
-                    return call
             index = len(self.running) + len(self.made)
             if index == self.takes or len(self.running) == self.most:
-                return None
+                break
             self.running[index] = self.begin(index)
+        calls = (run.next_call() for run in sorted(self.running.values(), key=lambda run: run.first))
+        return next((call for call in calls if call is not None), None)
