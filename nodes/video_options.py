@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from .bridge.inputs.ranges import numbers, passes
 from .bridge.node_names import VIDEO_OPTIONS as NODE
-from .bridge.sampling.options import DEFAULTS, LIMITS, VideoOptions
+from .bridge.sampling.options import DEFAULTS, HAND_OVERS, LIMITS, VideoOptions
 from .socket_types import VideoOptions as VideoOptionsSocket
 
 
@@ -65,6 +65,12 @@ def option_inputs(**every) -> list[io.Input]:
         io.Float.Input(
             "guidance_end", **_numbers("guidance_end"), step=0.01, **every,
             tooltip="Share of the steps after which guidance ends. Unguided steps leave out the negative: half the work.",
+        ),
+        io.Combo.Input(
+            "hand_over", options=list(HAND_OVERS), default=DEFAULTS.hand_over, advanced=True, **{**every, "optional": True},
+            tooltip="In clips longer than a window: the step that a window's first image comes from. With previous step all "
+            "windows of a step can run at the same time, for more devices than this step keeps at work. The video is another one: "
+            "100 frames of the bundled miniature came 0.6 dB less like the true ones, 32 frames no less.",
         ),
     ]
 

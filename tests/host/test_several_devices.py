@@ -54,10 +54,12 @@ def on_devices(svd):
 def run(node):
     def run(model, frames=TOTAL, sampler="euler", latent=None, conds=None, steps=STEPS, guidance="linear", seed=5, **options):
         options = {"window_frames": LENGTH, "window_overlap": OVERLAP, **options}
+        own = {name: options.pop(name) for name in ("guidance_curve", "takes", "denoise") if name in options}
+        options = run_node(node("TemporalUNetVideoOptions"), **options)[0]
         latent = {"samples": torch.zeros(frames, 4, SIZE, SIZE), **(latent or {})}
         return run_node(
             node("TemporalUNetSVDSampler"), model, *(conds or prompts(ONE_LEVEL)), latent, seed, steps, 1.0, 2.5, guidance, sampler,
-            "karras", **options,
+            "karras", **own, options=options,
         )[0]["samples"]
 
     return run
@@ -93,7 +95,7 @@ CASES = {
     "32 frames": SHORT, "32 in a loop, with all": {**SHORT, **HALVED, "closed_loop": True, "latent": masked(32), "control": True},
     "100 in a loop": {**LONG, "closed_loop": True},
     "100 with all, ddim": {**LONG, **HALVED, "latent": masked(100), "control": True, "sampler": "ddim"},
-    "without overlap": {"window_overlap": 0},
+    "without overlap": {"window_overlap": 0}, "images of the step before": {**SHORT, "hand_over": "previous step"},
 }
 
 
@@ -116,6 +118,16 @@ def test_windows_of_several_steps_at_a_time_make_what_one_step_after_another_mak
     assert all(torch.equal(result, results[0]) for result in results[1:])
     if "conds" in settings:
         assert relative_error(run(svd, **{**settings, "conds": None}), expected) > 1e-2, "the control did nothing"
+
+
+@pytest.mark.parametrize("hand_over", ["this step", "previous step"])
+def test_with_images_of_the_step_before_all_windows_of_a_step_may_run_at_once(on_devices, run, pack, monkeypatch, hand_over):
+    ready = []
+    monkeypatch.setattr(pack("nodes.bridge.sampling.windows"), "run_calls", in_order(lambda count: ready.append(count) or 0))
+    run(on_devices(2), **SHORT, sampler="dpmpp_2m", hand_over=hand_over)
+    calls = len(ready) // STEPS  # both branches of each window
+    begun = [ready[step * calls] for step in range(STEPS)]
+    assert begun == [2, *[calls if hand_over == "previous step" else 2] * (STEPS - 1)]  # both are given an image here
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import comfy.samplers
 import pytest
 import torch
 
+from support.controls import windows_of
 from support.families import relative_error
 from support.oracle import TWO_LEVELS, Pair, prompts, run_node, sample
 
@@ -71,32 +72,92 @@ def test_one_window_changes_nothing(run):
     assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
 
 
-@pytest.mark.parametrize("keep_colors", [False, True])
-def test_each_window_is_given_what_was_made_of_its_first_frame(svd, run, windows, keep_colors):
-    """By hand: the same step, window after window, through the host's own batch of conditions."""
+@pytest.fixture
+def recorded(svd):
+    """(model, calls): of each call on a window its frames, the image given, what is made of the positive, and the noise level."""
     calls = []
 
-    def recorded(executor, model, conds, x_in, timestep, options):
+    def record(executor, model, conds, x_in, timestep, options):
         out = executor(model, conds, x_in, timestep, options)
         window = options["transformer_options"]["context_window"]
-        calls.append((list(window.index_list), conds[0][0]["model_conds"]["c_concat"].cond.clone(), [o.clone() for o in out]))
+        image = conds[0][0]["model_conds"]["c_concat"].cond
+        calls.append((list(window.index_list), image.clone(), out[0].clone(), float(timestep[0])))
         return out
 
     model = svd.ours.clone()
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "record", recorded)
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "record", record)
+    return model, calls
+
+
+PYRAMID = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("keep_colors", [False, True])
+def test_each_window_is_given_what_was_made_of_its_first_frame(recorded, run, windows, keep_colors):
+    """By hand: the same step, window after window, through the host's own batch of conditions."""
+    model, calls = recorded
     run(model, steps=1, keep_colors=keep_colors)
     image = calls[0][1]
     sums, weight = torch.zeros(TOTAL, 4, 8, 8), torch.zeros(TOTAL, 1, 1, 1)
-    pyramid = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
-    assert [indices[0] for indices, _, _ in calls] == windows.window_starts(TOTAL, LENGTH, OVERLAP, 0, False)
-    for indices, given, made in calls:
+    assert [indices[0] for indices, *_ in calls] == windows.window_starts(TOTAL, LENGTH, OVERLAP, 0, False)
+    for indices, given, made, _ in calls:
         if indices[0] > 0:
             expected = sums[indices[0]] / weight[indices[0]] / 0.18215
             if keep_colors:
                 expected = in_colors_of(image[0], expected)
             assert relative_error(given, expected.expand_as(given)) <= 1e-5
-        sums[indices] += pyramid * made[0]
-        weight[indices] += pyramid
+        sums[indices] += PYRAMID * made
+        weight[indices] += PYRAMID
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler, evaluations", [("euler", 3), ("heun", 5)])
+def test_each_window_may_be_given_what_the_step_before_made_of_its_first_frame(recorded, run, node, sampler, evaluations):
+    """All windows over that frame count, not those before alone; in the first step it is as without the option.
+
+    Where a sampler asks for a noise level twice, both times it is what the level before made.
+    """
+    model, calls = recorded
+    run(model, steps=1, keep_colors=False)
+    chained = list(calls)
+    calls.clear()
+    settings = {"window_frames": LENGTH, "window_overlap": OVERLAP, "keep_colors": False, "hand_over": "previous step"}
+    run(model, steps=3, sampler=sampler, options=run_node(node("TemporalUNetVideoOptions"), **settings)[0], keep_colors=False)
+    begins = [index for index, (frames, *_) in enumerate(calls) if frames[0] == 0]
+    steps = [calls[begin:end] for begin, end in itertools.pairwise([*begins, len(calls)])]
+    assert len(steps) == evaluations
+    assert all(torch.equal(made, as_without) for (*_, made, _), (*_, as_without, _) in zip(steps[0], chained, strict=True))
+    for step in steps[1:]:
+        level = step[0][3]
+        before = next(other for other in steps if other[0][3] == min(one[0][3] for one in steps if one[0][3] > level))
+        sums, weight = torch.zeros(TOTAL, 4, 8, 8), torch.zeros(TOTAL, 1, 1, 1)
+        for frames, _, made, _ in before:
+            sums[frames] += PYRAMID * made
+            weight[frames] += PYRAMID
+        for frames, given, *_ in step[1:]:
+            expected = sums[frames[0]] / weight[frames[0]] / 0.18215
+            assert relative_error(given, expected.expand_as(given)) <= 1e-5
+
+
+def test_where_images_are_not_handed_over_the_log_says_that_the_option_does_nothing(svd, windows, node, pack, caplog):
+    options = pack("nodes.bridge.sampling.options").VideoOptions
+    elsewhere = windows_of(svd.ours, node, LENGTH, OVERLAP)
+    for model, frames, shape, reason in (
+        (svd.ours, LENGTH, (LENGTH, OVERLAP), "since one window holds all 5 frames"), (svd.ours, TOTAL, (LENGTH, 0), "no image"),
+        (elsewhere, TOTAL, (0, OVERLAP), "the context windows of another node act"), (svd.ours, TOTAL, (LENGTH, OVERLAP), None),
+    ):
+        caplog.clear()
+        windows.windowed(model, frames, options(*shape), "Node")
+        assert not caplog.text
+        windows.windowed(model, frames, options(*shape, hand_over="previous step"), "Node")
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == (reason is not None) and all("hand_over = previous step does nothing" in one for one in said)
+        assert reason is None or reason in said[0]
+
+
+def test_a_hand_over_of_another_name_is_an_error_that_names_both(node):
+    with pytest.raises(ValueError, match="Video Options: hand_over is 'next step', expected one of this step, previous step"):
+        run_node(node("TemporalUNetVideoOptions"), hand_over="next step")
 
 
 def in_colors_of(image, latent):

@@ -122,6 +122,7 @@ CONTRACT = {  # id -> (display name, {input: (type, what must stand there)}, out
             "keep_colors": ("BOOLEAN", {"default": True}),
             "guidance_start": ("FLOAT", SHARE_START),
             "guidance_end": ("FLOAT", SHARE_END),
+            "hand_over": ("COMBO", {"default": "this step", "options": ["this step", "previous step"], "advanced": True}),
         },
         [("VIDEO_OPTIONS", "options")],
     ),

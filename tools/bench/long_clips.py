@@ -22,7 +22,8 @@ from tools.miniature import world
 LONG = 100  # frames
 LOOP = 32  # frames
 SEGMENTS = 5
-PARTS = ["memory", "windows", "drift", "loop", "chain", "path"]  # drift: windows that do not keep the image's colors
+# drift: windows that do not keep the image's colors; handed: windows whose images are taken from the step before
+PARTS = ["memory", "windows", "drift", "handed", "loop", "chain", "path"]
 
 
 def jumps(video: np.ndarray, closed_loop: bool = False) -> np.ndarray:
@@ -52,13 +53,14 @@ def joints(studio, frames: int, overlap: int, steps: int) -> np.ndarray:
     return np.array(sorted({*(start - 1 for start in starts if start), *(end - 1 for end in ends)}))
 
 
-def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> dict:
-    """Clips of LONG frames in windows, against clips of one window."""
+def over_windows(studio, worlds: int, steps: int, kind: str = "", **options) -> dict:
+    """Clips of LONG frames in windows with these inputs of Video Options, against clips of one window; `kind` names them."""
+    chosen = node("TemporalUNetVideoOptions").execute(**options).result[0]
     overlap = world.FRAMES // 2
     at = joints(studio, LONG, overlap, steps)
     rows = []
     for index, of in enumerate(quality.held_out(worlds)):
-        video = studio.make(of, seed=index, frames=LONG, steps=steps, keep_colors=keep_colors)
+        video = studio.make(of, seed=index, frames=LONG, steps=steps, options=chosen)
         short = studio.make(of, seed=index, steps=steps)
         every = jumps(video)
         true_jumps = jumps(world.render(of, LONG).frames)
@@ -69,7 +71,6 @@ def over_windows(studio, worlds: int, steps: int, keep_colors: bool = True) -> d
             "appearance": _by(seen, world.FRAMES), "one_window": alone[1:].mean(),
             "centre": _by(quality.score(video, world.render(of, LONG)).centre, world.FRAMES),
         })
-        kind = "" if keep_colors else ", colors free"
         print(f"windows {index}{kind}: seam {rows[-1]['seam']:.2f}, appearance {rows[-1]['appearance']}", flush=True)
     return _mean(rows)
 
@@ -193,7 +194,8 @@ def main() -> None:
 
     parts = {
         "memory": memory, "windows": lambda studio: over_windows(studio, args.worlds, args.steps),
-        "drift": lambda studio: over_windows(studio, args.worlds, args.steps, keep_colors=False),
+        "drift": lambda studio: over_windows(studio, args.worlds, args.steps, ", colors free", keep_colors=False),
+        "handed": lambda studio: over_windows(studio, args.worlds, args.steps, ", previous step", hand_over="previous step"),
         "loop": lambda studio: loops(studio, args.worlds, args.steps),
         "chain": lambda studio: chains(studio, args.worlds, args.steps),
         "path": lambda studio: paths(studio, args.worlds, args.steps),

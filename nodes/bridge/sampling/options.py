@@ -10,13 +10,16 @@ LIMITS: dict[str, tuple[float, float]] = {
     "window_frames": (0, 4096), "window_overlap": (0, 4096), "guidance_start": (0.0, 1.0), "guidance_end": (0.0, 1.0),
 }
 
+THIS_STEP, PREVIOUS_STEP = HAND_OVERS = "this step", "previous step"
+
 
 @dataclass(frozen=True)
 class VideoOptions:
     """The inputs of Video Options and their defaults.
 
     Frames of a window (0: as many as the model was trained on) and of the overlap of two; does the clip loop, and does each
-    window start in the image's colors; the share of the steps, 0 to 1, after which guidance starts and ends.
+    window start in the image's colors; the share of the steps, 0 to 1, after which guidance starts and ends; one of HAND_OVERS, the
+    step in which a window's image was made.
     """
 
     window_frames: int = 0
@@ -25,6 +28,7 @@ class VideoOptions:
     keep_colors: bool = True
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    hand_over: str = THIS_STEP
 
     def check_guidance(self, node: str) -> None:
         """Raises ValueError, which names `node` and input, where guidance has no share of the steps to act in."""
@@ -39,6 +43,8 @@ class VideoOptions:
             if not least <= value <= most:
                 raise ValueError(f"{node}: {name} is {value:g}, expected {least:g} to {most:g}.")
         self.check_guidance(node)
+        if self.hand_over not in HAND_OVERS:
+            raise ValueError(f"{node}: hand_over is {self.hand_over!r}, expected one of {', '.join(HAND_OVERS)}.")
         if self.window_frames:
             check_overlap(node, self.window_frames, self.window_overlap)
 

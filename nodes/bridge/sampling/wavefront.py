@@ -111,7 +111,8 @@ class Wavefront:
             level = self._level(index, self.total)
             conds = self.guider.conds_at(level, self.options)
             handler = self.options["context_handler"]
-            calls = WindowCalls(handler, comfy.samplers.calc_cond_batch, self.guider.inner_model, conds)
+            before = self.steps[index - 1][0] if handler.from_previous_step and index > 0 else None
+            calls = WindowCalls(handler, comfy.samplers.calc_cond_batch, self.guider.inner_model, conds, before)
             self.steps[index] = handler.step_of(level, self.options, self.total, conds), calls
         return self.steps[index]
 
@@ -136,6 +137,8 @@ class Wavefront:
         for frame in frames:
             self.levels[frame] = index + 1
         while self.first < min(self.levels):
+            if self.first + 2 < len(self.sigmas):
+                self._windows_of(self.first + 1)  # before this step is forgotten, which may hand over images
             self.report(self.first, self.states.pop(self.first), self.denoised.pop(self.first))
             del self.inputs[self.first], self.steps[self.first]
             self.first += 1

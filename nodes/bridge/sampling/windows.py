@@ -9,7 +9,7 @@ from ..model.feature_run import MOVES
 from ..model.trained_length import automatic_length
 from .colors import matched_latent
 from .lanes import NetworkCall, is_elsewhere, lanes_of, run_calls
-from .options import VideoOptions, check_overlap
+from .options import PREVIOUS_STEP, VideoOptions, check_overlap
 from .window_step import WindowStep, window_starts
 
 # Samplers that choose their noise levels themselves, three a step ("DPM-Solver", Lu et al. 2022, arXiv 2206.00927).
@@ -22,15 +22,18 @@ class ClipWindows(windows.IndexListContextHandler):
     SVD takes the first frame that it sees to be the given image. So a window that starts later is given, in place of the
     image, what the windows before it have just made of its first frame; with the image itself each window would start the
     clip again. With `keep_colors` that frame has the image's colors and contrast, or guidance would raise them from window to
-    window. Memory is that of one window; controls and hooks see the host's own `context_window`.
+    window. With `from_previous_step` it is, but in the first step, what all windows of the step before have made of that frame:
+    then no window waits for others of its step. Memory is that of one window; controls and hooks see the host's own
+    `context_window`.
     """
 
-    def __init__(self, length: int, overlap: int, closed_loop: bool, keep_colors: bool):
+    def __init__(self, length: int, overlap: int, closed_loop: bool, keep_colors: bool, from_previous_step: bool = False):
         super().__init__(
             context_schedule=None, fuse_method=None, context_length=length, context_overlap=overlap,
             closed_loop=closed_loop, dim=0,
         )
         self.keep_colors = keep_colors
+        self.from_previous_step = from_previous_step
         self.on_window = lambda indices, frames: None  # called when a window of a clip of `frames` frames begins
         self.on_lanes = lambda busy, lanes: None  # the `report` of `run_calls`
         self.begin_run(own_levels=False)
@@ -38,6 +41,8 @@ class ClipWindows(windows.IndexListContextHandler):
     def begin_run(self, own_levels: bool) -> None:
         """Forgets the run before. own_levels: is the sampler one of OWN_LEVELS?"""
         self.own_levels = own_levels
+        self._done: tuple[float | None, WindowStep | None] = None, None  # noise level and windows of the last step,
+        self._before: WindowStep | None = None  # and the windows of the one before
         self._level, self._levels = None, 0
         self._latest = None  # (noise level, step) of the last call
         self._repeats = False  # does the sampler ask for several levels in a step?
@@ -78,12 +83,22 @@ class ClipWindows(windows.IndexListContextHandler):
         branches = [branch for branch, cond in enumerate(conds) if cond is not None]
         return WindowStep(self._starts(total, self._step), self.context_length, total, branches)
 
+    def _handing(self, level: float, step: WindowStep) -> WindowStep | None:
+        """The windows that hand over images to those of `step` at this noise level; None: those before them in the step itself.
+
+        A node on the model may ask for a level twice.
+        """
+        if level != self._done[0]:
+            self._before, self._done = self._done[1], (level, step)
+        return self._before if self.from_previous_step else None
+
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
         """The denoised clip for each of `conds`, as the host's `calc_cond_batch` gives it."""
         total, lanes = x_in.shape[0], lanes_of(model_options, conds)
         step = self.step_of(timestep, model_options, total, conds)
-        following = self._following(total, timestep[0].item())
-        calls = WindowCalls(self, calc_cond_batch, model, conds)
+        level = timestep[0].item()
+        following = self._following(total, level)
+        calls = WindowCalls(self, calc_cond_batch, model, conds, self._handing(level, step))
         one_by_one = len(lanes) > 1 or is_elsewhere(model_options)
         run_calls(lanes, StepWork(calls, step, x_in, timestep, following, one_by_one), self.on_lanes)
         made = {branch: step.mean(range(total), branch) for branch in step.branches}
@@ -91,16 +106,21 @@ class ClipWindows(windows.IndexListContextHandler):
 
 
 class WindowCalls:
-    """Makes the calls of the network for the windows of a clip, on the host's conds of its branches."""
+    """Makes the calls of the network for the windows of a clip, on the host's conds of its branches.
 
-    def __init__(self, handler: ClipWindows, calc_cond_batch, model, conds):
+    `before`: the step whose windows, all done, hand over the images; None: the windows before in the same step do.
+    """
+
+    def __init__(self, handler: ClipWindows, calc_cond_batch, model, conds, before: WindowStep | None):
+        self.before = before
         self.handler, self.calc_cond_batch, self.model, self.conds = handler, calc_cond_batch, model, conds
         self.chained = [handler.context_overlap > 0 and _has_image(cond) for cond in conds]
         handler._model = model  # the host's own way to resize conds asks it
 
     def ready(self, step: WindowStep, window: int, branch: int) -> bool:
         """Has what this branch of the window needs of the windows before it been made?"""
-        return step.frames[window][0] == 0 or not self.chained[branch] or step.has_image(window)
+        free = step.frames[window][0] == 0 or not self.chained[branch] or self.before is not None
+        return free or step.has_image(window)
 
     def call(self, step: WindowStep, window: int, branches: list[int], x, timestep, moves=False, done=lambda: None) -> NetworkCall:
         """The call on a window of the clip x [t, c, h, w] at the levels timestep [t]; its predictions go into `step`.
@@ -114,7 +134,7 @@ class WindowCalls:
             for branch, cond in enumerate(self.conds)
         ]
         if frames[0] > 0 and any(self.chained[branch] for branch in branches):
-            image = self.model.process_latent_out(step.image(window))
+            image = self.model.process_latent_out(self._image(step, window))
             conds = [_given(cond, image, self.handler.keep_colors) for cond in conds]
         if branches[0] == 0:
             self.handler.on_window(frames, total)
@@ -130,6 +150,13 @@ class WindowCalls:
             done()
 
         return NetworkCall(run, put)
+
+    def _image(self, step, window):
+        """What was made of the window's first frame [c, h, w]."""
+        if self.before is None:
+            return step.image(window)
+        [image] = self.before.mean(step.frames[window][:1], self.before.branches[0])
+        return image
 
 
 class StepWork:
@@ -173,9 +200,11 @@ def _given(conditions, image: torch.Tensor, keep_colors: bool):
 def windowed(model, frames: int, options: VideoOptions, node: str):
     """The model with windows where the clip is longer than one; those of the host's own node stay. Errors name `node`."""
     if options.window_frames == 0 and "context_handler" in model.model_options:
+        _warn_hand_over(options, node, "the context windows of another node act")
         return model
     length, overlap = options.window_frames or automatic_length(model, frames), options.window_overlap
     if length >= frames:
+        _warn_hand_over(options, node, f"one window holds all {frames} frames")
         if options.closed_loop:
             logging.warning(
                 "%s: closed_loop does nothing to %d frames, since one window holds them all (%d). Make the clip longer, about "
@@ -185,12 +214,20 @@ def windowed(model, frames: int, options: VideoOptions, node: str):
     if options.window_frames == 0:
         overlap = min(overlap, length // 2)
     check_overlap(node, length, overlap)
-    return with_windows(model, length, overlap, options.closed_loop, options.keep_colors)
+    if overlap == 0:
+        _warn_hand_over(options, node, "windows that share no frames hand over no image")
+    from_previous_step = options.hand_over == PREVIOUS_STEP
+    return with_windows(model, length, overlap, options.closed_loop, options.keep_colors, from_previous_step)
 
 
-def with_windows(model, length: int, overlap: int, closed_loop: bool, keep_colors: bool):
+def _warn_hand_over(options, node, reason):
+    if options.hand_over == PREVIOUS_STEP:
+        logging.warning("%s: hand_over = %s does nothing, since %s.", node, PREVIOUS_STEP, reason)
+
+
+def with_windows(model, length: int, overlap: int, closed_loop: bool, keep_colors: bool, from_previous_step: bool = False):
     """A clone of the model that works in windows of `length` frames."""
     model = model.clone()
-    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, keep_colors)
+    model.model_options["context_handler"] = ClipWindows(length, overlap, closed_loop, keep_colors, from_previous_step)
     windows.create_prepare_sampling_wrapper(model)  # memory is estimated for the window, not for the clip
     return model
