@@ -45,7 +45,7 @@ TOOLS = ROOT / "tools"
 BENCHES = {  # name -> module of tools/
     "quality": "bench.quality", "steps": "bench.fewer_steps", "long": "bench.long_clips", "chunks": "bench.chunk_costs",
     "control": "bench.control_time", "speed": "bench.speed", "files": "bench.file_kinds",
-    "packed": "bench.packed_step", "types": "bench.number_formats", "soak": "bench.soak",
+    "packed": "bench.packed_step", "types": "bench.number_formats", "soak": "bench.soak", "scale": "bench.scale",
 }
 MAKERS = {
     "locales": "assets.make_locales", "templates": "assets.make_templates", "blueprint": "assets.make_blueprint",
@@ -246,7 +246,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         ("bench", BENCHES, "Measure",
          "videos of the miniature against the truth; long videos: joints, loops, chains, memory; time in chunks; time of a "
          "controlled step; a call of the network next to ComfyUI's: time, memory, the machine's peak; kinds of files; a step with "
-         "GGUF weights; what GGUF's number formats cost a video; a server that runs for long"),
+         "GGUF weights; what GGUF's number formats cost a video; a server that runs for long; clips on 1 to 64 simulated devices"),
         ("make", MAKERS, "Make files of the repository again",
          "texts of the nodes; workflows and their images; the subgraph blueprint; images of the nodes; moving images of the help "
          "pages; the registry's icon and banner"),

@@ -4,11 +4,14 @@ A frame may take its next step as soon as all windows over it are done, so the s
 devices find work than one step has for them. The result is that of one step after the other.
 """
 
+from collections.abc import Iterator
+
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
+from .critical_path import remaining_calls
 from .lanes import NetworkCall, is_elsewhere, lanes_of, run_calls
 from .window_step import WindowStep
 from .windows import WindowCalls
@@ -57,7 +60,7 @@ def reporter(sigmas, callback, bar):
 
 
 class Wavefront:
-    """The calls of all steps on a clip, the earliest step and window first.
+    """The calls of all steps on a clip, first the one from which most calls must follow one after another.
 
     `report(step, x, denoised)` is called with the whole clips [t, 4, h, w] before a step and denoised in it, once all of its
     frames have taken that step.
@@ -74,6 +77,7 @@ class Wavefront:
         self.denoised: dict[int, torch.Tensor] = {}
         self.steps: dict[int, tuple[WindowStep, WindowCalls]] = {}
         self.begun: set[tuple[int, int, int]] = set()
+        self.remaining = self._remaining()
 
     @property
     def ended(self) -> bool:
@@ -85,7 +89,23 @@ class Wavefront:
         """The clip [t, 4, h, w] after the last step."""
         return self.states[len(self.sigmas) - 1]
 
+    def _remaining(self):
+        handler = self.options["context_handler"]
+
+        def steps():
+            for index in reversed(range(len(self.sigmas) - 1)):
+                level = self._level(index, self.total)
+                chained = handler.context_overlap > 0 and not (handler.from_previous_step and index > 0)
+                yield handler.step_of(level, self.options, self.total, self.guider.conds_at(level, self.options)), chained
+
+        return remaining_calls(steps())
+
     def next_call(self) -> NetworkCall | None:
+        place = max(self._ready(), key=lambda place: self.remaining[place[0]][place[1:]], default=None)
+        return None if place is None else self._call(*place)
+
+    def _ready(self) -> Iterator[tuple[int, int, int]]:
+        """Step, window and branch of all calls that may run now, the earliest first."""
         for index in range(self.first, min(max(self.levels) + 1, len(self.sigmas) - 1)):
             step, calls = self._windows_of(index)
             for window, frames in enumerate(step.frames):
@@ -93,8 +113,7 @@ class Wavefront:
                     continue
                 for branch in step.branches:
                     if (index, window, branch) not in self.begun and calls.ready(step, window, branch):
-                        return self._call(index, window, branch)
-        return None
+                        yield index, window, branch
 
     def _call(self, index, window, branch):
         step, calls = self._windows_of(index)
