@@ -16,7 +16,7 @@ def make_old(workflow, noise, keep_colors):
     """Changes a workflow's sampler to what 0.1.1 saved: with window_noise before keep_colors, and in subgraphs an input for it."""
     [sampler] = [node for node in workflow["nodes"] if node["type"] == SAMPLER]
     sampler["inputs"].append({"name": "window_noise", "type": "COMBO", "widget": {"name": "window_noise"}, "link": None})
-    sampler["widgets_values"][-1:] = [noise, keep_colors]
+    sampler["widgets_values"][-2:] = [noise, keep_colors]  # takes came later
 
 
 def default(definition):
@@ -53,7 +53,7 @@ def test_a_workflow_with_window_noise_opens_with_each_value_in_its_place(editor,
     assert sent(editor) == before
     [opened] = [node for node in editor.workflow()["nodes"] if node["type"] == SAMPLER]
     assert "window_noise" not in [slot["name"] for slot in opened["inputs"]]
-    assert opened["widgets_values"][-1] is keep_colors
+    assert opened["widgets_values"][-2:] == [keep_colors, 1]
 
 
 @pytest.mark.slow
