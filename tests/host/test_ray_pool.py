@@ -1,9 +1,16 @@
 """The network of a MODEL on workers of a real Ray, which is started on this machine: each is a process with its own network."""
 
+import os
+import signal
+import sys
+import time
+
+import comfy.model_management as management
 import pytest
 import torch
 
 from support.families import relative_error
+from support.gguf_networks import write_gguf
 from support.oracle import Pair, prompts, run_node, sample
 
 TOTAL, LENGTH, OVERLAP, STEPS = 14, 5, 2, 2
@@ -71,3 +78,135 @@ def test_one_and_two_workers_make_what_this_machine_makes(pairs, pooled, run, ca
     here_too = run(pooled(svd.ours, here=True)[0])
     assert calls[0] and relative_error(here_too, expected["euler"]) <= 1e-4
     assert pooled(svd.ours)[1].count("(CPU)") == 2
+
+
+def tensors_sent(pack, model):
+    """The names of the weights that a worker gets which has read the file."""
+    shared = pack("nodes.bridge.pool.shared_network").SharedNetwork(model)
+    assert shared.spec["path"] is not None
+    return [name for piece in shared.pieces(read=True) for name in piece]
+
+
+def test_patched_weights_and_those_of_gguf_files_reach_the_workers(pack, pairs, pooled, run, tmp_path, calls_here):
+    svd = pairs["svd"]
+    key = "input_blocks.1.0.in_layers.2.weight"
+    patched = svd.ours.clone()
+    patched.add_patches({f"diffusion_model.{key}": (0.5 * svd.weights[key].flip(0),)}, 1.0)
+    expected, plain = run(patched), run(svd.ours)
+    calls = calls_here(svd.ours)
+    pool = pooled(patched)[0]
+    assert relative_error(run(pool), expected) <= 1e-4 < relative_error(plain, expected)
+    assert relative_error(run(pooled(svd.ours)[0]), plain) <= 1e-4  # the other state again
+    assert calls == [] and tensors_sent(pack, patched) == [key]
+    write_gguf(tmp_path / "unet.gguf", svd.config, "Q8_0")
+    gguf = pack("nodes.bridge.model.unet_loader").load_model(str(tmp_path / "unet.gguf"))
+    assert tensors_sent(pack, gguf) == []
+    assert relative_error(run(pooled(gguf)[0]), run(gguf)) <= 1e-4
+    (tmp_path / "unet.gguf").unlink()
+    shared = pack("nodes.bridge.pool.shared_network").SharedNetwork(gguf)
+    sent = [kind for piece in shared.pieces(read=False) for _, kind, _ in piece.values()]
+    assert shared.spec["path"] is None and sent.count("Q8_0") > len(sent) / 3
+
+
+def test_patches_that_are_code_run_here_alone_or_are_refused_by_name(node, pairs, pooled, run, calls_here, caplog):
+    freeu = run_node(node("FreeU"), pairs["svd"].ours, 1.3, 1.4, 0.9, 0.2)[0]
+    expected = run(freeu)
+    calls = calls_here(pairs["svd"].ours)
+    assert torch.equal(run(pooled(freeu, here=True)[0]), expected) and calls
+    assert "computed on this machine alone, since workers do not get the patches of FreeU" in caplog.text
+    with pytest.raises(ValueError, match=r"Machines \(Ray\): workers do not get the patches of FreeU\. Take it out"):
+        run(pooled(freeu)[0])
+
+
+@pytest.fixture
+def on_call(pairs):
+    """Has `act` called when the network of our SVD is called for the `number`-th time from now on, wherever that is computed."""
+    handles = []
+
+    def on_call(number, act):
+        calls = []
+
+        def hook(*args):
+            calls.append(1)
+            if len(calls) == number:
+                act()
+
+        handles.append(pairs["svd"].ours.model.diffusion_model.register_forward_pre_hook(hook))
+        return calls
+
+    yield on_call
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture
+def processes(pack):
+    """The processes of the two workers, once both are there."""
+    def processes():
+        [workers] = pack("nodes.bridge.pool.workers")._all
+        while workers.count_ready() < 2:
+            time.sleep(0.2)
+        return [process for _, process, _ in workers.ray.get([worker.handle.hello.remote() for worker in workers.workers])]
+
+    return processes
+
+
+def test_a_worker_that_is_killed_or_hangs_costs_a_call_and_changes_nothing(pairs, pooled, run, on_call, processes):
+    pool = pooled(pairs["svd"].ours)[0]
+    expected, [killed, _] = run(pool), processes()
+    on_call(8, lambda: os.kill(killed, signal.SIGKILL))
+    assert torch.equal(run(pool), expected)
+    stopped = processes()[1]
+    run(pool)  # gives the new one the network
+    on_call(8, lambda: os.kill(stopped, signal.SIGSTOP))
+    started = time.monotonic()
+    assert torch.equal(run(pool), expected) and time.monotonic() - started < 50  # the timeout is 60
+    os.kill(stopped, signal.SIGCONT)
+    assert torch.equal(run(pool), expected)
+
+
+def test_a_cancel_ends_a_run_and_what_is_out_is_dropped(pairs, pooled, run, on_call, processes):
+    pool = pooled(pairs["svd"].ours)[0]
+    expected, [_, stopped] = run(pool), processes()
+
+    def cancel():
+        os.kill(stopped, signal.SIGSTOP)  # whose call would not come back
+        management.interrupt_current_processing()
+
+    count = on_call(6, cancel)
+    started = time.monotonic()
+    with pytest.raises(management.InterruptProcessingException):
+        run(pool)
+    assert len(count) <= 6 + 2 and time.monotonic() - started < 20
+    os.kill(stopped, signal.SIGCONT)
+    assert torch.equal(run(pool), expected)
+
+
+@pytest.fixture
+def cluster(pack, pooled, pairs):
+    """The module that connects, once this process is connected."""
+    pooled(pairs["svd"].ours)
+    return pack("nodes.bridge.pool.cluster")
+
+
+def test_what_keeps_from_a_cluster_is_said_at_once(cluster, pack, monkeypatch, tmp_path):
+    def said(address):
+        with pytest.raises(RuntimeError) as error:
+            cluster.connect(address)
+        return str(error.value)
+
+    assert "connected to a Ray on this machine already, and can be to one cluster only" in said("127.0.0.1:6379")
+    [workers] = pack("nodes.bridge.pool.workers")._all
+    with monkeypatch.context() as on_gpus:
+        on_gpus.setattr(workers, "kind", "cuda")
+        on_gpus.setattr(workers, "workers", [])
+        with pytest.raises(RuntimeError, match=r"no machine of the cluster has a GPU \(.+ \(0 GPUs\)\)\. Start Ray on"):
+            workers.set_count(0)
+    monkeypatch.setattr(cluster, "_joined", [])
+    assert "expected host:6379, auto, or nothing" in said("somewhere")
+    assert "nothing answers at 127.0.0.1:1 (" in said("127.0.0.1:1")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setattr(cluster, "TOKEN_FILE", tmp_path / "auth_token")
+    assert "has no token for the cluster at 127.0.0.1:1. Copy the file ~/.ray/auth_token" in said("127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert '-m pip install "ray>=2.52"' in said("")

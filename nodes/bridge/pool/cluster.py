@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+import socket
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from .... import unet
 from ..node_names import RAY_POOL as NODE
 
 STORE = 512 * 2**20  # bytes of the object store of a local start: a call's inputs and results, and chunks of weights
+REACH = 5.0  # seconds in which the head's port must answer
+FOR_GOOD = 10**8  # seconds
 OLDEST = "2.52"  # knows tokens
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 JOIN = "Copy the file ~/.ray/auth_token of the head's machine to the same place here, and start ComfyUI again."
@@ -34,6 +37,7 @@ def connect(address: str):
         )
     if not _joined:
         _set_up(address)
+        _reach(address)
         import ray
 
         if ray.is_initialized():
@@ -48,12 +52,29 @@ def connect(address: str):
 def _set_up(address):
     """Ray reads these when it is imported: no usage statistics, and tokens, since its ports listen on every interface."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(FOR_GOOD))  # after it Ray ends this whole process
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] != "token" or _has_token():
         return
     if address:  # Ray would end this process where it has none
         raise RuntimeError(f"{NODE}: this machine has no token for the cluster at {address}. {JOIN}")
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _reach(address):
+    """Raises RuntimeError where nothing listens there: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if address in ("", "auto"):
+        return
+    if not host or not port.isdigit():
+        raise RuntimeError(f"{NODE}: the address is {address!r}, expected host:6379, auto, or nothing to start Ray here.")
+    try:
+        socket.create_connection((host, int(port)), REACH).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"{NODE}: nothing answers at {address} ({error}). Start Ray there (ray start --head --port={port}), let its firewall "
+            f"pass this machine, or correct the address."
+        ) from None
 
 
 def _has_token():
@@ -82,8 +103,7 @@ def _why(text: str, address: str) -> str:
     if not address:
         return f"Ray could not be started on this machine. It says: {text}"
     return (
-        f"no connection to Ray at {address}. Either none runs there, a firewall is between, or the token is another one. {JOIN} "
-        f"Ray says: {text}"
+        f"no connection to Ray at {address}: its token is another one, or it is no Ray. {JOIN} Ray says: {text}"
     )
 
 

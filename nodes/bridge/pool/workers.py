@@ -15,6 +15,7 @@ from .cluster import connect
 POLL = 0.1  # seconds between two looks at what is awaited
 PINGS = "pings"  # what an actor answers while it works
 SIZES = 16  # of calls whose times are kept
+HEAD = 3.0  # seconds in which the head must answer
 COUNT = 5.0  # seconds between two counts of the GPUs
 LOOK = 0.5  # seconds between two looks at workers that were lost
 
@@ -53,6 +54,8 @@ class Workers:
         self.timeout = 60.0  # seconds in which a worker has to show that it is there
         self.why = ""  # the last one was lost
         self._seconds: dict[tuple, deque[float]] = {}  # of the latest calls of a size
+        self._known: list[dict] = []
+        self._asking: threading.Thread | None = None
         self._looked = self._counted = 0.0
         self._counts = False  # is there to be a worker on each GPU?
         self.ray.cloudpickle.register_pickle_by_value(worker_module)
@@ -82,7 +85,7 @@ class Workers:
 
     def _gpus(self) -> int:
         """Of the cluster; where this process computes on a CPU one at least, which is not there."""
-        count = int(sum(node["Resources"].get("GPU", 0) for node in self.ray.nodes() if node["Alive"]))
+        count = int(sum(node["Resources"].get("GPU", 0) for node in self._nodes() if node["Alive"]))
         return max(count, 1) if self.kind == "cpu" else count
 
     def take(self, key: str, only: bool = False) -> Worker | None:
@@ -175,8 +178,21 @@ class Workers:
     def _machines(self) -> str:
         return ", ".join(
             f"{node['NodeManagerHostname']} ({node['Resources'].get('GPU', 0):g} GPUs{'' if node['Alive'] else ', lost'})"
-            for node in self.ray.nodes()
+            for node in self._nodes()
         )
+
+    def _nodes(self) -> list[dict]:
+        """The machines of the cluster; as they were where its head does not answer, for which Ray waits for good."""
+        def ask():
+            self._known = self.ray.nodes()
+
+        if self._asking is None:
+            self._asking = threading.Thread(target=ask, daemon=True)
+            self._asking.start()
+            self._asking.join(HEAD)
+        if not self._asking.is_alive():
+            self._asking = None
+        return self._known
 
     def lines(self) -> list[str]:
         """What there is, for the user."""
