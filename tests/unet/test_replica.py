@@ -34,6 +34,7 @@ def network(config, weights):
     return model.requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["svd", "sd1", "sdxl", "x4_upscaler"])
 def test_a_network_that_was_sent_makes_of_two_videos_what_it_makes_itself(family):
     config = TINY[family]
@@ -61,6 +62,7 @@ def test_weights_of_other_dtypes_are_cast_to_that_of_the_input(dtype):
     assert relative_error(called(replica, rows, 1), expected) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_file_that_is_the_same_is_read_and_patched_weights_take_its_place(tmp_path):
     config = TINY["svd"]
     path = tmp_path / "unet.safetensors"
@@ -75,6 +77,7 @@ def test_a_file_that_is_the_same_is_read_and_patched_weights_take_its_place(tmp_
     assert relative_error(called(replica, rows), network(config, weights)(**rows)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_gguf_weights_stay_packed(tmp_path):
     config = replace(TINY["sd1"], model_channels=64)
     path = tmp_path / "unet.gguf"
