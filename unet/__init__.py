@@ -4,7 +4,8 @@
 `controlnet.py` the ControlNet of SVD, `controlnext.py` its ControlNeXt; `config.py` describes a network, with the layout of its
 blocks, and lists the family's members. `chunks.py` and `group_norm.py` keep the working memory small, `costs.py` says what each
 layer needs, `memory.py` estimates a whole call from that. `hooks.py` and `residuals.py` are where a host and a ControlNet come
-in. `replica.py` is a network that answers calls of another process, with `arrays.py` and `stored_layers.py`. `weights/` reads files.
+in. `replica.py` is a network that answers calls of another process, with `arrays.py` and `stored_layers.py`. `weights/` reads
+files.
 """
 
 from .config import FAMILIES, Family, Levels, UNetConfig
