@@ -128,9 +128,9 @@ class Studio:
         ]
         options = node("TemporalUNetVideoOptions").execute(window_frames=LENGTH, window_overlap=OVERLAP, hand_over=hand_over)
         kept = {module: (module.run_calls, module.lanes_of) for module in self.runners}
-        silent = comfy.samplers.calc_cond_batch
+        hosts = comfy.samplers._calc_cond_batch_outer
         try:
-            comfy.samplers.calc_cond_batch = network
+            comfy.samplers._calc_cond_batch_outer = network
             for module, (_, lanes_of) in kept.items():
                 module.run_calls, module.lanes_of = run_calls, lambda *args, lanes_of=lanes_of: lanes_of(*args)[:1] * lanes
             node("TemporalUNetSVDSampler").execute(
@@ -138,7 +138,7 @@ class Studio:
                 "karras", options=options.result[0], takes=clip.takes,
             )
         finally:
-            comfy.samplers.calc_cond_batch = silent
+            comfy.samplers._calc_cond_batch_outer = hosts
             for module, own in kept.items():
                 module.run_calls, module.lanes_of = own
 

@@ -92,5 +92,5 @@ class TakesWork:
             if index == self.takes or len(self.running) == self.most:
                 break
             self.running[index] = self.begin(index)
-        calls = (run.next_call() for run in sorted(self.running.values(), key=lambda run: run.first))
+        calls = (run.next_call() for run in sorted(self.running.values(), key=lambda run: len(run.begun)))
         return next((call for call in calls if call is not None), None)
