@@ -5,6 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 
 
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """Which dimension lies densest in the memory of x: of images [n, c, h, w] it may be the channels."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def spans(count: int, bytes_each: int, budget: int | None) -> Iterator[slice]:
     """Slices that cover `count` items in chunks of equal size (except the last) that need at most `budget` bytes each.
 
@@ -24,11 +30,14 @@ def by_rows(
 
     `bytes_each` is the working memory that one row needs in addition to its input.
     """
+    if budget is None:
+        return function(x, *more)
     first, *others = spans(x.shape[0], bytes_each, budget)
     if not others:
         return function(x, *more)
     done = function(x[first], *(value[first] for value in more))
-    out = done.new_empty(x.shape[0], *done.shape[1:])
+    shape = x.shape[0], *done.shape[1:]
+    out = torch.empty(shape, dtype=done.dtype, device=done.device, memory_format=memory_format(done))
     out[first] = done
     del done  # before the next chunk needs the memory
     for chunk in others:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fused_linear import may_bypass
+from .hooks import may_bypass
 from .quick_conv import QuickConv2d
 
 PIXELS = 512  # of the small images together: with fewer, summing the weights costs more than it saves

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules import module as torch_module
 
-from . import onednn
-from .hooks import Own, is_watched
+from . import card_kernels, onednn
+from .hooks import Own, may_bypass
 
 
 class FusedLinear(Own, nn.Linear, own=True):
@@ -29,22 +27,10 @@ class FusedLinear(Own, nn.Linear, own=True):
         return super().forward(input)
 
 
-def may_bypass(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether what a call of the module computes may be computed without that call.
-
-    It may where the call runs the `forward` of `kind` and nothing else: no hook, no forward of the module's own. Never while
-    compiling: the compiler fuses on its own.
-    """
-    return (
-        not torch.compiler.is_compiling() and type(module).forward is kind.forward and not is_watched(module)
-        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-    )
-
-
 def fuses(layer: nn.Module, form: Callable, x: torch.Tensor) -> TypeGuard[FusedLinear]:
     """Whether `form` of `onednn`, given the layer's weight and bias, may stand for a call of it on x."""
     return (
-        isinstance(layer, FusedLinear) and may_bypass(layer, type(layer)) and layer.is_plain()
+        x.is_cpu and isinstance(layer, FusedLinear) and may_bypass(layer, type(layer)) and layer.is_plain()
         and onednn.takes(form, x, layer.weight, layer.bias)
     )
 
@@ -54,8 +40,7 @@ def gated(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if fuses(layer, onednn.gelu, x) and onednn.pays(onednn.times):
         (weight, gate_weight), (bias, gate_bias) = layer.weight.chunk(2), layer.bias.chunk(2)
         return onednn.times(x, weight, bias, onednn.gelu(x, gate_weight, gate_bias))
-    value, gate = layer(x).chunk(2, dim=-1)
-    return value * F.gelu(gate)
+    return card_kernels.geglu(layer(x))
 
 
 def added(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

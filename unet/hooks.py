@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules import module as torch_module
 
 from .group_norm import read_affine
 
@@ -37,6 +38,18 @@ def is_watched(module: torch.nn.Module) -> bool:
     return bool(has_other_forward(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
+def may_bypass(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    """Whether what a call of the module computes may be computed without that call.
+
+    It may where the call runs the `forward` of `kind` and nothing else: no hook, no forward of the module's own. Never while
+    compiling: the compiler fuses on its own.
+    """
+    return (
+        not torch.compiler.is_compiling() and type(module).forward is kind.forward and not is_watched(module)
+        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    )
+
+
 class Layer(Own, own=True):
     """A layer of a block that is called as `layer(x, call)`.
 
@@ -56,6 +69,9 @@ class Hooks:
     patched = False
     # Does anything look at attn2 of this transformer block? Else attention to one key is added as the constant that it is.
     attn2_watched = False
+
+    # Does anything look at the activations between layers? Then they lie in memory in the order of their dimensions.
+    sees_images = False
 
     # Blocks at each end of the network, from the first input and the last output block, that `inner` does not enclose.
     outer = 0
@@ -125,6 +141,12 @@ class Hooks:
         """softmax(q k^T / sqrt(d)) v for q [n, tokens, heads*d], k and v [n, keys, heads*d]; returns q's shape."""
         q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def without_bias(self, layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What a convolution makes of x without its bias, and the bias [c]; where it cannot be taken apart, layer(x) and None."""
+        if type(layer).forward in (torch.nn.Conv2d.forward, torch.nn.Conv3d.forward):
+            return layer._conv_forward(x, layer.weight, None), layer.bias
+        return layer(x), None
 
     def affine(self, norm: torch.nn.GroupNorm, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias [c] of a GroupNorm that runs in chunks, where the layer itself is not called."""

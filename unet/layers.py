@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import costs
+from .card_kernels import Convolved, blended, convolved, shifted, summed
 from .chunks import by_rows, spans
 from .doubling import doubled, doubles, doubling_weight
 from .group_norm import moments, residual_in_strips
-from .hooks import Call, Layer
+from .hooks import Call, Layer, may_bypass
 
 GROUPS = 32
 
@@ -73,7 +74,15 @@ class AlphaBlender(nn.Module):
         if image_only is not None:
             s = torch.where(image_only.bool(), torch.ones_like(s), s)
             s = s.view(-1, *[1] * (spatial.ndim - 1))
+        if spatial.is_cuda and spatial.dtype == temporal.dtype:
+            return torch.lerp(temporal, spatial, s.to(spatial.dtype))  # one kernel
         return s.to(spatial.dtype) * spatial + (1 - s).to(spatial.dtype) * temporal
+
+
+    def plus(self, video: torch.Tensor, change: Convolved) -> torch.Tensor:
+        """The blend of a video [b, c, t, h, w] with itself plus a change."""
+        out = blended(video, change, self.mix_factor)
+        return self(video, summed(video, change), None) if out is None else out
 
 
 class ResBlock(Layer, own=True):
@@ -109,10 +118,9 @@ class ResBlock(Layer, own=True):
 
         def formula(x, emb, skip=None):
             x = x if skip is None else torch.cat([x, skip], dim=1)
-            h = self.in_layers(x)
-            h = h + self.emb_layers(emb).to(h.dtype)[:, :, None, None]
-            h = self.out_layers(h)
-            return self.skip_connection(x) + h
+            h = convolved(self.in_layers, x, call.hooks)
+            h = shifted(self.out_layers, h, self.emb_layers(emb), call.hooks)
+            return summed(self.skip_connection(x), h)
 
         row = costs.res_block(into, self.out_channels, skip is not None) * x.shape[2] * x.shape[3] * x.element_size()
         return by_rows(formula, call.budget, row, *rows)
@@ -138,9 +146,12 @@ class TemporalResBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
         """x [b, channels, t, h, w] to its shape."""
-        h = self.in_layers(x)
-        h = h + self._shift(call, h.dtype)
-        return x + self.out_layers(h)
+        return summed(x, self.change(x, call))
+
+    def change(self, x: torch.Tensor, call: Call) -> Convolved:
+        """What `forward` adds to x."""
+        h = convolved(self.in_layers, x, call.hooks)
+        return shifted(self.out_layers, h, self.emb_layers(call.emb), call.hooks)
 
     def in_strips(self, x: torch.Tensor, call: Call, budget: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """What `forward` makes of x [b, channels, t, 1, pixels] in `budget` bytes, strip by strip: (pixels, x, result).
@@ -179,6 +190,8 @@ class VideoResBlock(ResBlock, own=True):
         if call.budget is not None and costs.TIME_WHOLE * _bytes(x) > call.budget:
             return self._over_time_in_strips(x, call)
         video = x.unflatten(0, (-1, call.num_frames)).transpose(1, 2)  # [b, c, t, h, w]
+        if call.image_only is None and may_bypass(self.time_stack, TemporalResBlock) and may_bypass(self.time_mixer, AlphaBlender):
+            return self.time_mixer.plus(video, self.time_stack.change(video, call)).transpose(1, 2).flatten(0, 1)
         video = self.time_stack(video, call)
         return self.time_mixer(x, video.transpose(1, 2).flatten(0, 1), call.image_only)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .card_kernels import arranged, convolved, whole
 from .config import UNetConfig
 from .encoder import Builder, Encoder, Layers, expand
 from .hooks import Call, Hooks
@@ -68,7 +69,7 @@ class UNetModel(Encoder):
             image_only=image_only, hooks=hooks, budget=budget,
         )
 
-        path = _Path(x, [], residuals)
+        path = _Path(x if hooks.sees_images else arranged(x, self.config.model_channels), [], residuals)
         inner, outer = len(self.output_blocks) - hooks.outer, hooks.outer  # blocks, of each direction
         self._down(path, call, range(outer))
         of_inner, of_outer = residuals.split(inner)
@@ -84,7 +85,7 @@ class UNetModel(Encoder):
         path.h = hooks.inner(path.take(), compute)
         path.residuals = of_outer
         self._up(path, call, range(inner, len(self.output_blocks)))
-        return self.out(path.take().to(x.dtype))
+        return whole(convolved(self.out, path.take().to(x.dtype), hooks)).contiguous()
 
     def _down(self, path: "_Path", call: Call, blocks: range):
         """The input blocks of these indices."""

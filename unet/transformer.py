@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from . import costs
-from .chunks import by_rows, spans
-from .fused_linear import added, gated, may_bypass
-from .hooks import Call, Hooks, Layer, Own, is_watched
+from .card_kernels import group_norm, norm_takes
+from .chunks import by_rows, memory_format, spans
+from .fused_linear import added, gated
+from .hooks import Call, Hooks, Layer, Own, is_watched, may_bypass
 from .layers import GROUPS, AlphaBlender, timestep_embedding
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -129,13 +130,15 @@ def runs_whole(block: nn.Module) -> bool:
 
 
 def repeated(context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """[m, keys, c] with a row for each of x's n: n/m times in a row, a view where that is once."""
+    """[m, keys, c] with a row for each of x's n: n/m times in a row."""
+    if x.shape[0] == context.shape[0]:
+        return context
     return context[:, None].expand(-1, x.shape[0] // context.shape[0], -1, -1).flatten(0, 1)
 
 
 def _attention_budget(block: nn.Module, call: Call) -> int | None:
     """The working memory of a whole transformer block: without a limit where something may look at the whole batch."""
-    return None if call.hooks.patched or runs_whole(block) else call.budget
+    return None if call.budget is None or call.hooks.patched or runs_whole(block) else call.budget
 
 
 def _plus(x: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
@@ -145,12 +148,12 @@ def _plus(x: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
 
 def _fed(norm: nn.Module, feed_forward: FeedForward, x: torch.Tensor, budget: int | None) -> torch.Tensor:
     """x plus the feed-forward of its norm, as many rows at a time as the budget allows."""
-    row = costs.TRANSFORMER * x[0].numel() * x.element_size()
+    row = costs.TRANSFORMER * x.shape[1] * x.shape[2] * x.element_size()
     return by_rows(lambda rows: _fed_rows(feed_forward, norm(rows), rows), budget, row, x)
 
 
 def _fed_rows(feed_forward, x, residual):
-    if not (may_bypass(feed_forward, FeedForward) and may_bypass(feed_forward.net, nn.Sequential)):
+    if not (x.is_cpu and may_bypass(feed_forward, FeedForward) and may_bypass(feed_forward.net, nn.Sequential)):
         return residual + feed_forward(x)
     *first, last = feed_forward.net
     for layer in first:
@@ -188,24 +191,25 @@ class SpatialTransformer(Layer, own=True):
             for _ in range(depth)
         )
 
-    def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
+    def to_tokens(self, x: torch.Tensor, hooks: Hooks) -> torch.Tensor:
         """[n, c, h, w] to [n, h*w, inner]."""
-        x = self.norm(x)
+        x = group_norm(x, self.norm, hooks, None, silu=False) if norm_takes(x, self.norm) else self.norm(x)
         if self.linear:
             return self.proj_in(x.flatten(2).transpose(1, 2).contiguous())
         return self.proj_in(x).flatten(2).transpose(1, 2).contiguous()
 
-    def to_image(self, tokens: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        """[n, h*w, inner] to [n, c, h, w]."""
+    def to_image(self, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """[n, h*w, inner] to [n, c, h, w], in memory as the image [n, c, h, w] is."""
+        size, order = image.shape[2:], memory_format(image)
         if self.linear:
-            return self.proj_out(tokens).transpose(1, 2).unflatten(2, size).contiguous()
-        return self.proj_out(tokens.transpose(1, 2).unflatten(2, size).contiguous())
+            return self.proj_out(tokens).transpose(1, 2).unflatten(2, size).contiguous(memory_format=order)
+        return self.proj_out(tokens.transpose(1, 2).unflatten(2, size).contiguous(memory_format=order))
 
     def forward(self, x: torch.Tensor, call: Call) -> torch.Tensor:
         """x [n, c, h, w] to its shape; with a budget some images at a time."""
         call.hooks.enter_transformer(x.shape)
         row = costs.TRANSFORMER * x.shape[1] * x.shape[2] * x.shape[3] * x.element_size()
-        tokens = by_rows(self.to_tokens, call.budget, row, x)
+        tokens = by_rows(lambda rows: self.to_tokens(rows, call.hooks), call.budget, row, x)
         for depth, block in enumerate(self.transformer_blocks):
             call.hooks.enter_depth(depth)
             tokens = by_rows(
@@ -213,7 +217,7 @@ class SpatialTransformer(Layer, own=True):
                 _attention_budget(block, call), row, tokens, call.context,  # type: ignore[arg-type]  # with transformers there is one
             )
             tokens = self.over_time(depth, tokens, call)
-        return by_rows(lambda rows, image: self.to_image(rows, x.shape[2:]) + image, call.budget, row, tokens, x)
+        return by_rows(lambda rows, image: self.to_image(rows, image) + image, call.budget, row, tokens, x)
 
     def over_time(self, depth: int, tokens: torch.Tensor, call: Call) -> torch.Tensor:
         """What follows the block at `depth`, on tokens [n, h*w, inner]: nothing, in images."""

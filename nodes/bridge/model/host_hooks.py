@@ -16,8 +16,13 @@ from ....unet.transformer import (
 )
 from .feature_run import CachedCall
 from .host_attention import attention_for
-from .norm_affine import cast_affine
+from .layer_weights import convolution, norm_affine
 from .replaced_functions import of_a_pack
+
+LOOKS = (  # patches that are given activations between layers
+    "input_block_patch", "input_block_patch_after_skip", "middle_block_after_patch", "output_block_patch",
+    "forward_timestep_embed_patch",
+)
 
 
 def patched_at_large(options: dict, network: torch.nn.Module) -> bool:
@@ -96,23 +101,28 @@ class AttentionHooks(Hooks):
         return self._attend("attn2", block, x, context)
 
     def attention(self, q, k, v, heads):
-        attend = attention_for(q, k, v, self.attn_precision)
+        attend = attention_for(q, k, v, heads, self.attn_precision, self.options)
         return attend(q, k, v, heads, attn_precision=self.attn_precision, transformer_options=self.options)
 
+    def without_bias(self, layer, x):
+        return convolution(layer, x)
+
     def affine(self, norm, dtype, device):
-        return cast_affine(norm, dtype, device)
+        return norm_affine(norm, dtype, device)
 
     def _attend(self, name, block, x, context):
         """One attention with its patches: `<name>_patch` on the inputs, a replacement, `<name>_output_patch`."""
-        self.extra = self.extra or self._extra_options(block)
         attn = getattr(block, name)
-        value = None
-        if patches := self.patches.get(f"{name}_patch"):
+        value, patches, outputs = None, self.patches.get(f"{name}_patch"), self.patches.get(f"{name}_output_patch", ())
+        replacement = self._replacement(name)
+        if patches or outputs or replacement or "middle_patch" in self.patches:
+            self.extra = self.extra or self._extra_options(block)
+        if patches:
             context = x if context is None else context
             value = context
             for patch in patches:
                 x, context, value = patch(x, context, value, self.extra)
-        if replacement := self._replacement(name):
+        if replacement:
             context = x if context is None else context
             value = context if value is None else value
             x = attn.to_out(replacement(attn.to_q(x), attn.to_k(context), attn.to_v(value), self.extra))
@@ -120,7 +130,7 @@ class AttentionHooks(Hooks):
             x = attn(x, context, value, hooks=self)
         else:
             x = attn(x, context=context, value=value, transformer_options=self.options)
-        for patch in self.patches.get(f"{name}_output_patch", ()):
+        for patch in outputs:
             x = patch(x, self.extra)
         return x
 
@@ -154,6 +164,10 @@ class HostHooks(AttentionHooks):
         self.outer = 0 if cached is None else cached.depth
         options["original_shape"] = list(asked["x"].shape)
         options["transformer_index"] = 0
+
+    @property
+    def sees_images(self):
+        return bool(of_a_pack("forward_timestep_embed") or of_a_pack("apply_control") or any(map(self.patches.get, LOOKS)))
 
     def enter_block(self, kind, index):
         self.options["block"] = (kind, index)

@@ -4,6 +4,7 @@ import comfy.ops
 
 from ....unet.fused_linear import FusedLinear
 from ....unet.quick_conv import QuickConv2d
+from .layer_weights import is_plain
 
 
 class Operations(comfy.ops.disable_weight_init):
@@ -11,23 +12,23 @@ class Operations(comfy.ops.disable_weight_init):
 
     class Linear(FusedLinear, comfy.ops.disable_weight_init.Linear, own=True):
         def is_plain(self):
-            return _is_plain(self)
+            return is_plain(self)
 
-        def forward(self, *args, **kwargs):
+        def forward(self, input):  # noqa: A002  # the host's name
+            if not input.is_cpu:  # where a fast card waits for Python
+                return comfy.ops.disable_weight_init.Linear.forward(self, input)
             comfy.ops.run_every_op()  # ends an interrupted run
-            return super().forward(*args, **kwargs)
+            return super().forward(input)
 
     class Conv2d(QuickConv2d, comfy.ops.disable_weight_init.Conv2d, own=True):
         def is_plain(self):
-            return _is_plain(self)
+            return is_plain(self)
 
-        def forward(self, *args, **kwargs):
+        def forward(self, input):  # noqa: A002  # the host's name
+            if not input.is_cpu:
+                return comfy.ops.disable_weight_init.Conv2d.forward(self, input)
             comfy.ops.run_every_op()
-            return super().forward(*args, **kwargs)
-
-
-def _is_plain(layer):
-    return not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
+            return super().forward(input)
 
 
 def with_quick_layers(operations):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 
 from ....unet.group_norm import moments, residual_in_strips
-from ..model.norm_affine import cast_affine
+from ..model.layer_weights import norm_affine
 
 STAGES = 15  # fourteen blocks and the output layers, of which `decode_frames` reports each
 
@@ -83,7 +83,7 @@ def _over_time(frames, block, seen, device):
         return ((rows, _take(frames, rows, device)) for rows in _strips(frames))
 
     alpha = block.get_alpha(bs=1).to(device)
-    for rows, x, mixed in residual_in_strips(block.time_stack, seen, strips, frames[0].dtype, cast_affine):
+    for rows, x, mixed in residual_in_strips(block.time_stack, seen, strips, frames[0].dtype, norm_affine):
         _put(frames, rows, alpha * mixed + (1.0 - alpha) * x)
 
 
