@@ -149,7 +149,7 @@ class Hooks:
         return layer(x), None
 
     def affine(self, norm: torch.nn.GroupNorm, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias [c] of a GroupNorm that runs in chunks, where the layer itself is not called."""
+        """Weight and bias [c] of a GroupNorm that is computed without a call of the layer."""
         return read_affine(norm, dtype, device)
 
 

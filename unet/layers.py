@@ -78,7 +78,6 @@ class AlphaBlender(nn.Module):
             return torch.lerp(temporal, spatial, s.to(spatial.dtype))  # one kernel
         return s.to(spatial.dtype) * spatial + (1 - s).to(spatial.dtype) * temporal
 
-
     def plus(self, video: torch.Tensor, change: Convolved) -> torch.Tensor:
         """The blend of a video [b, c, t, h, w] with itself plus a change."""
         out = blended(video, change, self.mix_factor)
@@ -118,8 +117,7 @@ class ResBlock(Layer, own=True):
 
         def formula(x, emb, skip=None):
             x = x if skip is None else torch.cat([x, skip], dim=1)
-            h = convolved(self.in_layers, x, call.hooks)
-            h = shifted(self.out_layers, h, self.emb_layers(emb), call.hooks)
+            h = shifted(self.out_layers, convolved(self.in_layers, x, call.hooks), self.emb_layers(emb), call.hooks)
             return summed(self.skip_connection(x), h)
 
         row = costs.res_block(into, self.out_channels, skip is not None) * x.shape[2] * x.shape[3] * x.element_size()
@@ -150,8 +148,7 @@ class TemporalResBlock(nn.Module):
 
     def change(self, x: torch.Tensor, call: Call) -> Convolved:
         """What `forward` adds to x."""
-        h = convolved(self.in_layers, x, call.hooks)
-        return shifted(self.out_layers, h, self.emb_layers(call.emb), call.hooks)
+        return shifted(self.out_layers, convolved(self.in_layers, x, call.hooks), self.emb_layers(call.emb), call.hooks)
 
     def in_strips(self, x: torch.Tensor, call: Call, budget: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """What `forward` makes of x [b, channels, t, 1, pixels] in `budget` bytes, strip by strip: (pixels, x, result).

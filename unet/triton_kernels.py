@@ -9,19 +9,20 @@ import triton.language as tl
 
 CHANNELS = 64  # of a program
 ROWS = 64  # of a program at a time
-PARTS = 32  # of the statistics that are pooled at a time
+CHUNKS = 32  # of the statistics that are pooled at a time
+VALUES = 1024  # of a program that works on each by itself
 PROGRAMS = 1024  # so many at least are to sum, where there are rows enough: several for each multiprocessor
 
 
 @triton.jit
-def _moments(x, shift, means, squares, rows, channels, rows_of_shift, part, SHIFTS: tl.constexpr, ROWS: tl.constexpr,
+def _moments(x, shift, means, squares, rows, channels, rows_of_shift, chunk, SHIFTS: tl.constexpr, ROWS: tl.constexpr,
              CHANNELS: tl.constexpr):
-    """Of a part of the rows: each channel's mean, and the sum of squared deviations from it."""
+    """Of a chunk of the rows: each channel's mean, and the sum of squared deviations from it."""
     index, image = tl.program_id(0), tl.program_id(2)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < channels
     x += image.to(tl.int64) * rows * channels
-    first, last = index * part, tl.minimum((index + 1) * part, rows)
+    first, last = index * chunk, tl.minimum((index + 1) * chunk, rows)
     shift += image.to(tl.int64) * (rows // rows_of_shift) * channels
     # deviations from the first row: sums of squares of the values themselves would cancel
     pivot = tl.load(x + first.to(tl.int64) * channels + c, mask=inside, other=0.0).to(tl.float32)
@@ -47,32 +48,32 @@ def _moments(x, shift, means, squares, rows, channels, rows_of_shift, part, SHIF
 
 
 @triton.jit
-def _pool(means, squares, weight, bias, scales, offsets, rows, channels, of_group, part, parts, eps, PARTS: tl.constexpr,
+def _pool(means, squares, weight, bias, scales, offsets, rows, channels, of_group, chunk, chunks, eps, CHUNKS: tl.constexpr,
           CHANNELS: tl.constexpr):
     """Of a group: what its channels are multiplied with, and what is added then (Chan et al. 1979)."""
     group, image = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, CHANNELS)
     inside = place < of_group
     c = group * of_group + place
-    total = tl.zeros((PARTS, CHANNELS), tl.float32)
-    start = 0 * parts
-    while start < parts:
-        p = start + tl.arange(0, PARTS)
-        count = tl.minimum(part, rows - p * part).to(tl.float32)
-        mask = (p < parts)[:, None] & inside[None, :]
-        total += count[:, None] * tl.load(means + (image * parts + p)[:, None] * channels + c[None, :], mask=mask, other=0.0)
-        start += PARTS
+    total = tl.zeros((CHUNKS, CHANNELS), tl.float32)
+    start = 0 * chunks
+    while start < chunks:
+        p = start + tl.arange(0, CHUNKS)
+        count = tl.minimum(chunk, rows - p * chunk).to(tl.float32)
+        mask = (p < chunks)[:, None] & inside[None, :]
+        total += count[:, None] * tl.load(means + (image * chunks + p)[:, None] * channels + c[None, :], mask=mask, other=0.0)
+        start += CHUNKS
     mean = tl.sum(total) / rows / of_group
-    square = tl.zeros((PARTS, CHANNELS), tl.float32)
-    start = 0 * parts
-    while start < parts:
-        p = start + tl.arange(0, PARTS)
-        count = tl.minimum(part, rows - p * part).to(tl.float32)
-        mask = (p < parts)[:, None] & inside[None, :]
-        at = (image * parts + p)[:, None] * channels + c[None, :]
+    square = tl.zeros((CHUNKS, CHANNELS), tl.float32)
+    start = 0 * chunks
+    while start < chunks:
+        p = start + tl.arange(0, CHUNKS)
+        count = tl.minimum(chunk, rows - p * chunk).to(tl.float32)
+        mask = (p < chunks)[:, None] & inside[None, :]
+        at = (image * chunks + p)[:, None] * channels + c[None, :]
         off = tl.load(means + at, mask=mask, other=0.0) - mean
         square += tl.where(mask, tl.load(squares + at, mask=mask, other=0.0) + count[:, None] * off * off, 0.0)
-        start += PARTS
+        start += CHUNKS
     scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32) * tl.rsqrt(tl.sum(square) / rows / of_group + eps)
     offset = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32) - mean * scale
     tl.store(scales + image * channels + c, scale, mask=inside)
@@ -116,8 +117,8 @@ def _add(x, change, bias, mix_factor, out, rows, channels, BLENDS: tl.constexpr,
 
 
 @triton.jit
-def _geglu(x, out, count, width, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def _geglu(x, out, count, width, VALUES: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
     mask = at < count
     row = at // width
     place = row * width + at  # of the value in a row twice as wide
@@ -132,21 +133,22 @@ def group_norm(x, weight, bias, groups: int, eps: float, shift, silu: bool):
     rows = x.numel() // images // channels
     rows_of_shift = rows if shift is None else rows * images // shift.shape[0]
     blocks = triton.cdiv(channels, CHANNELS)
-    part = ROWS * max(1, rows * images * blocks // (ROWS * PROGRAMS))
-    parts = triton.cdiv(rows, part)
-    means, squares = torch.empty((2, images, parts, channels), dtype=torch.float32, device=x.device)
+    chunk = ROWS * max(1, rows * images * blocks // (ROWS * PROGRAMS))
+    chunks = triton.cdiv(rows, chunk)
+    means, squares = torch.empty((2, images, chunks, channels), dtype=torch.float32, device=x.device)
     scales, offsets = torch.empty((2, images, channels), dtype=torch.float32, device=x.device)
+    out = torch.empty_like(x)
     shifts = shift is not None
     shift = x if shift is None else shift.contiguous()
-    _moments[parts, blocks, images](
-        x, shift, means, squares, rows, channels, rows_of_shift, part, SHIFTS=shifts, ROWS=ROWS, CHANNELS=CHANNELS)
     of_group = channels // groups
-    _pool[groups, images](
-        means, squares, weight, bias, scales, offsets, rows, channels, of_group, part, parts, eps, PARTS=PARTS,
-        CHANNELS=triton.next_power_of_2(of_group))
-    out = torch.empty_like(x)
-    _apply[triton.cdiv(rows, ROWS), blocks, images](
-        x, shift, scales, offsets, out, rows, channels, rows_of_shift, SHIFTS=shifts, SILU=silu, ROWS=ROWS, CHANNELS=CHANNELS)
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _moments[chunks, blocks, images](
+            x, shift, means, squares, rows, channels, rows_of_shift, chunk, SHIFTS=shifts, ROWS=ROWS, CHANNELS=CHANNELS)
+        _pool[groups, images](
+            means, squares, weight, bias, scales, offsets, rows, channels, of_group, chunk, chunks, eps, CHUNKS=CHUNKS,
+            CHANNELS=triton.next_power_of_2(of_group))
+        _apply[triton.cdiv(rows, ROWS), blocks, images](
+            x, shift, scales, offsets, out, rows, channels, rows_of_shift, SHIFTS=shifts, SILU=silu, ROWS=ROWS, CHANNELS=CHANNELS)
     return out
 
 
@@ -155,9 +157,10 @@ def add(x, change, bias, mix_factor):
     channels = x.shape[1]
     rows = x.numel() // channels
     out = torch.empty_like(x)
-    _add[triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)](
-        x, change, bias, bias if mix_factor is None else mix_factor, out, rows, channels, BLENDS=mix_factor is not None, ROWS=ROWS,
-        CHANNELS=CHANNELS)
+    factor = bias if mix_factor is None else mix_factor
+    with torch.cuda.device_of(x):
+        _add[triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS)](
+            x, change, bias, factor, out, rows, channels, BLENDS=mix_factor is not None, ROWS=ROWS, CHANNELS=CHANNELS)
     return out
 
 
@@ -165,5 +168,6 @@ def geglu(x):
     """As `card_kernels.geglu`, of a dense x."""
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
-    _geglu[triton.cdiv(out.numel(), 1024),](x, out, out.numel(), width, BLOCK=1024)
+    with torch.cuda.device_of(x):
+        _geglu[triton.cdiv(out.numel(), VALUES),](x, out, out.numel(), width, VALUES=VALUES)
     return out

@@ -1,10 +1,19 @@
 """Kernels for graphics cards, run by Triton's interpreter on the CPU, against PyTorch in float64."""
 
 import json
+import platform
+import sys
 
 import pytest
 
 from support.children import run_python
+
+pytestmark = [
+    pytest.mark.slow, pytest.mark.one_host,
+    pytest.mark.skipif(
+        sys.platform != "linux" or platform.machine() != "x86_64", reason="PyTorch brings Triton to Linux on x86-64 alone"
+    ),
+]
 
 START = """
 import json, os
@@ -24,11 +33,9 @@ def interpreted(script: str) -> dict:
     return json.loads(run_python("-c", f"{START}\n{script}\nprint(json.dumps(found))").stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
-@pytest.mark.one_host
 def test_a_norm_and_its_silu_are_pytorchs_for_images_and_videos():
     found = interpreted("""
-triton_kernels.PROGRAMS, triton_kernels.PARTS = 4, 2  # several parts of rows, pooled in several rounds
+triton_kernels.PROGRAMS, triton_kernels.CHUNKS = 4, 2  # several chunks of rows, pooled in several rounds
 for name, shape, order in (
     ("images", (1, 96, 11, 13), torch.channels_last), ("one pixel", (2, 64, 1, 1), torch.channels_last),
     ("videos", (2, 64, 3, 7, 5), torch.channels_last_3d),
@@ -48,8 +55,6 @@ for name, shape, order in (
     assert max(found.values()) < 2e-5, found
 
 
-@pytest.mark.slow
-@pytest.mark.one_host
 def test_sums_and_geglu_are_pytorchs():
     found = interpreted("""
 x, change = (torch.randn(2, 48, 3, 5, 7).to(memory_format=torch.channels_last_3d) for _ in range(2))
@@ -66,8 +71,6 @@ found["geglu"] = relative_error(triton_kernels.geglu(both), value * F.gelu(gate)
     assert max(found.values()) < 1e-6, found
 
 
-@pytest.mark.slow
-@pytest.mark.one_host
 def test_a_video_network_by_the_kernels_is_the_network():
     found = interpreted("""
 from dataclasses import replace

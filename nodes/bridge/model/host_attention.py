@@ -32,7 +32,8 @@ def attention_for(
 def _by_cudnn(q, heads):
     """Whether cuDNN's kernel is the faster one: on Hopper, where PyTorch takes it by itself and the host asks for another first."""
     return (
-        q.numel() >= BY_CUDNN and q.shape[0] < 2**15 and q.shape[2] == 64 * heads and q.dtype in (torch.float16, torch.bfloat16)
+        not torch.compiler.is_compiling() and q.numel() >= BY_CUDNN and q.shape[0] < 2**15 and q.shape[2] == 64 * heads
+        and q.dtype in (torch.float16, torch.bfloat16)
         and not args.use_pytorch_cross_attention and torch.cuda.get_device_capability(q.device) == (9, 0)
     )
 

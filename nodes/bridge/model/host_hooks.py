@@ -4,7 +4,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules import openaimodel
 
 from ....unet import Hooks
-from ....unet.hooks import Layer, has_other_forward
+from ....unet.hooks import Layer, has_other_forward, is_watched
+from ....unet.layers import Downsample
 from ....unet.transformer import (
     BasicTransformerBlock,
     CrossAttention,
@@ -16,13 +17,15 @@ from ....unet.transformer import (
 )
 from .feature_run import CachedCall
 from .host_attention import attention_for
-from .layer_weights import convolution, norm_affine
+from .layer_weights import convolution, norm_affine, norms_are_replaced
 from .replaced_functions import of_a_pack
 
 LOOKS = (  # patches that are given activations between layers
     "input_block_patch", "input_block_patch_after_skip", "middle_block_after_patch", "output_block_patch",
     "forward_timestep_embed_patch",
 )
+
+OWN = (Layer, Downsample, torch.nn.Conv2d)  # what blocks are built of
 
 
 def patched_at_large(options: dict, network: torch.nn.Module) -> bool:
@@ -167,7 +170,8 @@ class HostHooks(AttentionHooks):
 
     @property
     def sees_images(self):
-        return bool(of_a_pack("forward_timestep_embed") or of_a_pack("apply_control") or any(map(self.patches.get, LOOKS)))
+        replaced = norms_are_replaced() or of_a_pack("forward_timestep_embed") or of_a_pack("apply_control")
+        return bool(replaced or any(map(self.patches.get, LOOKS)))
 
     def enter_block(self, kind, index):
         self.options["block"] = (kind, index)
@@ -195,6 +199,8 @@ class HostHooks(AttentionHooks):
                 )
         if isinstance(layer, Layer) and has_other_forward(layer):  # a pack's, with the host's arguments (RAUNet)
             return self._as_the_host((layer,), x, call)
+        if is_watched(layer) or not isinstance(layer, OWN):  # what looks at it is given the usual order in memory
+            x = x.contiguous()
         x = super().layer(layer, x, call)
         if isinstance(layer, SpatialTransformer):
             self.options["transformer_index"] += 1
@@ -203,7 +209,7 @@ class HostHooks(AttentionHooks):
     def _as_the_host(self, layers, x, call):
         """Layers, or a block, by the host's function, which a pack may have replaced (reference ControlNets)."""
         return openaimodel.forward_timestep_embed(
-            layers, x, call.emb, call.context, self.options, call.next_skip,
+            layers, x.contiguous(), call.emb, call.context, self.options, call.next_skip,
             time_context=call.time_context, num_video_frames=call.num_frames,
             image_only_indicator=self.asked["image_only_indicator"],
         )

@@ -4,8 +4,22 @@ from typing import Any
 
 import comfy.ops
 import torch
+from comfy.quant_ops import QuantizedTensor
 
+HOSTS_NORM = comfy.ops.disable_weight_init.GroupNorm
 CASTS = [kind.forward_comfy_cast_weights for kind in (comfy.ops.disable_weight_init.Conv2d, comfy.ops.disable_weight_init.Conv3d)]
+
+
+def _norm_functions():
+    return torch.nn.GroupNorm.forward, HOSTS_NORM.forward, HOSTS_NORM.forward_comfy_cast_weights
+
+
+UNTOUCHED = _norm_functions()
+
+
+def norms_are_replaced() -> bool:
+    """Has a pack put a function of its own into PyTorch's or the host's group norm, as AnimateDiff's do while they sample?"""
+    return _norm_functions() != UNTOUCHED
 
 
 def is_plain(layer: torch.nn.Module) -> bool:
@@ -28,7 +42,8 @@ def norm_affine(norm: torch.nn.GroupNorm, dtype: torch.dtype, device: torch.devi
 
 def convolution(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a convolution of `comfy.ops` makes of x without its bias, and the bias [c]; layer(x) and None for other kinds."""
-    if getattr(type(layer), "forward_comfy_cast_weights", None) not in CASTS:
+    casts = isinstance(layer, comfy.ops.CastWeightBiasOp) and type(layer).forward_comfy_cast_weights in CASTS
+    if not casts or isinstance(layer.weight, QuantizedTensor):
         return layer(x), None
     comfy.ops.run_every_op()  # ends an interrupted run
     if is_plain(layer):

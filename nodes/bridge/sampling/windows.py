@@ -88,9 +88,11 @@ class ClipWindows(windows.IndexListContextHandler):
 
         A node on the model may ask for a level twice.
         """
+        if not self.from_previous_step:
+            return None
         if level != self._done[0]:
             self._before, self._done = self._done[1], (level, step)
-        return self._before if self.from_previous_step else None
+        return self._before
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
         """The denoised clip for each of `conds`, as the host's `calc_cond_batch` gives it."""

@@ -7,9 +7,9 @@ import comfy.model_management as management
 import torch
 
 from ..node_names import DECODE_VIDEO
+from ..sampling.lanes import CLONES
 
 DEVICES = "temporal_unet.devices"  # key in the sampler's latent: the devices of the MODEL and of its clones, where it has any
-CLONES = "multigpu"  # key of clones among the additional models of a patcher of the host's
 
 
 def devices_of(model) -> list[torch.device]:
