@@ -52,9 +52,8 @@ class RayPool(io.ComfyNode):
         cls, model, address: str, workers: int, use_this_gpu: bool, timeout: float = 60.0
     ) -> io.NodeOutput:
         pool = workers_at(address.strip())
-        pool.timeout = timeout
         pool.set_count(workers)
         pool.wait_for_one(timeout)
         text = "\n".join(pool.lines())
         logging.info("%s: %s", NODE, text.replace("\n", "; "))
-        return io.NodeOutput(with_pool(model, Pool(pool, workers, use_this_gpu)), text)
+        return io.NodeOutput(with_pool(model, Pool(pool, workers, use_this_gpu, timeout)), text)

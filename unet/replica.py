@@ -1,5 +1,6 @@
 """A network that answers calls of another process: what it is made of, its inputs and its results are arrays and plain values."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Replica:
             torch.cuda.empty_cache()
         dtype = getattr(torch, spec["dtype"])
         network = UNetModel(UNetConfig(**spec["config"]), operations=StoredLayers, dtype=dtype, device="meta")
-        found = spec["path"] is not None and Path(spec["path"]).exists()
+        found = spec["path"] is not None and os.access(spec["path"], os.R_OK)
         if found:
             self._read(network, Path(spec["path"]), spec, dtype)
         self.network, self._began = network, spec

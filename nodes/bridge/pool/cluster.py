@@ -36,10 +36,20 @@ def connect(address: str):
             f"address, or start ComfyUI again to use {_named(address)}."
         )
     if not _joined:
+        if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+            raise RuntimeError(
+                f"{NODE}: another node pack has loaded Ray in this ComfyUI already, without tokens. Start ComfyUI with the "
+                f"environment variable RAY_AUTH_MODE=token, or without that pack."
+            )
         _set_up(address)
         _reach(address)
         import ray
 
+        if tuple(map(int, ray.__version__.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
+            raise RuntimeError(
+                f"{NODE}: Ray {ray.__version__} is too old, {OLDEST} or newer is needed on every machine. Install it and start "
+                f"ComfyUI again: {sys.executable} -m pip install \"ray>={OLDEST}\""
+            )
         if ray.is_initialized():
             raise RuntimeError(f"{NODE}: another node pack has started Ray in this ComfyUI already. Start ComfyUI without it.")
         _init(ray, address)
@@ -91,7 +101,7 @@ def _init(ray, address):
         )
     except Exception as error:  # of many kinds
         ray.shutdown()
-        raise RuntimeError(f"{NODE}: {_why(str(error), address)}") from error
+        raise RuntimeError(f"{NODE}: {_why(f'{error} {error.__cause__ or str()}', address)}") from error
 
 
 def _why(text: str, address: str) -> str:
@@ -99,6 +109,11 @@ def _why(text: str, address: str) -> str:
         return (
             f"the cluster at {address} has another version of Ray or Python. All machines need the same Ray and the same Python, "
             f"such as 3.12. Ray says: {' '.join(text.split())}"
+        )
+    if "No node info found" in text:
+        return (
+            f"this machine is no part of the cluster at {address}. Run here, too: ray start --address={address} (with --num-gpus=0 "
+            f"where this ComfyUI alone is to use its GPU)."
         )
     if not address:
         return f"Ray could not be started on this machine. It says: {text}"

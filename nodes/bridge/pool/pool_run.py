@@ -7,12 +7,14 @@ import comfy.model_management as management
 import torch
 
 from ....unet.arrays import to_array, to_tensor
+from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import LANE
 from .attempts import Request, answer
 from .shared_network import SharedNetwork
 from .workers import POLL, Workers
 
 PLACES = ("input", "middle", "output")
+MOST_LOST = 3  # workers, after which a call is taken to be what ends them
 
 
 class PoolRun:
@@ -56,19 +58,21 @@ class PoolRun:
             if not in_lane:  # in a lane the thread that started it looks
                 management.throw_exception_if_processing_interrupted()
 
-        since = time.monotonic()
+        since, lost = time.monotonic(), 0
         while True:
             check()
             if (worker := self.workers.take(request.network.key)) is not None:
                 if (made := answer(self.workers, worker, request, check)) is not None:
                     return made
-                since = time.monotonic()
+                since, lost = time.monotonic(), lost + 1
+                if lost == MOST_LOST and not self.here:
+                    raise RuntimeError(f"{NODE}: {lost} workers were lost by one call, the last one so: {self.workers.why}")
             elif self._here.acquire(blocking=False):
                 try:
                     return run_here()
                 finally:
                     self._here.release()
-            elif self.workers.at_work():
+            elif self.here or self.workers.at_work():  # here: this machine works on another call
                 since = time.monotonic()
             elif time.monotonic() - since > self.workers.timeout:
                 raise RuntimeError(self.workers.none_answers(self.workers.timeout))

@@ -22,6 +22,7 @@ class Pool:
     workers: Workers
     count: int
     here: bool
+    timeout: float  # seconds, as in Workers
 
     def __deepcopy__(self, memo):
         return self
@@ -46,6 +47,7 @@ def _run(executor, *args, **kwargs):
     pool = options.pop(ELSEWHERE)
     if (kept := stays_here(guider.model_patcher, options, guider.conds.values())) is None:
         options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(guider.model_patcher), pool.here)
+        pool.workers.timeout = pool.timeout
         pool.workers.set_count(pool.count)
     elif pool.here:
         logging.warning("%s: this run is computed on this machine alone, since workers do not get %s.", NODE, kept)
@@ -101,6 +103,10 @@ def stays_here(patcher, options: dict, conds) -> str | None:
         return "a hook on the conditioning"
     if FEATURE_CACHE_KEY in options:
         return f"what {FEATURE_CACHE} keeps"
+    if any("gligen" in condition for conditions in conds for condition in conditions or ()):
+        return "GLIGEN, which is code in the network"
+    if "optimized_attention_override" in options:
+        return "a replaced attention"
     functions = [function for patches in options.get("patches", {}).values() for function in patches]
     functions += [function for places in options.get("patches_replace", {}).values() for function in places.values()]
     wrappers = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})
@@ -108,7 +114,7 @@ def stays_here(patcher, options: dict, conds) -> str | None:
     if functions:
         names = sorted({_name(function) for function in functions})
         return f"the patches of {', '.join(names)}"
-    objects = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
+    objects = [name for name in (*patcher.object_patches, *patcher.weight_wrapper_patches) if name.startswith("diffusion_model")]
     if objects or patcher.injections:
         return f"what was put into the network: {', '.join([*objects, *patcher.injections])}"
     return None

@@ -47,7 +47,10 @@ class Workers:
 
     def __init__(self, address: str):
         self.ray = connect(address)
-        self.lost = self.ray.exceptions.RayActorError, self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.ObjectLostError
+        errors = self.ray.exceptions
+        self.lost = (
+            errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError, errors.NodeDiedError, errors.OutOfMemoryError,
+        )
         self.kind = "cpu" if management.is_device_cpu(management.get_torch_device()) else "cuda"
         self.workers: list[Worker] = []
         self.changed = threading.Condition()
@@ -56,6 +59,7 @@ class Workers:
         self._seconds: dict[tuple, deque[float]] = {}  # of the latest calls of a size
         self._known: list[dict] = []
         self._asking: threading.Thread | None = None
+        self._turn = threading.Lock()  # to ask
         self._looked = self._counted = 0.0
         self._counts = False  # is there to be a worker on each GPU?
         self.ray.cloudpickle.register_pickle_by_value(worker_module)
@@ -71,6 +75,7 @@ class Workers:
         """
         with self.changed:
             self._counts = count == 0
+            self.workers.sort(key=lambda worker: not worker.ready)
             while count and len(self.workers) > count:
                 self.ray.kill(self.workers.pop().handle)
             self._add(count or self._gpus())
@@ -112,7 +117,7 @@ class Workers:
         """A call of this size took so long."""
         self._seconds.setdefault(size, deque(maxlen=9)).append(seconds)
         while len(self._seconds) > SIZES:
-            del self._seconds[next(iter(self._seconds))]
+            self._seconds.pop(next(iter(self._seconds)), None)  # calls end in several threads
 
     def usual(self, size: tuple) -> float | None:
         """Seconds that a call of this size takes; None where none was made yet."""
@@ -128,6 +133,8 @@ class Workers:
 
     def _lose(self, worker, error):
         worker.ready, worker.key, self.why = False, None, f"{worker}: {error}"
+        if isinstance(error, self.ray.exceptions.RayActorError) and error.actor_init_failed:
+            worker.handle = self._actor.remote(self.kind)  # Ray does not start such a one again
         worker.pending = worker.handle.hello.remote()
 
     def _look(self):
@@ -151,8 +158,10 @@ class Workers:
             made = self.ray.get(worker.pending)
         except self.lost as error:
             return self._lose(worker, error)
-        except self.ray.exceptions.RayError:  # of a call that nobody waits for
-            made = None
+        except self.ray.exceptions.RayError as error:
+            if not worker.ready:
+                return self._lose(worker, error)
+            made = None  # of a call that nobody waits for
         if not worker.ready:
             worker.ready = True
             worker.machine, _, worker.device = made
@@ -186,12 +195,13 @@ class Workers:
         def ask():
             self._known = self.ray.nodes()
 
-        if self._asking is None:
-            self._asking = threading.Thread(target=ask, daemon=True)
-            self._asking.start()
-            self._asking.join(HEAD)
-        if not self._asking.is_alive():
-            self._asking = None
+        with self._turn:
+            if self._asking is None:
+                self._asking = threading.Thread(target=ask, daemon=True)
+                self._asking.start()
+                self._asking.join(HEAD)
+            if not self._asking.is_alive():
+                self._asking = None
         return self._known
 
     def lines(self) -> list[str]:

@@ -70,12 +70,12 @@ def lanes_of(model_options: dict, conds: Iterable) -> list[dict]:
     device of that clone, with the clone of the ControlNet for that device, in the thread that asks.
     """
     clones = model_options.get(ON_DEVICES, {})
+    shared = {key: value for key, value in model_options.items() if key not in (ON_DEVICES, POOL)}
     if is_elsewhere(model_options) and not keeps_state(model_options, conds):
         options = model_options["transformer_options"]
-        return [{**model_options, "transformer_options": {**options, LANE: True}}] * options[ELSEWHERE].lanes
+        return [{**shared, "transformer_options": {**options, LANE: True}}] * options[ELSEWHERE].lanes
     if len(clones) < 2 or keeps_state(model_options, conds):
         return [model_options]
-    shared = {key: value for key, value in model_options.items() if key not in (ON_DEVICES, POOL)}
     return [{**shared, ON_DEVICES: {device: clone}} for device, clone in clones.items()]
 
 
