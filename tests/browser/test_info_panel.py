@@ -371,8 +371,7 @@ def test_panels_speak_the_language_of_the_editor_and_english_where_it_is_none_of
     try:
         for language, words in (("fr", "247,8 MiB"), ("zh", "权重"), ("ru", "247.8 MiB of your")):
             editor.choose_language(language)
-            reported = panel(LOADER).wait_for(words)
-            assert reported.lines[0] == "Stable Video Diffusion"
+            panel(LOADER).wait_for(words).wait_for("Stable Video Diffusion")
     finally:
         editor.choose_language("en")
         panel(LOADER).wait_for("weights included")

@@ -6,7 +6,6 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 
 from support.controls import nets, ours, pairs, svd_net  # noqa: F401  (fixtures among them)
-from support.families import relative_error
 from support.oracle import hints, prompts, run_node, sample
 
 CLIP = 7
@@ -120,24 +119,13 @@ def test_stored_residuals_leave_the_device_after_a_failed_run(pairs, node, ours,
     assert seen[0] is not None and control.ready is None
 
 
-def test_images_that_do_not_fit_are_embedded_in_smaller_chunks(pack, pairs, node, ours, svd_net, monkeypatch, caplog):
-    model = pairs("svd").ours
-    controlled = ours(prompts(pairs("svd").config), svd_net, hints(CLIP))
-    expected = sample(model, *controlled, frames=CLIP)
-    monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (4 * MIB, MIB // 2, MIB // 8))
+def test_images_are_embedded_one_by_one(pairs, ours, svd_net):
+    """So that an image has the same bits whatever others a device embeds, and takes the least memory."""
     rows = []
-
-    def fail(module, args):
-        rows.append(args[0].shape[0])
-        if len(args[0]) > 1:
-            raise OUT_OF_MEMORY
-
-    handle = layer_of(svd_net).register_forward_pre_hook(fail)
-    result = sample(model, *controlled, frames=CLIP)
+    handle = layer_of(svd_net).register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+    sample(pairs("svd").ours, *ours(prompts(pairs("svd").config), svd_net, hints(CLIP)), frames=CLIP)
     handle.remove()
-    assert rows[0] == CLIP and rows[-CLIP:] == [1] * CLIP
-    assert relative_error(result, expected) <= 1e-5
-    assert sum("out of memory" in record.message for record in caplog.records) in (1, 2)
+    assert rows == [1] * CLIP
 
 
 # contexts of other packs, and the host's own apply node
@@ -145,7 +133,7 @@ def test_images_that_do_not_fit_are_embedded_in_smaller_chunks(pack, pairs, node
 
 def shown(rows):
     """A hook that notes which control images a hint net is given: the first number of each."""
-    return lambda module, args: rows.append([round(float(image[0, 0, 0]), 3) for image in args[0]])
+    return lambda module, args: rows.extend(round(float(image[0, 0, 0]), 3) for image in args[0])
 
 
 def ramp(count):
@@ -187,7 +175,7 @@ def test_images_follow_the_contexts_of_other_packs(pairs, node, svd_net, node_id
     assert control.sub_idxs is None, "what was set for a context outlives its run"
     call(control, pair, 8, {"ad_params": {**context, "sub_idxs": None}})
     handle.remove()
-    assert rows == [scaled([5, 2, 7]), scaled(range(8))]
+    assert rows == [*scaled([5, 2, 7]), *scaled(range(8))]
 
 
 @pytest.mark.parametrize("count, expected", [(2, [0, 1, 0, 1, 0]), (5, range(5)), (9, range(5)), (1, [0])])
@@ -199,7 +187,7 @@ def test_in_the_hosts_node_images_are_repeated_or_cut_as_in_the_hosts_nets(pairs
     handle = layer_of(svd_net).register_forward_pre_hook(shown(rows))
     call(extra["control"], pair, frames, {})
     handle.remove()
-    assert rows == [scaled(expected)]
+    assert rows == scaled(expected)
     if count > 1:
         as_host = broadcast_image_to(torch.arange(count), 2 * frames, 2)
         assert as_host.tolist() == [*expected, *expected]

@@ -1,5 +1,6 @@
 """Memory that runs out in any one layer call of a run: the run goes on to the same result, or the next run gives it."""
 
+import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,13 +112,14 @@ def test_wherever_memory_runs_out_the_result_is_the_same_and_nothing_is_left(pac
         assert torch.equal(run(), expected)
     assert whole.calls > 50 and whole.left() == 0
     for at in range(1, whole.calls + 1):
-        ended = False
+        ended = embedding = False
         with RunsOut(at) as fault:
             try:
                 assert relative_error(run(), expected) <= 5e-5, f"memory ran out in layer call {at}"
-            except torch.OutOfMemoryError:
-                ended = True
-        assert ended is not goes_on and fault.left() == 0, f"memory ran out in layer call {at}"
+            except torch.OutOfMemoryError as error:
+                ended, calls = True, traceback.extract_tb(error.__traceback__)
+                embedding = any(frame.name == "embed_hint" for frame in calls)  # of one control image: nothing is smaller
+        assert ended is (embedding or not goes_on) and fault.left() == 0, f"memory ran out in layer call {at}"
         if ended:
             assert torch.equal(run(), expected), f"the run after memory ran out in layer call {at}"
     assert torch.equal(run(), expected)

@@ -14,6 +14,7 @@ def one_kernel(pack, monkeypatch):
     """Weights that the host casts run by PyTorch's kernels alone, whose sums round otherwise than those of plain layers."""
     monkeypatch.setattr(pack("unet.onednn"), "pays", lambda form: False)
     monkeypatch.setattr(pack("unet.doubling"), "PIXELS", 2**40)
+    monkeypatch.setattr(pack("unet.winograd"), "pays", lambda: False)
 
 
 def clone_of(model, number: int = 0):
