@@ -16,7 +16,7 @@ from ....unet.transformer import (
     runs_whole,
 )
 from .feature_run import CachedCall
-from .host_attention import attention_for
+from .host_attention import attention_for, left_to_pytorch
 from .layer_weights import convolution, norm_affine, norms_are_replaced
 from .replaced_functions import of_a_pack
 
@@ -104,7 +104,9 @@ class AttentionHooks(Hooks):
         return self._attend("attn2", block, x, context)
 
     def attention(self, q, k, v, heads):
-        attend = attention_for(q, k, v, heads, self.attn_precision, self.options)
+        if left_to_pytorch(q, heads, self.options):
+            return super().attention(q, k, v, heads)
+        attend = attention_for(q, k, v, self.attn_precision)
         return attend(q, k, v, heads, attn_precision=self.attn_precision, transformer_options=self.options)
 
     def without_bias(self, layer, x):

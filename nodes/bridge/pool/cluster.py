@@ -14,6 +14,7 @@ STORE = 512 * 2**20  # bytes of the object store of a local start: a call's inpu
 REACH = 5.0  # seconds in which the head's port must answer
 FOR_GOOD = 10**8  # seconds
 OLDEST = "2.52"  # knows tokens
+INSTALL = f'{sys.executable} -m pip install "ray>={OLDEST}"'
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 JOIN = "Copy the file ~/.ray/auth_token of the head's machine to the same place here, and start ComfyUI again."
 
@@ -28,7 +29,7 @@ def connect(address: str):
     if importlib.util.find_spec("ray") is None:
         raise RuntimeError(
             f"{NODE}: Ray is not installed. Install it into ComfyUI's Python, on every machine in the same version, and start "
-            f"ComfyUI again: {sys.executable} -m pip install \"ray>={OLDEST}\""
+            f"ComfyUI again: {INSTALL}"
         )
     if _joined and address != _joined[0]:
         raise RuntimeError(
@@ -48,7 +49,7 @@ def connect(address: str):
         if tuple(map(int, ray.__version__.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
             raise RuntimeError(
                 f"{NODE}: Ray {ray.__version__} is too old, {OLDEST} or newer is needed on every machine. Install it and start "
-                f"ComfyUI again: {sys.executable} -m pip install \"ray>={OLDEST}\""
+                f"ComfyUI again: {INSTALL}"
             )
         if ray.is_initialized():
             raise RuntimeError(f"{NODE}: another node pack has started Ray in this ComfyUI already. Start ComfyUI without it.")

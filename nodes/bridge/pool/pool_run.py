@@ -7,13 +7,13 @@ import comfy.model_management as management
 import torch
 
 from ....unet.arrays import to_array, to_tensor
+from ....unet.replica import PLACES
 from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import LANE
 from .attempts import Request, answer
 from .shared_network import SharedNetwork
 from .workers import POLL, Workers
 
-PLACES = ("input", "middle", "output")
 MOST_LOST = 3  # workers, after which a call is taken to be what ends them
 
 
