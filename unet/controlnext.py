@@ -5,6 +5,7 @@ ControlNeXt-SVD (v1), files models/controlnext_vid_svd.py and models/unet_spatio
 names are the key names on disk, except v1's learned strength: `strength.scale` here, `scale` there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from .chunks import by_rows
 from .config import Levels
+from .hooks import Hooks
 from .layers import timestep_embedding
 
 EMBEDDING_GROUPS = 2  # of every norm in `embedding`
@@ -184,3 +186,30 @@ def join(h: torch.Tensor, feature: torch.Tensor, gain: float | torch.Tensor) -> 
     feature_std, feature_mean = torch.std_mean(feature, dim=(1, 2, 3), keepdim=True)
     unit = F.adaptive_avg_pool2d((feature - feature_mean) / (feature_std + 1e-5), (h.shape[-2], h.shape[-1]))
     return h + gain * (unit * std + mean)
+
+
+@dataclass(frozen=True)
+class Joining:
+    """A feature that joins the result of one input block of a UNet: what `join` takes, in any dtype, and on any device."""
+
+    block: int
+    feature: torch.Tensor
+    gain: float
+    weights: torch.Tensor | None  # of the frames and pixels of h, times the gain
+
+
+class JoiningHooks(Hooks):
+    """Of a call whose one video some features join, one after another."""
+
+    def __init__(self, joining: Sequence[Joining]):
+        self.joining = joining
+        self.block = ("", 0)
+
+    def enter_block(self, kind, index):
+        self.block = kind, index
+
+    def after_skip(self, h):
+        for one in self.joining:
+            if self.block == ("input", one.block) and one.gain:
+                h = join(h, one.feature.to(h), one.gain if one.weights is None else one.gain * one.weights.to(h))
+        return h

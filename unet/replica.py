@@ -1,7 +1,7 @@
 """A network that answers calls of another process: what it is made of, its inputs and its results are arrays and plain values."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from .arrays import Array, to_array, to_tensor
 from .config import UNetConfig
+from .controlnext import Joining, JoiningHooks
 from .memory import activation_bytes
 from .model import UNetModel
 from .residuals import Residuals
@@ -68,10 +69,14 @@ class Replica:
         self.network.eval().to(self.device)
         self.key = self._began["key"]
 
-    def call(self, key: str, rows: Mapping[str, Array | None], residuals: Mapping[str, list], frames: int) -> Array | None:
+    def call(
+        self, key: str, rows: Mapping[str, Array | None], residuals: Mapping[str, list], joins: Sequence[Mapping[str, Any]],
+        frames: int,
+    ) -> Array | None:
         """The prediction for `rows`, the tensors that `UNetModel.forward` takes by these names; None without the network `key`.
 
-        `residuals`: of a ControlNet, by place. `frames` of each video; videos run one after another.
+        `residuals`: of a ControlNet, by place. `joins`: features of ControlNeXts: "block", "feature" and "weights" as in `Joining`,
+        "gains" of each video. `frames` of each video; videos run one after another.
         """
         if key != self.key:
             return None
@@ -81,8 +86,21 @@ class Replica:
             count = tensors["x"].shape[0]
             each = frames if self._config.temporal else count
             videos = [slice(start, start + each) for start in range(0, count, each)]
-            made = [self._call(_rows_of(tensors, video, count), _of(added, video, count), each) for video in videos]
+            made = [
+                self._call(_rows_of(tensors, video, count), _of(added, video, count), self._joining(joins, index), each)
+                for index, video in enumerate(videos)
+            ]
             return to_array(torch.cat(made))
+
+    def _joining(self, joins, video):
+        """What joins this video's activations."""
+        return [
+            Joining(
+                join["block"], self._tensor(join["feature"]), join["gains"][video],
+                None if join["weights"] is None else self._tensor(join["weights"]),
+            )
+            for join in joins
+        ]
 
     @property
     def _config(self) -> UNetConfig:
@@ -94,13 +112,14 @@ class Replica:
         assert isinstance(tensor, torch.Tensor)
         return tensor
 
-    def _call(self, rows, residuals, frames):
+    def _call(self, rows, residuals, joining, frames):
         network, x = self.network, rows["x"]
         if not self._config.temporal:
             return network(**rows, num_frames=1, controls=Residuals(**residuals))
         for budget in self._budgets(x):
+            hooks = JoiningHooks(joining)
             try:
-                return network(**rows, num_frames=frames, controls=Residuals(**residuals), budget=budget)
+                return network(**rows, num_frames=frames, controls=Residuals(**residuals), hooks=hooks, budget=budget)
             except torch.cuda.OutOfMemoryError as error:
                 ran_out = error.with_traceback(None)
             torch.cuda.empty_cache()

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 
 import comfy.model_management as management
 import pytest
@@ -13,6 +12,7 @@ from support.devices import clone_of, with_clones
 from support.families import relative_error
 from support.gguf_networks import write_gguf
 from support.oracle import Pair, prompts, run_node, sample
+from support.pools import calls_here, on_call, pooled, processes  # noqa: F401  (fixtures)
 
 TOTAL, LENGTH, OVERLAP, STEPS = 14, 5, 2, 2
 pytestmark = [pytest.mark.slow, pytest.mark.one_host]
@@ -21,14 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.one_host]
 @pytest.fixture(scope="module")
 def pairs(pack, tmp_path_factory):
     return {name: Pair(pack, tmp_path_factory.mktemp("pool"), name) for name in ("svd", "sd1", "sdxl")}
-
-
-@pytest.fixture
-def pooled(node):
-    def pooled(model, workers=2, here=False):
-        return run_node(node("TemporalUNetRayPool"), model, "", workers, here)
-
-    return pooled
 
 
 @pytest.fixture
@@ -41,22 +33,6 @@ def run(node, pairs):
         )[0]["samples"]
 
     return run
-
-
-@pytest.fixture
-def calls_here():
-    """Counts what the network of a MODEL computes on this machine: `calls_here(model)` is a list with an entry for each call."""
-    handles = []
-
-    def counted(model):
-        calls = []
-        layer = model.model.diffusion_model.input_blocks[0][0]
-        handles.append(layer.register_forward_pre_hook(lambda *args: calls.append(1)))
-        return calls
-
-    yield counted
-    for handle in handles:
-        handle.remove()
 
 
 def test_one_and_two_workers_make_what_this_machine_makes(pairs, pooled, run, calls_here):
@@ -120,7 +96,7 @@ def test_patches_that_are_code_run_here_alone_or_are_refused_by_name(node, pairs
 
 
 def test_what_acts_inside_the_network_by_code_is_named(pack, pairs):
-    stays_here, model = pack("nodes.bridge.pool.pooled_model").stays_here, pairs["sd1"].ours
+    stays_here, model = pack("nodes.bridge.pool.stays_here").stays_here, pairs["sd1"].ours
     assert stays_here(model, {}, [[{"gligen": ("position", None, [])}]]).startswith("GLIGEN")
     assert stays_here(model, {"optimized_attention_override": print}, []) == "a replaced attention"
     assert stays_here(model, {}, [[{}]]) is None
@@ -131,47 +107,14 @@ def test_the_hosts_clones_next_to_a_pool_stay_out_of_its_way(pairs, pooled, run)
     assert torch.equal(run(with_clones(pool, [clone_of(pairs["svd"].ours)])), run(pool))
 
 
-@pytest.fixture
-def on_call(pairs):
-    """Has `act` called when the network of our SVD is called for the `number`-th time from now on, wherever that is computed."""
-    handles = []
-
-    def on_call(number, act):
-        calls = []
-
-        def hook(*args):
-            calls.append(1)
-            if len(calls) == number:
-                act()
-
-        handles.append(pairs["svd"].ours.model.diffusion_model.register_forward_pre_hook(hook))
-        return calls
-
-    yield on_call
-    for handle in handles:
-        handle.remove()
-
-
-@pytest.fixture
-def processes(pack):
-    """The processes of the two workers, once both are there."""
-    def processes():
-        [workers] = pack("nodes.bridge.pool.workers")._all
-        while workers.count_ready() < 2:
-            time.sleep(0.2)
-        return [process for _, process, _ in workers.ray.get([worker.handle.hello.remote() for worker in workers.workers])]
-
-    return processes
-
-
 def test_a_worker_that_is_killed_or_hangs_costs_a_call_and_changes_nothing(pairs, pooled, run, on_call, processes):
     pool = pooled(pairs["svd"].ours)[0]
     expected, [killed, _] = run(pool), processes()
-    on_call(8, lambda: os.kill(killed, signal.SIGKILL))
+    on_call(pairs["svd"].ours, 8, lambda: os.kill(killed, signal.SIGKILL))
     assert torch.equal(run(pool), expected)
     stopped = processes()[1]
     run(pool)  # gives the new one the network
-    on_call(8, lambda: os.kill(stopped, signal.SIGSTOP))
+    on_call(pairs["svd"].ours, 8, lambda: os.kill(stopped, signal.SIGSTOP))
     assert torch.equal(run(pool), expected)
     os.kill(stopped, signal.SIGCONT)
     assert torch.equal(run(pool), expected)
@@ -185,7 +128,7 @@ def test_a_cancel_ends_a_run_and_what_is_out_is_dropped(pairs, pooled, run, on_c
         os.kill(stopped, signal.SIGSTOP)  # whose call would not come back
         management.interrupt_current_processing()
 
-    count = on_call(6, cancel)
+    count = on_call(pairs["svd"].ours, 6, cancel)
     with pytest.raises(management.InterruptProcessingException):
         run(pool)
     assert len(count) <= 6 + 2

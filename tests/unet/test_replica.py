@@ -25,7 +25,7 @@ def from_file(path, config, **changed):
 
 
 def called(replica, rows, frames=FRAMES):
-    return to_tensor(replica.call("it", {name: to_array(row) for name, row in rows.items()}, {}, frames))
+    return to_tensor(replica.call("it", {name: to_array(row) for name, row in rows.items()}, {}, [], frames))
 
 
 def network(config, weights):
@@ -46,7 +46,7 @@ def test_a_network_that_was_sent_makes_of_two_videos_what_it_makes_itself(family
     replica.finish()
     expected = network(config, weights)(**rows, num_frames=frames)
     assert relative_error(called(replica, rows, frames), expected) <= 1e-5
-    assert replica.call("another", {}, {}, frames) is None
+    assert replica.call("another", {}, {}, [], frames) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
@@ -106,4 +106,4 @@ def test_another_file_under_the_same_name_is_refused_and_what_lacks_weights_is_n
     replica.begin(spec(config))
     with pytest.raises(ValueError, match="were not sent"):
         replica.finish()
-    assert replica.call("it", {}, {}, 1) is None
+    assert replica.call("it", {}, {}, [], 1) is None

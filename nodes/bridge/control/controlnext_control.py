@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import comfy.utils
 import torch
 
-from ....unet import ControlNeXt, open_controlnext
+from ....unet import ControlNeXt, open_controlnext, residual_shapes
 from ....unet.controlnext import join
 from ..model.memory_budget import BUDGETS, Retry
 from .frame_control import WeighsItself
@@ -32,25 +32,31 @@ class JoinFeature:
     feature: torch.Tensor  # [t or 1, c, h', w']
     gains: tuple[float, float]
     weights: torch.Tensor | None
+    size: tuple[int, ...]  # of that result: height and width
 
     def __call__(self, h: torch.Tensor, transformer_options: dict) -> torch.Tensor:
         if transformer_options["block"] != ("input", self.block):
             return h
-        feature, weights = self.feature.to(h), self._weights(h)
+        feature, found = self.feature.to(h), self.weights_at(h, h.shape[-2:])
+        weights = 1.0 if found is None else found
         videos = h.chunk(len(transformer_options["cond_or_uncond"]))
-        gains = [_gain(self.gains, kind) for kind in transformer_options["cond_or_uncond"]]
+        gains = self.gains_of(transformer_options["cond_or_uncond"])
         return torch.cat([
             join(video, feature, gain * weights) if gain else video for video, gain in zip(videos, gains, strict=True)
         ])
 
-    def _weights(self, h):
-        """The frames' weights at the size of h, or 1."""
+    def weights_at(self, like: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor | None:
+        """The frames' weights [t or 1, 1, *size] (or [t, 1, 1, 1]) in the dtype of `like`, on its device."""
         if self.weights is None:
-            return 1.0
-        weights = self.weights.to(h)
+            return None
+        weights = self.weights.to(like)
         if weights.shape[-2:] == (1, 1):
             return weights
-        return comfy.utils.common_upscale(weights, h.shape[-1], h.shape[-2], "bilinear", "disabled")
+        return comfy.utils.common_upscale(weights, size[1], size[0], "bilinear", "disabled")
+
+    def gains_of(self, kinds: list[int]) -> list[float]:
+        """The gain of each video of a batch, by the host's `cond_or_uncond`."""
+        return [_gain(self.gains, kind) for kind in kinds]
 
 
 def _gain(gains, kind):
@@ -67,13 +73,15 @@ class ControlNeXtControl(WeighsItself, OwnControlNet):
     def __init__(self, control_model=None, **more):
         super().__init__(control_model, **more)
         self.block = None  # the UNet's input block after which the feature joins
+        self.levels = None  # of that UNet
         self.retry = Retry()
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
         self.retry.begin()
         check_video(model, "ControlNeXt")
-        levels, net = levels_of(model), self.control_model.config
+        self.levels = levels = levels_of(model)
+        net = self.control_model.config
         self.block = net.unet_block(levels)
         expected = levels.input_layout()[self.block].channels
         if net.out_channels != expected:
@@ -93,7 +101,8 @@ class ControlNeXtControl(WeighsItself, OwnControlNet):
             lambda budget: self.control_model(image, timestep, budget),
         )
         patches = options.get("patches", {})
-        ours = JoinFeature(self.block, feature, gains, self.frame_weights)
+        size = residual_shapes(self.levels, *x.shape[2:])[self.block][1:]
+        ours = JoinFeature(self.block, feature, gains, self.frame_weights, size)
         options["patches"] = {**patches, AFTER_SKIP: [*patches.get(AFTER_SKIP, ()), ours]}
         return None
 

@@ -1,5 +1,6 @@
 """The calls of the network in one sampling run: each on an idle worker, or here."""
 
+import logging
 import threading
 import time
 
@@ -8,10 +9,12 @@ import torch
 
 from ....unet.arrays import to_array, to_tensor
 from ....unet.replica import PLACES
+from ..control.controlnext_control import AFTER_SKIP
 from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import LANE
 from .attempts import Request, answer
 from .shared_network import SharedNetwork
+from .stays_here import code_in, refusal
 from .workers import POLL, Workers
 
 MOST_LOST = 3  # workers, after which a call is taken to be what ends them
@@ -25,6 +28,7 @@ class PoolRun:
         self.turn = threading.Lock()
         self._here = threading.Semaphore(int(here))
         self._dropped = threading.Event()
+        self._kept: set[str] = set()  # what calls had that kept them here
 
     def __deepcopy__(self, memo):
         return self
@@ -38,9 +42,10 @@ class PoolRun:
 
     def call(self, executor, x, timesteps, context, y, control, options, **kwargs):
         """The prediction of the network [b*t, c, h, w] for its inputs as the host calls it; `executor` calls it here."""
-        frames = x.shape[0] // len(options["cond_or_uncond"])
-        args = _args(x, timesteps, context, y, control, frames, kwargs)
-        request = Request(self.network, args, (self.network.key, tuple(x.shape)))
+        request = None
+        if not self._keeps(options):
+            args = _args(x, timesteps, context, y, control, options, kwargs)
+            request = Request(self.network, args, (self.network.key, tuple(x.shape)))
         in_lane = LANE in options
         if in_lane:
             self.turn.release()
@@ -51,7 +56,19 @@ class PoolRun:
                 self.turn.acquire()
         return made if isinstance(made, torch.Tensor) else to_tensor(made, x.device)
 
+    def _keeps(self, options) -> bool:
+        """Must this call run here? Raises ValueError where it must, and this machine does not compute."""
+        if (code := code_in(options)) is None:
+            return False
+        if not self.here:
+            raise ValueError(refusal(code))
+        if code not in self._kept:
+            self._kept.add(code)
+            logging.warning("%s: calls with %s are computed on this machine alone, since workers do not get that.", NODE, code)
+        return True
+
     def _anywhere(self, request, run_here, in_lane):
+        """What a worker makes of the request, or this machine; where there is no request, this machine."""
         def check():
             if self._dropped.is_set():
                 raise management.InterruptProcessingException()
@@ -61,7 +78,7 @@ class PoolRun:
         since, lost = time.monotonic(), 0
         while True:
             check()
-            if (worker := self.workers.take(request.network.key)) is not None:
+            if request is not None and (worker := self.workers.take(request.network.key)) is not None:
                 if (made := answer(self.workers, worker, request, check)) is not None:
                     return made
                 since, lost = time.monotonic(), lost + 1
@@ -81,15 +98,24 @@ class PoolRun:
                     self.workers.changed.wait(POLL)
 
 
-def _args(x, timesteps, context, y, control, frames, more):
+def _args(x, timesteps, context, y, control, options, more):
     """What `Replica.call` takes, as arrays."""
+    kinds = options["cond_or_uncond"]
     image_only = more.get("image_only_indicator")
     rows = {
         "x": x, "timesteps": timesteps, "context": context, "y": y, "time_context": more.get("time_context"),
         "image_only": None if image_only is None else image_only.flatten(),
     }
     residuals = {place: [_array(residual) for residual in (control or {}).get(place, ())] for place in PLACES}
-    return {name: _array(value) for name, value in rows.items()}, residuals, frames
+    joins = [_join(patch, x, kinds) for patch in options.get("patches", {}).get(AFTER_SKIP, ())]
+    return {name: _array(value) for name, value in rows.items()}, residuals, joins, x.shape[0] // len(kinds)
+
+
+def _join(patch, x, kinds):
+    weights = patch.weights_at(x, patch.size)
+    return {
+        "block": patch.block, "feature": to_array(patch.feature), "gains": patch.gains_of(kinds), "weights": _array(weights),
+    }
 
 
 def _array(value):

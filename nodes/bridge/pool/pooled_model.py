@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..model.feature_run import KEY as FEATURE_CACHE_KEY
-from ..node_names import FEATURE_CACHE
 from ..node_names import RAY_POOL as NODE
-from ..sampling.lanes import ELSEWHERE, LANE, STATELESS, NetworkCall, lanes_of, run_calls
+from ..sampling.lanes import ELSEWHERE, LANE, NetworkCall, lanes_of, run_calls
 from .pool_run import PoolRun
 from .shared_network import SharedNetwork
+from .stays_here import refusal, stays_here
 from .workers import Workers
 
 
@@ -52,9 +51,7 @@ def _run(executor, *args, **kwargs):
     elif pool.here:
         logging.warning("%s: this run is computed on this machine alone, since workers do not get %s.", NODE, kept)
     else:
-        raise ValueError(
-            f"{NODE}: workers do not get {kept}. Take it out, or turn on use_this_gpu: then this machine computes alone."
-        )
+        raise ValueError(refusal(kept))
     guider.model_options = {**guider.model_options, "transformer_options": options}
     return executor(*args, **kwargs)
 
@@ -95,32 +92,3 @@ def _call(executor, x, timesteps, context, y, control, options, **kwargs):
     if not isinstance(run, PoolRun):
         return executor(x, timesteps, context, y, control, options, **kwargs)
     return run.call(executor, x, timesteps, context, y, control, options, **kwargs)
-
-
-def stays_here(patcher, options: dict, conds) -> str | None:
-    """What of a MODEL or its conds acts inside the network by code, which workers do not get, for the user; None: nothing."""
-    if any("hooks" in condition for conditions in conds for condition in conditions or ()):
-        return "a hook on the conditioning"
-    if FEATURE_CACHE_KEY in options:
-        return f"what {FEATURE_CACHE} keeps"
-    if any("gligen" in condition for conditions in conds for condition in conditions or ()):
-        return "GLIGEN, which is code in the network"
-    if "optimized_attention_override" in options:
-        return "a replaced attention"
-    functions = [function for patches in options.get("patches", {}).values() for function in patches]
-    functions += [function for places in options.get("patches_replace", {}).values() for function in places.values()]
-    wrappers = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})
-    functions += [function for key, added in wrappers.items() if key not in STATELESS for function in added]
-    if functions:
-        names = sorted({_name(function) for function in functions})
-        return f"the patches of {', '.join(names)}"
-    objects = [name for name in (*patcher.object_patches, *patcher.weight_wrapper_patches) if name.startswith("diffusion_model")]
-    if objects or patcher.injections:
-        return f"what was put into the network: {', '.join([*objects, *patcher.injections])}"
-    return None
-
-
-def _name(function) -> str:
-    """Of a patch: that of the node's class or module which made it."""
-    where = getattr(function, "__qualname__", type(function).__qualname__)
-    return where.split(".")[0]
