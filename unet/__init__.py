@@ -4,7 +4,8 @@
 `controlnet.py` the ControlNet of SVD, `controlnext.py` its ControlNeXt; `config.py` describes a network, with the layout of
 its blocks, and lists the family's members. `chunks.py` and `group_norm.py` keep the working memory small, `costs.py` says
 what each layer needs, `memory.py` estimates a whole call from that. What takes less time: `onednn.py`, `fused_linear.py`,
-`quick_conv.py`, `winograd.py` and `doubling.py` on a CPU, `card_kernels.py` and `triton_kernels.py` on a graphics card.
+`quick_conv.py`, `winograd.py` and `doubling.py` on a CPU, where `probes.py` says which pay, `card_kernels.py` and
+`triton_kernels.py` on a graphics card.
 `hooks.py` and `residuals.py` are where a host and a ControlNet come in. `replica.py` is a network that answers calls of
 another process, with `arrays.py` and `stored_layers.py`. `weights/` reads files.
 """

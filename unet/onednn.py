@@ -4,20 +4,16 @@ On a CPU PyTorch's fp32 linear calls MKL, which on AMD leaves part of the proces
 run by, does not. The operator is PyTorch's own but private, so each form of it is probed once, for its result and its time.
 """
 
-import functools
-import math
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from .probes import Probe
+
 ROWS = 256  # below, a call costs more than it saves
 SLOWER = 1.1  # times PyTorch's time that a form may take: where both are as fast, noise must not change what is chosen
-EQUAL = 1e-5  # largest relative error of a probe, several times what another order of summation makes
-ROUNDS = (5, 20)  # of a probe, at least and at most: other processes' work hides what a form can do, for a while
-PROBE = (512, 320, 640)  # rows, channels in, channels out: about a millisecond
+PROBED = (512, 320, 640)  # rows, channels in, channels out: about a millisecond
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -40,12 +36,16 @@ def plus(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, other
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
 
 
-# What PyTorch's own kernels make of the same, for the probe.
-PLAIN: dict[Callable, Callable] = {
-    linear: F.linear,
-    gelu: lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)),
-    times: lambda x, weight, bias, other: F.linear(x, weight, bias) * other,
-    plus: lambda x, weight, bias, other: F.linear(x, weight, bias) + other,
+def _probe(form, plain, more=()):
+    rows, n_in, n_out = PROBED
+    return Probe(form, plain, [(rows, n_in), (n_out, n_in), (n_out,), *more], SLOWER)
+
+
+PROBES: dict[Callable, Probe] = {  # by what PyTorch's own kernels make of the same
+    linear: _probe(linear, F.linear),
+    gelu: _probe(gelu, lambda x, weight, bias: F.gelu(F.linear(x, weight, bias))),
+    times: _probe(times, lambda x, weight, bias, other: F.linear(x, weight, bias) * other, [PROBED[::2]]),
+    plus: _probe(plus, lambda x, weight, bias, other: F.linear(x, weight, bias) + other, [PROBED[::2]]),
 }
 
 
@@ -68,41 +68,6 @@ def _needs_grad(*tensors):
     return torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
 
 
-@functools.cache
 def pays(form: Callable) -> bool:
-    """Whether this machine has `form`, right and not slower than PyTorch's kernels: tried once a process, some milliseconds."""
-    rows, n_in, n_out = PROBE
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(rows, n_in), (n_out, n_in), (n_out,)] + [(rows, n_out)] * (form in (times, plus))
-    args = [torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) for shape in shapes]
-    return is_quicker(form, PLAIN[form], args, SLOWER)
-
-
-def is_quicker(form: Callable, plain: Callable, args: Sequence[torch.Tensor], share: float) -> bool:
-    """Whether oneDNN computes `form` of these, with plain's result and in at most this share of its time."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    with torch.no_grad():
-        try:
-            made = form(*args)
-        except (RuntimeError, TypeError, AttributeError):  # another version's operator: not there for this, or with other arguments
-            return False
-        expected = plain(*args)
-        if made.shape != expected.shape or not (made - expected).norm() <= EQUAL * expected.norm():
-            return False
-        least, most = ROUNDS
-        fastest = fastest_plain = math.inf
-        for count in range(1, most + 1):
-            fastest = min(fastest, _seconds(form, args))
-            fastest_plain = min(fastest_plain, _seconds(plain, args))
-            if count >= least and fastest <= share * fastest_plain:
-                return True
-    return False
-
-
-def _seconds(function, args):
-    start = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - start
+    """Whether this process takes `form`: see `Probe`."""
+    return PROBES[form].pays()

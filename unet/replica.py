@@ -12,6 +12,7 @@ from .config import UNetConfig
 from .controlnext import Joining, JoiningHooks
 from .memory import activation_bytes
 from .model import UNetModel
+from .probes import only
 from .residuals import Residuals
 from .stored_layers import Stored, StoredLayers
 from .weights.checkpoint import open_checkpoint
@@ -41,7 +42,8 @@ class Replica:
         """Drops the network that was there and begins that of `spec`. True: its weights were read from a file that is here.
 
         `spec`: "key"; "config", the fields of a UNetConfig; "dtype" of the weights; "path" of a file and its "fingerprint", or
-        None; "packed": do weights in GGUF's blocks stay so? Raises UNetFileError where another file has that path.
+        None; "packed": do weights in GGUF's blocks stay so? "forms": what its layers take, as
+        `probes.chosen` names them. Raises UNetFileError where another file has that path.
         """
         self.key = self.network = None
         if self.device.type == "cuda":
@@ -80,7 +82,7 @@ class Replica:
         """
         if key != self.key:
             return None
-        with torch.inference_mode():
+        with torch.inference_mode(), only(self._began["forms"]):
             tensors: dict[str, Any] = {name: None if array is None else self._tensor(array) for name, array in rows.items()}
             added = {place: [None if r is None else self._tensor(r) for r in residuals.get(place, ())] for place in PLACES}
             count = tensors["x"].shape[0]

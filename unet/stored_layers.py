@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import onednn, winograd
+from .fused_linear import FusedLinear
+from .quick_conv import QuickConv2d
 from .weights.ggml_types import GGMLType, PackedTensor
 
 
@@ -16,6 +19,10 @@ class Stored(nn.Module):
     blocks: torch.Tensor
     kind: GGMLType | None = None  # of a packed weight, whose bytes are the `blocks`
     shape: tuple[int, ...] = ()
+
+    def is_plain(self) -> bool:
+        """Whether the layer holds a weight, and not blocks of it."""
+        return self.kind is None
 
     def put(self, parameter: str, value: torch.Tensor | PackedTensor) -> None:
         """Takes the weight or the bias as it is."""
@@ -39,13 +46,17 @@ class Stored(nn.Module):
 class StoredLayers:
     """The classes that `UNetModel` takes as `operations`."""
 
-    class Linear(Stored, nn.Linear):
+    class Linear(Stored, FusedLinear, own=True):
         def forward(self, x):
-            return F.linear(x, *self.cast(x))
+            weight, bias = self.cast(x)
+            return (onednn.linear if onednn.takes(onednn.linear, x, weight, bias) else F.linear)(x, weight, bias)
 
-    class Conv2d(Stored, nn.Conv2d):
+    class Conv2d(Stored, QuickConv2d, own=True):
         def forward(self, x):
-            return self._conv_forward(x, *self.cast(x))
+            weight, bias = self.cast(x)
+            if self.is_plain() and winograd.takes(self, x):
+                return winograd.convolved(x, weight, bias)
+            return self._conv_forward(x, weight, bias)
 
     class Conv3d(Stored, nn.Conv3d):
         def forward(self, x):

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import onednn
+from .probes import Probe
 
 CHANNELS = 256  # in and out, at least: with fewer, the sums cost more than the products save
 SQUARES = 128  # of results, at least: with fewer, the sums of the weights cost more
 AT_A_TIME = 1024  # squares: what is made of them stays in the cache
 WEIGHT_BYTES = 28 * 2**20  # of summed weights at a time: the allocator maps larger blocks again each time, and their pages fault
 SHARE = 0.9  # of the convolution's time, at most, in the probe
-PROBE = (1, 320, 32, 32)
+PROBED = (1, 320, 32, 32)
 
 ALONG = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # sums of the weights along one axis
 SUMS = torch.kron(ALONG, ALONG)  # [16, 9]
@@ -36,13 +37,9 @@ def takes(conv: nn.Conv2d, x: torch.Tensor) -> bool:
     )
 
 
-@functools.cache
 def pays() -> bool:
-    """Whether this is quicker than the convolution on this machine: tried once a process, some tenths of a second."""
-    generator, channels = torch.Generator().manual_seed(0), PROBE[1]
-    shapes = [PROBE, (channels, channels, 3, 3), (channels,)]
-    args = [torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) for shape in shapes]
-    return onednn.is_quicker(convolved, functools.partial(F.conv2d, padding=1), args, SHARE)
+    """Whether this process takes `convolved`: see `Probe`."""
+    return PROBE.pays()
 
 
 def convolved(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -110,3 +107,8 @@ def _multiplied(sums, weight, bias, out) -> None:
 def _results(m: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The two results of four products along one axis, in place."""
     return m[0].add_(m[1]).add_(m[2]), m[1].sub_(m[2]).sub_(m[3])
+
+
+PROBE = Probe(
+    convolved, functools.partial(F.conv2d, padding=1), [PROBED, (PROBED[1], PROBED[1], 3, 3), PROBED[1:2]], SHARE,
+)

@@ -7,7 +7,7 @@ import torch
 
 from support.families import TINY, inputs, random_weights, relative_error, write_unet
 from support.gguf_networks import write_gguf
-from unet import UNetFileError, UNetModel, open_checkpoint
+from unet import UNetFileError, UNetModel, onednn, open_checkpoint, winograd
 from unet.arrays import to_array, to_tensor
 from unet.replica import Replica
 from unet.weights.fingerprint import fingerprint
@@ -16,7 +16,7 @@ FRAMES = 3
 
 
 def spec(config, **changed):
-    plain = {"key": "it", "dtype": "float32", "path": None, "fingerprint": None, "packed": False}
+    plain = {"key": "it", "dtype": "float32", "path": None, "fingerprint": None, "packed": False, "forms": []}
     return {**plain, "config": asdict(config), **changed}
 
 
@@ -47,6 +47,43 @@ def test_a_network_that_was_sent_makes_of_two_videos_what_it_makes_itself(family
     expected = network(config, weights)(**rows, num_frames=frames)
     assert relative_error(called(replica, rows, frames), expected) <= 1e-5
     assert replica.call("another", {}, {}, [], frames) is None
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the quicker forms that ran, in order; this process would take every one."""
+    names = []
+
+    def note(module, form, probe):
+        def noted(*args):
+            names.append(form.__name__)
+            return form(*args)
+
+        monkeypatch.setattr(module, form.__name__, noted)
+        monkeypatch.setitem(onednn.PROBES, noted, probe)
+        for asked in ("_right", "_quicker"):
+            monkeypatch.setitem(vars(probe), asked, True)
+
+    for form, probe in list(onednn.PROBES.items()):
+        note(onednn, form, probe)
+    note(winograd, winograd.convolved, winograd.PROBE)
+    for name, least in (("CHANNELS", 32), ("SQUARES", 16)):
+        monkeypatch.setattr(winograd, name, least)
+    return names
+
+
+@pytest.mark.slow
+def test_its_layers_take_the_quicker_forms_that_are_named_and_no_others(ran):
+    config = TINY["sd1"]
+    weights, rows = random_weights(config), inputs(config, size=(16, 16))
+    expected = network(config, weights)(**rows)
+    for forms in ([], ["plus"], ["linear", "gelu", "times", "plus", "convolved"]):
+        ran.clear()
+        replica = Replica("cpu")
+        replica.begin(spec(config, forms=forms))
+        replica.put({name: to_array(weight) for name, weight in weights.items()})
+        replica.finish()
+        assert relative_error(called(replica, rows, 1), expected) <= 1e-5 and set(ran) == set(forms)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])

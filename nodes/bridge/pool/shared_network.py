@@ -10,7 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .... import unet
+from ....unet import onednn, winograd
 from ....unet.arrays import Array, to_array
+from ....unet.probes import chosen
 from ....unet.weights.fingerprint import fingerprint
 from ....unet.weights.ggml_types import PackedTensor
 from ....unet.weights.on_disk import FileStamp
@@ -33,6 +35,8 @@ class SharedNetwork:
         self._patcher = patcher
         self.key = f"{_models.setdefault(patcher.model, uuid.uuid4().hex)} {patcher.patches_uuid}"
         self._spec: dict[str, Any] | None = None
+        on_cpu = patcher.load_device.type == "cpu"
+        self._forms = chosen([*onednn.PROBES.values(), winograd.PROBE]) if on_cpu else []
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -46,6 +50,7 @@ class SharedNetwork:
             self._spec = {
                 "key": self.key, "config": asdict(config), "dtype": str(model.get_dtype()).removeprefix("torch."),
                 "path": path, "fingerprint": found, "packed": is_packed(model.diffusion_model),
+                "forms": self._forms,
             }
         return self._spec
 
