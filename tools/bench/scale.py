@@ -5,7 +5,7 @@
 The sampler's node runs as in ComfyUI, windows, guidance and steps included; only the network is left out, and in place of
 `run_calls` an event queue says when a call would be done: the driver, one thread, sends and takes in one call after the other, the
 link to it carries one call's data after the other in each direction, and a device has one call at a time. `--check` compares the
-queue with the real `run_calls` on threads that sleep.
+queue with the real `run_calls` on threads and on Ray's actors, whose calls take a fixed time.
 
 *Efficiency* is the devices' work by what they could have done meanwhile; *scheduling* is this machine's CPU time for the schedule
 and guidance of a call, measured on the way and not a part of `--driver`.
@@ -19,6 +19,7 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,9 +107,9 @@ class Studio:
         write_unet(path, ONE_LEVEL, metadata={"temporal_unet.head_channels": str(ONE_LEVEL.head_channels)})
         folder_paths.add_model_folder_path("diffusion_models", folder.name)
         model = node("TemporalUNetLoader").execute(unet_name=path.name).result[0]
-        self.model, self.folder = with_clones(model, [clone_of(model)]), folder
-        sampling = f"{type(model.model.diffusion_model).__module__.removesuffix('model.host_unet')}sampling."
-        modules = [module for name, module in sys.modules.items() if name.startswith(sampling)]
+        self.plain, self.model, self.folder = model, with_clones(model, [clone_of(model)]), folder
+        self.bridge = type(model.model.diffusion_model).__module__.removesuffix(".model.host_unet")
+        modules = [module for name, module in sys.modules.items() if name.startswith(f"{self.bridge}.sampling.")]
         self.runners = [module for module in modules if hasattr(module, "run_calls")]
 
     def sample(self, run_calls, clip: Clip, lanes: int, hand_over: str = "this step", call: float = 0.0) -> None:
@@ -121,26 +122,40 @@ class Studio:
                 time.sleep(call)
             return [torch.zeros_like(x) for _ in conds]
 
+        hosts = comfy.samplers._calc_cond_batch_outer
+        try:
+            comfy.samplers._calc_cond_batch_outer = network
+            with self.replaced(run_calls, lambda lanes_of: lambda *args: lanes_of(*args)[:1] * lanes):
+                self.run(self.model, clip, hand_over)
+        finally:
+            comfy.samplers._calc_cond_batch_outer = hosts
+
+    @contextmanager
+    def replaced(self, run_calls, change=lambda lanes_of: lanes_of):
+        """Inside, the pack runs calls by `run_calls`, on the lanes that `change` makes of its own `lanes_of`."""
+        kept = {module: (module.run_calls, module.lanes_of) for module in self.runners}
+        try:
+            for module, (_, lanes_of) in kept.items():
+                module.run_calls, module.lanes_of = run_calls, change(lanes_of)
+            yield
+        finally:
+            for module, own in kept.items():
+                module.run_calls, module.lanes_of = own
+
+    def run(self, model, clip: Clip, hand_over: str = "this step") -> None:
+        """The sampler's node."""
+        import torch
+
         about = {"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0}
         conds = [
             [[torch.ones(1, 1, ONE_LEVEL.context_dim), {**about, "concat_latent_image": torch.full((1, 4, SIZE, SIZE), image)}]]
             for image in (1.0, 0.0)  # the negative has no image, as SVD Image to Video makes it
         ]
         options = node("TemporalUNetVideoOptions").execute(window_frames=LENGTH, window_overlap=OVERLAP, hand_over=hand_over)
-        kept = {module: (module.run_calls, module.lanes_of) for module in self.runners}
-        hosts = comfy.samplers._calc_cond_batch_outer
-        try:
-            comfy.samplers._calc_cond_batch_outer = network
-            for module, (_, lanes_of) in kept.items():
-                module.run_calls, module.lanes_of = run_calls, lambda *args, lanes_of=lanes_of: lanes_of(*args)[:1] * lanes
-            node("TemporalUNetSVDSampler").execute(
-                self.model, *conds, {"samples": torch.zeros(clip.frames, 4, SIZE, SIZE)}, 0, STEPS, 1.0, 2.5, "linear", "euler",
-                "karras", options=options.result[0], takes=clip.takes,
-            )
-        finally:
-            comfy.samplers._calc_cond_batch_outer = hosts
-            for module, own in kept.items():
-                module.run_calls, module.lanes_of = own
+        node("TemporalUNetSVDSampler").execute(
+            model, *conds, {"samples": torch.zeros(clip.frames, 4, SIZE, SIZE)}, 0, STEPS, 1.0, 2.5, "linear", "euler", "karras",
+            options=options.result[0], takes=clip.takes,
+        )
 
 
 def farm(lanes: int, network: float | None, args: argparse.Namespace) -> Farm:
@@ -170,24 +185,6 @@ def tabulate(studio: Studio, clips: list[Clip], args: argparse.Namespace) -> lis
     return rows
 
 
-def check(studio: Studio, clip: Clip, call: float = 0.06) -> list[dict]:
-    """The queue's time next to that of the real `run_calls` on so many threads, whose calls sleep instead of working."""
-    real, rows = studio.runners[0].run_calls, []
-    for lanes in (1, 2, 4, 8):
-        virtual, took = Farm(lanes, call, spread=0.0), []
-
-        def on_threads(options, work, report, took=took):
-            began = time.perf_counter()
-            real(options, work)
-            took.append(time.perf_counter() - began)
-
-        studio.sample(virtual.run_calls, clip, lanes)
-        studio.sample(on_threads, clip, lanes, call=call)
-        rows.append({"lanes": lanes, "simulated": round(virtual.elapsed, 2), "real": round(sum(took), 2)})
-        print(f"{clip}, {lanes} lanes: {virtual.elapsed:.2f} s simulated, {sum(took):.2f} s on threads", flush=True)
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", type=Path, default=os.environ.get("TEMPORAL_UNET_HOST"), help="a ComfyUI checkout")
@@ -200,7 +197,7 @@ def main() -> None:
     parser.add_argument("--driver", type=float, default=8.0, help="ms of the driver's thread for a call (default: %(default)s)")
     parser.add_argument("--sent", type=float, default=3.7, help="MB sent for a call; 25 frames of 576x1024 (default: %(default)s)")
     parser.add_argument("--returned", type=float, default=1.8, help="MB that come back (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="compare the queue with real threads instead")
+    parser.add_argument("--check", action="store_true", help="compare the queue with real threads and actors instead")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     if not args.host:
@@ -208,10 +205,12 @@ def main() -> None:
     boot(args.host)
     import torch
 
+    from tools.bench.scale_check import check
+
     clips = [*(Clip(frames) for frames in args.frames), *(Clip(100, takes) for takes in args.takes)]
     with torch.inference_mode():
         studio = Studio()
-        report = check(studio, Clip(100)) if args.check else tabulate(studio, clips, args)
+        report = check(studio) if args.check else tabulate(studio, clips, args)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
