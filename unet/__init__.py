@@ -7,7 +7,8 @@ what each layer needs, `memory.py` estimates a whole call from that. What takes 
 `quick_conv.py`, `winograd.py` and `doubling.py` on a CPU, where `probes.py` says which pay, `card_kernels.py` and
 `triton_kernels.py` on a graphics card.
 `hooks.py` and `residuals.py` are where a host and a ControlNet come in. `replica.py` is a network that answers calls of
-another process, with `arrays.py` and `stored_layers.py`. `weights/` reads files.
+another process, with `arrays.py` (what passes between them), `held_networks.py` and `stored_layers.py` (its weights),
+`asked_controls.py` and `embedded_hints.py` (its ControlNets) and `within_memory.py`. `weights/` reads files.
 """
 
 from .config import FAMILIES, Family, Levels, UNetConfig

@@ -58,6 +58,7 @@ class SVDControlNet(Encoder):
         factory = {"dtype": dtype, "device": device}
         build = Builder(config.encoder, operations, factory)
         super().__init__(config.encoder, build, dtype)
+        self.control_config = config
         if config.temporal:
             _take_diffusers_eps(self.input_blocks)
         width = config.encoder.model_channels

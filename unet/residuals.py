@@ -1,10 +1,14 @@
 """Control residuals: what a ControlNet adds to the UNet's skips and middle block."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 
 from .config import Levels, level_size
+
+PLACES = ("input", "middle", "output")
+Placed = dict[str, list[torch.Tensor | None]]  # residuals by place, as `Residuals` takes them
 
 
 class Residuals:
@@ -72,3 +76,12 @@ def residual_shapes(levels: Levels, height: int, width: int) -> list[tuple[int, 
     """Shapes [c, h, w] of a network's `controls` at a latent of height x width: of each skip, then of the middle."""
     shapes = [(block.channels, *level_size(block.level, height, width)) for block in levels.input_layout()]
     return [*shapes, shapes[-1]]
+
+
+def added(first: Mapping[str, Sequence], second: Mapping[str, Sequence]) -> Placed:
+    """The sum of two controls, residual by residual; a missing one counts as zero."""
+    out: Placed = {}
+    for place in PLACES:
+        pairs = zip_longest(first.get(place, ()), second.get(place, ()))
+        out[place] = [y if x is None else x if y is None else x + y for x, y in pairs]
+    return out

@@ -1,17 +1,24 @@
 """Controls of a MODEL whose network is called on the workers of a real Ray."""
 
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+
 import comfy.controlnet
+import comfy.ops
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from support import controlnexts
 from support.families import relative_error
-from support.oracle import Pair, hints, prompts, run_node
-from support.pools import calls_here, pooled  # noqa: F401  (fixtures)
+from support.oracle import CPU, SMALL, Pair, fill, hints, prompts, run_node
+from support.pools import calls_here, on_call, pooled, processes  # noqa: F401  (fixtures)
+from support.public_controlnets import public_tensors
 from support.published import WIDTHS
 
-FRAMES, LENGTH, OVERLAP, STEPS = 8, 4, 1, 2
+FRAMES, LENGTH, OVERLAP, STEPS = 5, 3, 1, 2
 pytestmark = [pytest.mark.slow, pytest.mark.one_host]
 
 
@@ -82,3 +89,114 @@ def test_code_that_a_control_leaves_in_a_call_keeps_it_here_or_is_refused(pair, 
     assert caplog.text.count("calls with the patches of LeavesAPatch are computed on this machine alone") == 1
     with pytest.raises(ValueError, match=r"Machines \(Ray\): workers do not get the patches of LeavesAPatch\. Take it out"):
         run(pooled(pair.ours)[0], conds)
+
+
+@pytest.fixture(scope="module")
+def svd_nets(pack, tmp_path_factory):
+    """SVD's CONTROL_NETs by name: one of a file, and one without layers over time that no file has."""
+    bridge, path = pack("nodes.bridge.control.svd_control"), tmp_path_factory.mktemp("controlnet") / "depth.safetensors"
+    save_file(public_tensors(SMALL["svd"]), path, {"temporal_unet.head_channels": "32"})
+    config = pack("unet").ControlNetConfig(replace(SMALL["svd"], temporal=False), 3, (4, 6, 8, 10))
+    net = bridge.SVDControlNet(config, operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+    return {"temporal": bridge.load_svd_controlnet(str(path)), "spatial": bridge.SVDControl(fill(net, 13), load_device=CPU)}
+
+
+@pytest.fixture
+def given(pack, monkeypatch):
+    """Counts what workers are given: "networks" with their weights or the path of a file, and control "images"."""
+    shared, controls = pack("nodes.bridge.pool.shared_network"), pack("nodes.bridge.pool.sent_controls")
+    counts, pieces, images = Counter(), shared.SharedControlNet.pieces, controls.SentControl.images
+
+    def counted_images(control, keys):
+        for piece in images(control, keys):
+            counts["images"] += len(piece)
+            yield piece
+
+    def counted_pieces(network, read):
+        counts["networks"] += 1
+        return pieces(network, read)
+
+    monkeypatch.setattr(shared.SharedControlNet, "pieces", counted_pieces)
+    monkeypatch.setattr(controls.SentControl, "images", counted_images)
+    return counts
+
+
+@pytest.fixture
+def nets_called_here(svd_nets):
+    """A list with an entry for each call of one of the ControlNets on this machine."""
+    calls = []
+    handles = [
+        layer.register_forward_pre_hook(lambda *args: calls.append(1))
+        for net in svd_nets.values()
+        for layer in (net.control_model.input_blocks[0][0], net.control_model.controlnet_cond_embedding)
+    ]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture
+def chain(apply, node, pair, svd_nets):
+    """Conds with both of SVD's nets, a curve, masks and a range of steps, and stored residuals between them."""
+    def chain():
+        plain, images = prompts(pair.config), hints(FRAMES)
+        stored = run_node(
+            node("TemporalUNetComputeControlNetResiduals"), pair.ours, plain[0], svd_nets["spatial"], hints(1, seed=3),
+            {"samples": torch.zeros(FRAMES, 4, 8, 8)},
+        )[0]
+        conds = apply(plain, svd_nets["temporal"], images, frame_strengths="0:1, 1:0.2", mask=masks(FRAMES))
+        conds = apply(conds, None, None, 0.3, residuals=stored)
+        return apply(conds, svd_nets["spatial"], hints(1), 0.4, end=0.5)
+
+    return chain
+
+
+def test_svds_controlnets_are_computed_on_workers_as_here(
+    pack, pair, pooled, run, chain, svd_nets, calls_here, nets_called_here, given
+):
+    """On one worker and on two; their weights are given once, and images once a run."""
+    conds = chain()
+    expected, plain = run(pair.ours, conds), run(pair.ours, prompts(pair.config))
+    calls = calls_here(pair.ours)
+    nets_called_here.clear()
+    two = run(pooled(pair.ours)[0], conds)
+    assert relative_error(two, expected) <= 1e-4 < 1e-2 < relative_error(plain, expected)
+    assert given["networks"] == 2 * len(svd_nets) and FRAMES + 1 <= given["images"] <= 2 * (FRAMES + 1)
+    given.clear()
+    assert torch.equal(run(pooled(pair.ours, 1)[0], conds), two)
+    assert given == {"images": FRAMES + 1} and calls == nets_called_here == []
+    shared = pack("nodes.bridge.pool.shared_network").SharedControlNet
+    paths = {name: shared(net.control_model_wrapped).spec["path"] for name, net in svd_nets.items()}
+    assert paths["temporal"].endswith("depth.safetensors") and paths["spatial"] is None
+
+
+def test_a_worker_that_is_killed_is_given_the_controlnets_again(pair, pooled, run, chain, svd_nets, given, on_call, processes):
+    conds, pool = chain(), pooled(pair.ours)[0]
+    expected, killed = run(pool, conds), processes()[0]
+    on_call(pair.ours, 4, lambda: os.kill(killed, signal.SIGKILL))
+    assert torch.equal(run(pool, conds), expected)
+    processes()
+    given.clear()
+    assert torch.equal(run(pool, conds), expected)
+    assert given["networks"] in (0, len(svd_nets))  # 0 where it was back before
+
+
+def test_a_call_that_stays_here_or_is_looked_into_computes_controls_here(
+    pair, pooled, run, chain, apply, svd_nets, calls_here, nets_called_here
+):
+    """Bit-equal to a run without a pool."""
+    conds = [[[cond, {**extra, "control": LeavesAPatch()}]] for [[cond, extra]] in prompts(pair.config)]
+    conds = apply(conds, svd_nets["temporal"], hints(FRAMES), frame_strengths="0:1, 1:0.2", mask=masks(FRAMES))
+    expected, calls = run(pair.ours, conds), calls_here(pair.ours)
+    assert torch.equal(run(pooled(pair.ours, here=True)[0], conds), expected) and calls
+
+    def looks(apply_model, args):
+        control = {place: list(residuals) for place, residuals in args["c"]["control"].items()}
+        return apply_model(args["input"], args["timestep"], **{**args["c"], "control": control})
+
+    looking, conds = pair.ours.clone(), apply(prompts(pair.config), svd_nets["temporal"], hints(FRAMES))
+    looking.set_model_unet_function_wrapper(looks)
+    expected = run(looking, conds)
+    calls.clear()
+    nets_called_here.clear()
+    assert relative_error(run(pooled(looking)[0], conds), expected) <= 1e-4 and nets_called_here and not calls

@@ -9,7 +9,6 @@ from support.families import TINY, random_weights
 
 CONFIG = TINY["svd"]
 WIDTHS = (4, 6, 8, 10)  # of the hint net
-SKIPS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256)
 ENCODER = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.")
 
 
@@ -21,13 +20,14 @@ def public_tensors(config=CONFIG, seed=3):
         return torch.randn(shape, generator=generator) * 0.2
 
     tensors = {to_diffusers(k): v for k, v in random_weights(config, seed).items() if k.startswith(ENCODER)}
-    hint = {"conv_in": (WIDTHS[0], 3), "conv_out": (64, WIDTHS[-1])}
+    hint = {"conv_in": (WIDTHS[0], 3), "conv_out": (config.model_channels, WIDTHS[-1])}
     for i, (narrow, wide) in enumerate(pairwise(WIDTHS)):
         hint |= {f"blocks.{2 * i}": (narrow, narrow), f"blocks.{2 * i + 1}": (wide, narrow)}
     for name, (n_out, n_in) in hint.items():
         tensors[f"controlnet_cond_embedding.{name}.weight"] = random(n_out, n_in, 3, 3)
         tensors[f"controlnet_cond_embedding.{name}.bias"] = random(n_out)
-    zero_convs = {f"controlnet_down_blocks.{i}": width for i, width in enumerate(SKIPS)} | {"controlnet_mid_block": 256}
+    skips = [block.channels for block in config.input_layout()]
+    zero_convs = {f"controlnet_down_blocks.{i}": width for i, width in enumerate(skips)} | {"controlnet_mid_block": skips[-1]}
     for name, width in zero_convs.items():
         tensors |= {f"{name}.weight": random(width, width, 1, 1), f"{name}.bias": random(width)}
     return tensors

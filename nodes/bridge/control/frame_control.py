@@ -1,12 +1,16 @@
 """The host's ControlNets on video and batches: hints and strengths follow the frames, also inside context windows."""
 
+from dataclasses import replace
+
 import comfy.controlnet
 import torch
 
+from .asked import ASKING, Asked
 from .frame_weights import Curve, FrameWeights, indices_for, log_surplus
 from .kept_hints import KeptHints
 from .own_control import OwnControl
 from .pairing import WrongModelError, check_family
+from .svd_control import SVDControl
 
 
 class WeighsItself(OwnControl):
@@ -51,6 +55,7 @@ class FrameControl(OwnControl):
         self.weights: FrameWeights | None = None
         self.hints = None if self.images is None or self.inner_chooses else KeptHints(self.images)
         self.shown = None  # the images, size and videos for which the inner net is ready
+        self.noted = False  # that there are more images than frames
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
@@ -74,6 +79,23 @@ class FrameControl(OwnControl):
 
     def act(self, x, t, cond, videos, options):
         frames, total = self.frames_of(x.shape[0] // videos, options)
+        if ASKING in options and isinstance(self.inner, SVDControl):
+            return self._asked(frames, total, x, t, cond, videos, options)
+        return self._computed(frames, total, x, t, cond, videos, options)
+
+    def _asked(self, frames, total, x, t, cond, videos, options):
+        """What the inner net is to compute, wherever the UNet runs; or None."""
+        if not self.inner.acts(t):
+            return None
+        self._note_surplus(total)
+        weights, plain = self._weights(total), {key: value for key, value in options.items() if key != ASKING}
+        term = self.inner.asked(x, t, cond, self.images, self._indices(frames))
+        if weights is not None:
+            term = replace(term, weights=weights.at_sizes(frames, self.inner.residual_sizes(x), term.rows["x"]))
+        cond = dict(cond)  # the host puts what this returns into its own
+        return Asked([term], lambda: self._computed(frames, total, x, t, cond, videos, plain))
+
+    def _computed(self, frames, total, x, t, cond, videos, options):
         if isinstance(self.inner, OwnControl):
             self.inner.sub_idxs, self.inner.full_latent_length = self.sub_idxs, self.full_latent_length
         elif self.inner_chooses:
@@ -98,12 +120,11 @@ class FrameControl(OwnControl):
         """
         if self.images is None:
             return
-        if self.shown is None:
-            log_surplus(self.node, "control images", len(self.images), total)
+        self._note_surplus(total)
         if self.inner_chooses:
             self.shown = frames
             return
-        indices = [0] if len(self.images) == 1 else indices_for(len(self.images), frames)
+        indices = self._indices(frames)
         shown = indices, x.shape[2:], videos
         if self.shown == shown:
             return
@@ -114,6 +135,14 @@ class FrameControl(OwnControl):
         if not self.hints.give(self.inner, *shown, x.device):
             self.inner.cond_hint = None
         self.shown = shown
+
+    def _indices(self, frames):
+        return [0] if len(self.images) == 1 else indices_for(len(self.images), frames)
+
+    def _note_surplus(self, total):
+        if not self.noted:
+            log_surplus(self.node, "control images", len(self.images), total)
+        self.noted = True
 
     def _weights(self, total):
         """The clip's weights, or None where every one is 1."""

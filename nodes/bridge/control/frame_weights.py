@@ -1,6 +1,7 @@
 """How strongly a control acts on each frame and region of a clip."""
 
 import logging
+from collections.abc import Iterable
 
 import comfy.utils
 import torch
@@ -49,18 +50,24 @@ class FrameWeights:
         """residual [videos * t, c, h, w] times the weights of its t frames; a new tensor."""
         if residual is None:
             return None
-        weights = self.curve[frames].to(residual)
+        return residual * self._at(frames, residual.shape[2:], residual).repeat(videos, 1, 1, 1)
+
+    def at_sizes(self, frames: list[int], sizes: Iterable[tuple[int, int]], like: torch.Tensor) -> list[torch.Tensor]:
+        """What residuals of each size are multiplied by [t, 1, h, w], or one for all [t, 1, 1, 1], in the dtype of `like`."""
+        return [self._at(frames, size, like) for size in ([(1, 1)] if self.mask is None else dict.fromkeys(sizes))]
+
+    def _at(self, frames, size, like):
+        weights = self.curve[frames].to(like)
         if self.mask is not None:
-            weights = weights * self._mask(residual)[self._indices(frames)]
-        return residual * weights.repeat(videos, 1, 1, 1)
+            weights = weights * self._mask(size, like)[self._indices(frames)]
+        return weights
 
     def _indices(self, frames):
         return indices_for(self.mask.shape[0], frames)
 
-    def _mask(self, residual):
-        key = residual.shape[2:], residual.device, residual.dtype
+    def _mask(self, size, like):
+        height, width = size
+        key = (height, width), like.device, like.dtype
         if key not in self.resized:
-            height, width = residual.shape[2:]
-            mask = self.mask.to(residual)
-            self.resized[key] = comfy.utils.common_upscale(mask, width, height, "bilinear", "disabled")
+            self.resized[key] = comfy.utils.common_upscale(self.mask.to(like), width, height, "bilinear", "disabled")
         return self.resized[key]

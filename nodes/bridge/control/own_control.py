@@ -1,12 +1,11 @@
 """What the controls of this pack share: their call in a chain, their copies, a clean start and end of a run, the frames at hand."""
 
-from itertools import zip_longest
-
 import comfy.controlnet
 import torch
 from comfy.patcher_extension import CallbacksMP
 
 from .advanced_controlnet import TakenForAdvanced
+from .asked import together
 
 
 def frames_of(count: int, transformer_options: dict) -> tuple[list[int], int]:
@@ -50,12 +49,16 @@ class OwnControl(TakenForAdvanced, comfy.controlnet.ControlBase):
         previous = None
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
+        if not self.acts(t):
             return previous
         own = self.act(x_noisy, t, cond, batched_number, transformer_options)
         if previous is None or own is None:
             return own if previous is None else previous
-        return _added(previous, own)
+        return together(previous, own)
+
+    def acts(self, t: torch.Tensor) -> bool:
+        """Is the noise level in its timestep range?"""
+        return self.timestep_range is None or bool(self.timestep_range[1] <= t[0] <= self.timestep_range[0])
 
     def act(self, x: torch.Tensor, t: torch.Tensor, cond: dict, videos: int, options: dict) -> dict | None:
         """The residuals of this control alone, with its strength: {"input", "middle", "output"} to lists of tensors or None.
@@ -125,12 +128,3 @@ class OwnControl(TakenForAdvanced, comfy.controlnet.ControlBase):
     def has_hint_of(self, indices: list[int]) -> bool:
         """Whether `cond_hint` is that of these images. A FrameControl puts the right one there."""
         return self.cond_hint is not None and (self.chosen or self.hint_of == indices)
-
-
-def _added(first: dict, second: dict) -> dict:
-    """The sum of two controls, residual by residual; a missing one counts as zero."""
-    out = {}
-    for place in ("input", "middle", "output"):
-        pairs = zip_longest(first.get(place, ()), second.get(place, ()))
-        out[place] = [y if x is None else x if y is None else x + y for x, y in pairs]
-    return out

@@ -10,6 +10,7 @@ import torch
 
 from ....unet import ControlNetFile, ControlNeXtFile
 from ..model.host_operations import with_quick_layers
+from ..model.unet_loader import SOURCE
 from .own_control import OwnControl
 
 
@@ -34,7 +35,9 @@ class OwnControlNet(OwnControl, comfy.controlnet.ControlNet):
         net = network(opened.config, operations=operations, dtype=dtype, device="meta")
         net.load_state_dict(opened.state_dict(dtype), assign=True)
         net.requires_grad_(False).eval()
-        return cls(net, load_device=management.get_torch_device(), manual_cast_dtype=compute)
+        control = cls(net, load_device=management.get_torch_device(), manual_cast_dtype=compute)
+        control.control_model_wrapped.set_attachments(SOURCE, (opened.path, opened.stamps))
+        return control
 
     @property
     def compute_dtype(self) -> torch.dtype:

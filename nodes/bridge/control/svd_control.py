@@ -1,15 +1,18 @@
 """SVD's ControlNet as a CONTROL_NET of the host: loading it, and running it on the frames of a clip."""
 
+import uuid
+
 import comfy.model_base
 import comfy.model_management as management
 import comfy.utils
 import torch
 
 from .... import unet
-from ....unet import encoder_bytes, open_controlnet, residual_bytes
+from ....unet import encoder_bytes, open_controlnet, residual_bytes, residual_shapes
 from ..model.host_hooks import HostHooks
 from ..model.memory_budget import ChunkedRun, runs_one_by_one
 from ..model.trained_length import LONGEST
+from .asked import ASKING, Asked, ControlImages, NetResiduals
 from .kept_hints import PreparesImages
 from .own_controlnet import OwnControlNet
 from .pairing import WrongModelError, check_layout, check_video
@@ -41,6 +44,12 @@ class SVDControl(PreparesImages, OwnControlNet):
     video (half) after the other, within the memory that is free.
     """
 
+    run = ""  # a name for the images of a run
+
+    def release(self):
+        super().release()
+        self.run = uuid.uuid4().hex
+
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
         self.control_model.chunked_run.begin()
@@ -54,8 +63,32 @@ class SVDControl(PreparesImages, OwnControlNet):
             )
 
     def act(self, x, t, cond, videos, options):
-        frames = x.shape[0] // videos
-        rows = self._rows(x, t, cond, self._hint(x, self.image_indices(frames, options), videos))
+        indices = self.image_indices(x.shape[0] // videos, options)
+        rows = self._rows(x, t, cond)
+        if ASKING in options:
+            return Asked([self._asked(x, rows, self.cond_hint_original, indices)], lambda: self._computed(x, rows, indices, videos))
+        return self._computed(x, rows, indices, videos)
+
+    def asked(self, x, t, cond, images: torch.Tensor, indices: list[int]) -> NetResiduals:
+        """What its network is to make of x and the `images` [n, c, h, w] of these indices: one for all frames or one for each."""
+        return self._asked(x, self._rows(x, t, cond), images, indices)
+
+    def _asked(self, x, rows, images, indices):
+        size, config = x.shape[2:], self._config
+        alone = rows["x"].shape[1] == config.in_channels
+        joined = self.control_model.join(rows["x"], None if alone else rows["c_concat"])
+        return NetResiduals(
+            self.control_model_wrapped,
+            ControlImages(f"{self.run} {list(size)}", indices, lambda some: self._ready(images[some], size)),
+            {"x": joined, **{name: rows[name] for name in ("timesteps", "context", "y")}}, self.strength, [],
+        )
+
+    def residual_sizes(self, x) -> list[tuple[int, int]]:
+        """Height and width of each of its residuals."""
+        return [shape[1:] for shape in residual_shapes(self._config, *x.shape[2:])]
+
+    def _computed(self, x, rows, indices, videos):
+        frames, rows = x.shape[0] // videos, {**rows, "hint": self._hint(x, indices, videos)}
         if videos == 1 or not runs_one_by_one(self._config, rows["x"], frames, encoder_bytes):
             residuals = self._call(rows, frames)
         else:
@@ -64,14 +97,13 @@ class SVDControl(PreparesImages, OwnControlNet):
             residuals = [torch.cat(videos) for videos in zip(*made, strict=True)]
         return self.control_merge({"output": residuals[:-1], "middle": residuals[-1:], "input": []}, None, None)
 
-    def _rows(self, x, t, cond, hint):
-        """The net's arguments, each with a row for every frame of every video."""
+    def _rows(self, x, t, cond):
+        """The net's arguments but for the images, each with a row for every frame of every video."""
         def ready(value):
             return comfy.model_base.convert_tensor(value, self.compute_dtype, x.device)
 
         return {
             "x": self.model_sampling_current.calculate_input(t, x).to(self.compute_dtype),
-            "hint": hint,
             "timesteps": self.model_sampling_current.timestep(t).float(),
             "context": ready(cond.get("crossattn_controlnet", cond["c_crossattn"])),
             "y": ready(cond["y"]),
@@ -105,9 +137,13 @@ class SVDControl(PreparesImages, OwnControlNet):
 
     def prepare(self, images, size, device):
         """The embedded control images [n, model_channels, *size]."""
+        return self.control_model.embed_hint(self._ready(images, size).to(device))
+
+    def _ready(self, images, size):
+        """What the hint net takes: control images [n, c, 8h, 8w] from -1 to 1 for a latent of this size."""
         height, width = (side * self.compression_ratio for side in size)
         images = comfy.utils.common_upscale(images, width, height, self.upscale_algorithm, "center")
-        return self.control_model.embed_hint((images * 2 - 1).to(device=device, dtype=self.compute_dtype))
+        return (images * 2 - 1).to(self.compute_dtype)
 
     def _hint(self, x, indices, videos):
         """The embedded control images of these indices [b*t, c, h, w]; `cond_hint` keeps them until others are asked for."""

@@ -1,12 +1,13 @@
 """One call of the network on a worker: sent to another where that one is late, and given up where all that have it are lost."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ....unet.arrays import Array
 from ..node_names import RAY_POOL as NODE
+from .sent_controls import SentControl
 from .shared_network import SharedNetwork
 from .workers import PINGS, POLL, Worker, Workers
 
@@ -21,10 +22,11 @@ class Request:
     network: SharedNetwork
     args: tuple
     size: tuple
+    controls: Sequence[SentControl] = ()  # whose networks and images the call names
 
 
 class Attempt:
-    """A request at one worker, which is given the network first where it does not have it."""
+    """A request at one worker, which is given the network first where it does not have it, and whatever else it says it lacks."""
 
     def __init__(self, workers: Workers, worker: Worker, request: Request):
         self.worker, self._workers, self._request = worker, workers, request
@@ -35,20 +37,32 @@ class Attempt:
         self.ref = next(self._steps)
 
     def _run(self) -> Generator[Any, Any, Array]:
-        worker, network = self.worker, self._request.network
+        worker, request = self.worker, self._request
+        key = request.network.key
+        lacking = [] if worker.key == key else [key]
         while True:
-            if worker.key != network.key:
-                worker.key = None
-                read = yield worker.handle.begin.remote(network.spec)
-                for piece in network.pieces(read):
-                    yield worker.handle.put.remote(piece)
-                yield worker.handle.finish.remote()
-                worker.key = network.key
+            yield from self._give(lacking)
             self._since = time.monotonic()
-            made = yield worker.handle.call.remote(network.key, *self._request.args)
-            if made is not None:
+            made = yield worker.handle.call.remote(key, *request.args)
+            if not isinstance(made, list):
                 return made
-            worker.key = None  # it was started again in between
+            lacking, self._since = made, 0.0
+
+    def _give(self, lacking: list[str]) -> Generator[Any, Any, None]:
+        """Networks and control images by their keys."""
+        worker, own, controls = self.worker, self._request.network, self._request.controls
+        give = worker.handle
+        networks = {network.key: network for network in (own, *(control.network for control in controls))}
+        for key in filter(networks.__contains__, lacking):
+            worker.key = None if key == own.key else worker.key
+            read = yield give.begin.remote(networks[key].spec, list(networks))
+            for piece in networks[key].pieces(read):
+                yield give.put.remote(piece)
+            yield give.finish.remote()
+            worker.key = key if key == own.key else worker.key
+        for control in controls:
+            for piece in control.images(lacking):
+                yield give.embed.remote(control.network.key, piece)
 
     def advance(self, done: bool) -> Array | None:
         """The result where it is there. Raises one of `Workers.lost`, or TimeoutError where the worker does not answer."""

@@ -7,12 +7,12 @@ import time
 import comfy.model_management as management
 import torch
 
-from ....unet.arrays import to_array, to_tensor
-from ....unet.replica import PLACES
-from ..control.controlnext_control import AFTER_SKIP
+from ....unet.arrays import to_tensor
+from ..control.asked import computed
 from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import LANE
 from .attempts import Request, answer
+from .sent_controls import as_array, joins, sent
 from .shared_network import SharedNetwork
 from .stays_here import code_in, refusal
 from .workers import POLL, Workers
@@ -42,19 +42,33 @@ class PoolRun:
 
     def call(self, executor, x, timesteps, context, y, control, options, **kwargs):
         """The prediction of the network [b*t, c, h, w] for its inputs as the host calls it; `executor` calls it here."""
-        request = None
-        if not self._keeps(options):
-            args = _args(x, timesteps, context, y, control, options, kwargs)
-            request = Request(self.network, args, (self.network.key, tuple(x.shape)))
+        def run_here():
+            with self.turn:
+                residuals = computed(control)
+            return executor(x, timesteps, context, y, residuals, options, **kwargs)
+
+        image_only = kwargs.get("image_only_indicator")
+        rows = {
+            "x": x, "timesteps": timesteps, "context": context, "y": y, "time_context": kwargs.get("time_context"),
+            "image_only": None if image_only is None else image_only.flatten(),
+        }
+        request = None if self._keeps(options) else self._request(rows, control, options)
         in_lane = LANE in options
         if in_lane:
             self.turn.release()
         try:
-            made = self._anywhere(request, lambda: executor(x, timesteps, context, y, control, options, **kwargs), in_lane)
+            made = self._anywhere(request, run_here, in_lane)
         finally:
             if in_lane:
                 self.turn.acquire()
         return made if isinstance(made, torch.Tensor) else to_tensor(made, x.device)
+
+    def _request(self, rows, control, options) -> Request:
+        controls, terms = sent(control, rows)
+        x = rows["x"]
+        arrays, frames = {name: as_array(row) for name, row in rows.items()}, len(x) // len(options["cond_or_uncond"])
+        size = self.network.key, tuple(x.shape), len(controls)
+        return Request(self.network, (arrays, terms, joins(options, x), frames), size, controls)
 
     def _keeps(self, options) -> bool:
         """Must this call run here? Raises ValueError where it must, and this machine does not compute."""
@@ -96,27 +110,3 @@ class PoolRun:
             else:
                 with self.workers.changed:
                     self.workers.changed.wait(POLL)
-
-
-def _args(x, timesteps, context, y, control, options, more):
-    """What `Replica.call` takes, as arrays."""
-    kinds = options["cond_or_uncond"]
-    image_only = more.get("image_only_indicator")
-    rows = {
-        "x": x, "timesteps": timesteps, "context": context, "y": y, "time_context": more.get("time_context"),
-        "image_only": None if image_only is None else image_only.flatten(),
-    }
-    residuals = {place: [_array(residual) for residual in (control or {}).get(place, ())] for place in PLACES}
-    joins = [_join(patch, x, kinds) for patch in options.get("patches", {}).get(AFTER_SKIP, ())]
-    return {name: _array(value) for name, value in rows.items()}, residuals, joins, x.shape[0] // len(kinds)
-
-
-def _join(patch, x, kinds):
-    weights = patch.weights_at(x, patch.size)
-    return {
-        "block": patch.block, "feature": to_array(patch.feature), "gains": patch.gains_of(kinds), "weights": _array(weights),
-    }
-
-
-def _array(value):
-    return None if value is None else to_array(value)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ..control.asked import ASKING
 from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import ELSEWHERE, LANE, NetworkCall, lanes_of, run_calls
 from .pool_run import PoolRun
@@ -46,6 +47,7 @@ def _run(executor, *args, **kwargs):
     pool = options.pop(ELSEWHERE)
     if (kept := stays_here(guider.model_patcher, options, guider.conds.values())) is None:
         options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(guider.model_patcher), pool.here)
+        options[ASKING] = True
         pool.workers.timeout = pool.timeout
         pool.workers.set_count(pool.count)
     elif pool.here:

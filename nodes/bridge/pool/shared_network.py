@@ -1,8 +1,8 @@
-"""The network of a MODEL as workers get it: from the file that it was loaded from, or weight by weight."""
+"""The network of a MODEL or a ControlNet as workers get it: from the file that it was loaded from, or weight by weight."""
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,9 +20,9 @@ from ..model.packed_weights import is_packed
 from ..model.saved_weights import NETWORK, SavedNetwork, weight_of
 from ..model.unet_loader import SOURCE
 
-PIECE = 64 * 2**20  # bytes of weights that are sent at once
+PIECE = 64 * 2**20  # bytes that are sent at once
 
-_models: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()  # a name for each of the host's BaseModels
+_models: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()  # a name for each of the host's BaseModels, and ControlNets
 
 
 class SharedNetwork:
@@ -40,45 +40,79 @@ class SharedNetwork:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What `Replica.begin` takes. Raises UNetFileError where the network is none of the family."""
+        """What `HeldNetworks.begin` takes. Raises UNetFileError where the network is none of the family."""
         if self._spec is None:
-            model, path, found = self._patcher.model, None, None
+            path, found = None, None
             if (source := self._patcher.get_attachment(SOURCE)) is not None and _unchanged(source[1]):
                 path, found = str(source[0]), fingerprint(source[1])
-            own = isinstance(model.diffusion_model, unet.UNetModel)
-            config = model.diffusion_model.config if own else SavedNetwork(self._patcher, {}).config
             self._spec = {
-                "key": self.key, "config": asdict(config), "dtype": str(model.get_dtype()).removeprefix("torch."),
-                "path": path, "fingerprint": found, "packed": is_packed(model.diffusion_model),
-                "forms": self._forms,
+                "key": self.key, "dtype": str(self._dtype).removeprefix("torch."), "path": path, "fingerprint": found,
+                "forms": self._forms, **self._described(),
             }
         return self._spec
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._patcher.model.get_dtype()
+
+    def _described(self) -> dict[str, Any]:
+        network = self._patcher.model.diffusion_model
+        own = isinstance(network, unet.UNetModel)
+        config = network.config if own else SavedNetwork(self._patcher, {}).config
+        return {"kind": "unet", "config": asdict(config), "packed": is_packed(network)}
+
+    def _keys(self) -> dict[str, str]:
+        """The network's own names of its weights to those in the patcher's model."""
+        return {name: NETWORK + theirs for name, theirs in SavedNetwork(self._patcher, {}).names.items()}
+
     def pieces(self, read: bool) -> Iterator[dict[str, Array]]:
         """The weights to send to a worker that has read the file, or has not, some at a time."""
-        piece: dict[str, Array] = {}
-        size = 0
-        for name, theirs in SavedNetwork(self._patcher, {}).names.items():
-            key = NETWORK + theirs
-            if read and not self._patcher.patches.get(key):
-                continue
-            piece[name] = to_array(self._weight(name, key))
-            size += piece[name][0].nbytes
-            if size >= PIECE:
-                yield piece
-                piece, size = {}, 0
-        if piece:
-            yield piece
+        sent = ((name, key) for name, key in self._keys().items() if not read or self._patcher.patches.get(key))
+        return in_pieces((name, to_array(self._weight(name, key))) for name, key in sent)
 
     def _weight(self, name, key):
         """In the dtype that the MODEL computes with, as the host has it: in 8 bits a patch would be lost."""
         weight = weight_of(self._patcher, key)
         if isinstance(weight, PackedTensor) or name.endswith(".mix_factor"):
             return weight
-        model = self._patcher.model
         patched = bool(self._patcher.patches.get(key))
-        dtype = model.get_dtype()
-        return weight.to(model.get_dtype_inference() if patched and dtype.itemsize == 1 else dtype)
+        return weight.to(self._computes_in if patched and self._dtype.itemsize == 1 else self._dtype)
+
+    @property
+    def _computes_in(self) -> torch.dtype:
+        return self._patcher.model.get_dtype_inference()
+
+
+class SharedControlNet(SharedNetwork):
+    """The network of an SVD ControlNet, by the patcher around it."""
+
+    @property
+    def _dtype(self):
+        return self._patcher.model.dtype
+
+    def _described(self):
+        return {"kind": "svd_controlnet", "config": asdict(self._patcher.model.control_config), "packed": False}
+
+    def _keys(self):
+        return {name: name for name, _ in self._patcher.model.named_parameters()}
+
+    @property
+    def _computes_in(self):
+        return torch.float32
+
+
+def in_pieces(arrays: Iterable[tuple[str, Array]]) -> Iterator[dict[str, Array]]:
+    """These arrays by their names, PIECE bytes at a time."""
+    piece: dict[str, Array] = {}
+    size = 0
+    for name, array in arrays:
+        piece[name] = array
+        size += array[0].nbytes
+        if size >= PIECE:
+            yield piece
+            piece, size = {}, 0
+    if piece:
+        yield piece
 
 
 def _unchanged(stamps) -> bool:

@@ -23,11 +23,11 @@ class Worker:
         """Answers while a call runs."""
         return True
 
-    def begin(self, spec):
+    def begin(self, spec, keep):
         from unet.weights.errors import UNetFileError
 
         try:
-            return self.replica.begin(spec)
+            return self.replica.begin(spec, keep)
         except UNetFileError as error:
             raise ValueError(str(error)) from None
 
@@ -36,6 +36,9 @@ class Worker:
 
     def finish(self):
         self.replica.finish()
+
+    def embed(self, key, images):
+        self.replica.embed(key, images)
 
     def call(self, *args):
         return self.replica.call(*args)
