@@ -13,7 +13,7 @@ from .memory import encoder_bytes
 from .residuals import Placed, added
 from .within_memory import within_memory
 
-ROWS = ("x", "timesteps", "context", "y")  # of a UNet's call, which its ControlNets are given too
+ROWS = ("x", "timesteps", "context", "y", "c_concat")  # of a UNet's call, which its ControlNets are given too
 Term = Mapping[str, Any]
 
 
@@ -34,7 +34,7 @@ class AskedControls:
         total: Placed = {}
         for term in self._terms:
             if "network" in term:
-                own = self._computed(term, {name: rows[name] for name in ROWS} | rows_of(term["rows"], video, count))
+                own = self._computed(term, {name: rows.get(name) for name in ROWS} | rows_of(term["rows"], video, count))
             else:
                 own = {place: [rows_of({"": r}, video, count)[""] for r in rs] for place, rs in term["residuals"].items()}
             total = added(total, own) if total else own

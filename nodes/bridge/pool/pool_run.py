@@ -12,7 +12,7 @@ from ..control.asked import computed
 from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import LANE
 from .attempts import Request, answer
-from .sent_controls import as_array, joins, sent
+from .sent_controls import apart, as_array, joins, sent
 from .shared_network import SharedNetwork
 from .stays_here import code_in, refusal
 from .workers import POLL, Workers
@@ -66,7 +66,8 @@ class PoolRun:
     def _request(self, rows, control, options) -> Request:
         controls, terms = sent(control, rows)
         x = rows["x"]
-        arrays, frames = {name: as_array(row) for name, row in rows.items()}, len(x) // len(options["cond_or_uncond"])
+        rows, frames = {**rows, **apart(x, self.network.latent_channels)}, len(x) // len(options["cond_or_uncond"])
+        arrays = {name: as_array(row) for name, row in rows.items()}
         size = self.network.key, tuple(x.shape), len(controls)
         return Request(self.network, (arrays, terms, joins(options, x), frames), size, controls)
 

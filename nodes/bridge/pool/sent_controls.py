@@ -62,6 +62,14 @@ def joins(options: dict, x: torch.Tensor) -> list[dict[str, Any]]:
     ]
 
 
+def apart(x: torch.Tensor, channels: int) -> dict[str, torch.Tensor | None]:
+    """The network's x [b*t, c, h, w] as the latent of so many channels, and one row of what is joined to it where all are one."""
+    joined = x[:, channels:]
+    if not joined.shape[1] or not torch.equal(joined, joined[:1].expand_as(joined)):
+        return {"x": x, "c_concat": None}
+    return {"x": x[:, :channels], "c_concat": joined[:1]}
+
+
 def as_array(value: torch.Tensor | None) -> Array | None:
     return None if value is None else to_array(value)
 

@@ -52,6 +52,10 @@ class SharedNetwork:
         return self._spec
 
     @property
+    def latent_channels(self) -> int:
+        return self._patcher.model.latent_format.latent_channels
+
+    @property
     def _dtype(self) -> torch.dtype:
         return self._patcher.model.get_dtype()
 
