@@ -188,7 +188,7 @@ class Server:
                 if entry:
                     return entry
             time.sleep(pause)
-            pause = min(1.5 * pause, 0.2)
+            pause = min(1.5 * pause, 0.05)
         raise ServerError(f"Prompt {prompt_id} had not ended after {timeout:g} s; the end of the log:\n{self.log(40)}")
 
     def interrupt(self) -> None:

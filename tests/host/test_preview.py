@@ -58,6 +58,13 @@ def latent2rgb():
     args.preview_method = before
 
 
+@pytest.fixture
+def no_jpeg(monkeypatch):
+    """Takes JPEG from Pillow when it is called."""
+    Image.preinit()  # which adds it, once a process
+    return lambda: monkeypatch.delitem(Image.SAVE, "JPEG")
+
+
 def clip(frames, height=8, width=8, seed=11):
     """Smooth latents [frames, 4, height, width], each frame with a color of its own."""
     generator = torch.Generator().manual_seed(seed)
@@ -504,14 +511,14 @@ def test_better_colors_that_fail_leave_the_quick_ones(sampled, server, preview, 
 
 
 @pytest.mark.parametrize("fault, more", [("no JPEG", ()), ("no server", ("0:1", 0.0, 1.0, 3, 1))])
-def test_no_error_of_the_preview_ends_the_run(sampled, server, monkeypatch, caplog, fault, more):
+def test_no_error_of_the_preview_ends_the_run(sampled, server, no_jpeg, caplog, fault, more):
     """Pillow without JPEG, and a server that has stopped, which the first window meets; each is reported once."""
     options = {"frames": 5, "max_cfg": 1.0, "steps": 2, "more": more}
     plain, before = sampled(**options)
     server.client_id = "queued"
     args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews  # the host's own image would fail as well
     if fault == "no JPEG":
-        monkeypatch.delitem(Image.SAVE, "JPEG")
+        no_jpeg()
     else:
         server.loop.close()
     samples, progress = sampled(**options)
@@ -697,12 +704,12 @@ def test_large_decoded_frames_are_shown_with_more_pixels_than_latents(sheet):
     assert (data["width"], data["height"], len(data["shown"])) == (256, 144, 25)
 
 
-def test_decoded_frames_are_sent_to_nobody_but_the_client_and_never_end_the_run(decoded_as, monkeypatch, caplog):
+def test_decoded_frames_are_sent_to_nobody_but_the_client_and_never_end_the_run(decoded_as, no_jpeg, caplog):
     graph, _ = CHAINS["at once"]
     latent = {"samples": clip(2)}
     images, heard = decoded_as(graph, "d", latent, client=None)
     assert heard == []
-    monkeypatch.delitem(Image.SAVE, "JPEG")
+    no_jpeg()
     same, heard = decoded_as(graph, "d", latent)
     assert torch.equal(images, same) and heard == []
     assert caplog.text.count("the preview of the decoded frames failed; the run goes on without it") == 1

@@ -78,6 +78,7 @@ class Pair:
 
     def __init__(self, pack, folder, name: str, seed: int = 0, dtype=None, config=None):
         self.name, self.config = name, config or SMALL[name]
+        self.made: dict[tuple, torch.Tensor] = {}
         self.path = folder / f"{name}-{seed}.safetensors"
         metadata = None if self.config.num_heads else {"temporal_unet.head_channels": str(self.config.head_channels)}
         self.weights = write_unet(self.path, self.config, seed=seed, metadata=metadata)
@@ -89,6 +90,13 @@ class Pair:
 
     def __iter__(self):
         return iter((self.ours, self.host))
+
+    def plain(self, **options) -> torch.Tensor:
+        """What our MODEL makes of `prompts` with these options of `sample`; computed once for each set of them."""
+        key = tuple(sorted(options.items()))
+        if key not in self.made:
+            self.made[key] = sample(self.ours, *prompts(self.config), **options)
+        return self.made[key]
 
 
 def run_node(node_class, *args, **kwargs) -> tuple:

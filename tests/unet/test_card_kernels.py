@@ -18,23 +18,16 @@ pytestmark = [
 START = """
 import json, os
 os.environ["TRITON_INTERPRET"] = "1"
+from dataclasses import replace
 import torch
 import torch.nn.functional as F
-from unet import card_kernels, triton_kernels
-from support.families import relative_error
+from support.families import TINY, relative_error
+from unet import UNetModel, card_kernels, triton_kernels
 
 torch.manual_seed(0)
-found = {}
 """
-
-
-def interpreted(script: str) -> dict:
-    """What a script leaves in `found`, in a process whose kernels are interpreted."""
-    return json.loads(run_python("-c", f"{START}\n{script}\nprint(json.dumps(found))").stdout.splitlines()[-1])
-
-
-def test_a_norm_and_its_silu_are_pytorchs_for_images_and_videos():
-    found = interpreted("""
+SCRIPTS = {"norm": """
+usual = triton_kernels.PROGRAMS, triton_kernels.CHUNKS
 triton_kernels.PROGRAMS, triton_kernels.CHUNKS = 4, 2  # several chunks of rows, pooled in several rounds
 for name, shape, order in (
     ("images", (1, 96, 11, 13), torch.channels_last), ("one pixel", (2, 64, 1, 1), torch.channels_last),
@@ -50,13 +43,8 @@ for name, shape, order in (
         made = triton_kernels.group_norm(x, weight, bias, 32, 1e-5, added, silu)
         found[f"{name} {silu}"] = relative_error(made, F.silu(wanted) if silu else wanted)
         assert made.stride() == x.stride()
-""")
-    assert len(found) == 6
-    assert max(found.values()) < 2e-5, found
-
-
-def test_sums_and_geglu_are_pytorchs():
-    found = interpreted("""
+triton_kernels.PROGRAMS, triton_kernels.CHUNKS = usual
+""", "sums": """
 x, change = (torch.randn(2, 48, 3, 5, 7).to(memory_format=torch.channels_last_3d) for _ in range(2))
 bias, factor = torch.randn(48), torch.randn(1)
 whole = change.double() + bias.double().view(-1, 1, 1, 1)
@@ -67,16 +55,7 @@ found["blend"] = relative_error(triton_kernels.add(x, change, bias, factor), ble
 both = torch.randn(5, 7, 96)
 value, gate = both.double().chunk(2, -1)
 found["geglu"] = relative_error(triton_kernels.geglu(both), value * F.gelu(gate))
-""")
-    assert max(found.values()) < 1e-6, found
-
-
-def test_a_video_network_by_the_kernels_is_the_network():
-    found = interpreted("""
-from dataclasses import replace
-from support.families import TINY
-from unet import UNetModel
-
+""", "network": """
 config = replace(
     TINY["svd"], model_channels=32, head_channels=32, channel_mult=(1,), num_res_blocks=(1,), depth_in=(1,), depth_out=(0, 1),
     depth_middle=None, self_attention=(True,),
@@ -101,5 +80,25 @@ with torch.inference_mode():
         assert made.is_contiguous()
     found_norms = {ndim: calls.count(ndim) for ndim in (4, 5)}
     assert found_norms[4] and found_norms[5], found_norms
-""")
-    assert max(found.values()) < 1e-5, found
+"""}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What each script leaves in `found`, by name; of one process, whose kernels are interpreted."""
+    parts = [f"found = {{}}\n{script}\nprint(json.dumps([{name!r}, found]))" for name, script in SCRIPTS.items()]
+    said = run_python("-c", "\n".join([START, *parts])).stdout
+    return dict(json.loads(line) for line in said.splitlines() if line.startswith("["))
+
+
+def test_a_norm_and_its_silu_are_pytorchs_for_images_and_videos(found):
+    assert len(found["norm"]) == 6
+    assert max(found["norm"].values()) < 2e-5, found["norm"]
+
+
+def test_sums_and_geglu_are_pytorchs(found):
+    assert max(found["sums"].values()) < 1e-6, found["sums"]
+
+
+def test_a_video_network_by_the_kernels_is_the_network(found):
+    assert max(found["network"].values()) < 1e-5, found["network"]
