@@ -112,9 +112,8 @@ def freeu(model, node):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "threshold", "depth", "patch", "options"), [
     ("svd", 0.3, 2, as_is, {}),
-    ("sd1", 0.3, 2, windowed, {"frames": 3, "size": (4, 4)}),
+    ("sd1_tiny", 0.3, 2, windowed, {"frames": 3, "size": (4, 4)}),
     ("sd1", 0.3, 3, as_is, {"controlled": True}),
-    ("sd1", 0.3, 2, as_is, {}),
     ("sd2", 0.5, 4, freeu, {}),
     ("sdxl", 0.3, 1, as_is, {}),
     ("sd1", 0.3, 2, perturbed, {}),

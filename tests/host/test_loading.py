@@ -72,8 +72,8 @@ def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dty
     assert path.stat().st_size > {"sd1": 1.7e9, "svd": 3e9}[name]
 
 
-def small_checkpoint(path, other_mib=400):
-    """A full checkpoint in SVD's layout: a small UNet, next to a VAE and an image encoder that are much larger."""
+def small_checkpoint(path, other_mib=400, config=None):
+    """A full checkpoint in SVD's layout: a small UNet of 66 MiB, or of `config`, next to a VAE and an image encoder."""
     from support.families import write_unet
     from support.oracle import SMALL
 
@@ -84,7 +84,8 @@ def small_checkpoint(path, other_mib=400):
         "conditioner.embedders.0.open_clip.model.visual.proj": torch.ones(rows, 1024),
         "model_ema.decay": torch.ones(1),
     }
-    return write_unet(path, SMALL["svd"], beside=others, metadata={"temporal_unet.head_channels": "32"})
+    config = config or SMALL["svd"]
+    return write_unet(path, config, beside=others, metadata={"temporal_unet.head_channels": str(config.head_channels)})
 
 
 @pytest.mark.slow
@@ -159,30 +160,30 @@ def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage
 
 def test_a_loaded_model_outlives_its_file(pack, tmp_path):
     """Replacing or deleting the file by name must not change a loaded model."""
-    from support.oracle import SMALL, prompts, sample
+    from support.oracle import TWO_LEVELS, prompts, sample
 
     path = tmp_path / "gone.safetensors"
-    small_checkpoint(path, other_mib=8)
+    small_checkpoint(path, 8, TWO_LEVELS)
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
-    before = sample(model, *prompts(SMALL["svd"]), steps=1)
+    before = sample(model, *prompts(TWO_LEVELS), steps=1)
     path.unlink()
-    small_checkpoint(path, other_mib=4)
-    assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
+    small_checkpoint(path, 4, TWO_LEVELS)
+    assert torch.equal(sample(model, *prompts(TWO_LEVELS), steps=1), before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["written over", "cut"])
 def test_a_loaded_model_outlives_a_change_of_its_file(pack, tmp_path, damage):
     """A download that begins again over a loaded file cuts it first; where the host copies weights, nothing is read any more."""
-    from support.oracle import SMALL, prompts, sample
+    from support.oracle import TWO_LEVELS, prompts, sample
 
     path = tmp_path / "changed.safetensors"
-    small_checkpoint(path, other_mib=8)
+    small_checkpoint(path, 8, TWO_LEVELS)
     options = {"dtype": torch.float32}  # as in the file: nothing is converted
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path), options)
-    before = sample(model, *prompts(SMALL["svd"]), steps=1)
+    before = sample(model, *prompts(TWO_LEVELS), steps=1)
     change(path, damage)
-    assert torch.equal(sample(model, *prompts(SMALL["svd"]), steps=1), before)
+    assert torch.equal(sample(model, *prompts(TWO_LEVELS), steps=1), before)
 
 
 def change(path, damage):
@@ -196,8 +197,10 @@ def change(path, damage):
 
 
 def test_weights_are_copied_where_the_host_copies_them(pack, tmp_path):
+    from support.oracle import TWO_LEVELS
+
     path = tmp_path / "copied.safetensors"
-    small_checkpoint(path, other_mib=8)
+    small_checkpoint(path, 8, TWO_LEVELS)
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": torch.float32})
     assert mappings(path) == 0 and model.model.diffusion_model.input_blocks[0][0].weight.abs().sum() > 0
 
@@ -209,27 +212,27 @@ def test_where_the_host_maps_weights_a_changed_file_is_refused_before_it_is_read
     import comfy.model_patcher
 
     from support.families import relative_error
-    from support.oracle import SMALL, prompts, sample
+    from support.oracle import TWO_LEVELS, prompts, sample
 
     loader = pack("nodes.bridge.model.unet_loader")
     dynamic, plain = comfy.model_patcher.ModelPatcherDynamic, comfy.model_patcher.ModelPatcher
     assert loader.host_maps(dynamic, torch.device("cuda", 0))
     assert not loader.host_maps(dynamic, torch.device("cpu")) and not loader.host_maps(plain, torch.device("cuda", 0))
     path = tmp_path / "mapped.safetensors"
-    small_checkpoint(path, other_mib=8)
-    expected = sample(loader.load_model(str(path), {"dtype": torch.float32}), *prompts(SMALL["svd"]), steps=1)
+    small_checkpoint(path, 8, TWO_LEVELS)
+    expected = sample(loader.load_model(str(path), {"dtype": torch.float32}), *prompts(TWO_LEVELS), steps=1)
     monkeypatch.setattr(loader, "host_maps", lambda *_: True)
     model = loader.load_model(str(path), {"dtype": torch.float32})
     assert mappings(path) > 0
-    assert relative_error(sample(model, *prompts(SMALL["svd"]), steps=1), expected) <= 1e-5  # mapped memory is not aligned
+    assert relative_error(sample(model, *prompts(TWO_LEVELS), steps=1), expected) <= 1e-5  # mapped memory is not aligned
     keep = path.read_bytes()
     path.unlink()
     path.write_bytes(keep)
-    sample(model, *prompts(SMALL["svd"]), steps=1)  # another file under the name: the old one is still mapped
+    sample(model, *prompts(TWO_LEVELS), steps=1)  # another file under the name: the old one is still mapped
     model = loader.load_model(str(path), {"dtype": torch.float32})
     change(path, damage)
     with pytest.raises(ValueError, match="mapped.safetensors was written to after it was loaded"):
-        sample(model, *prompts(SMALL["svd"]), steps=1)
+        sample(model, *prompts(TWO_LEVELS), steps=1)
 
 
 @pytest.mark.parametrize("kind", ["scaled fp8", "GGUF"])
@@ -237,23 +240,23 @@ def test_quantized_weights_stay_mapped_as_the_host_has_it_and_a_changed_file_is_
     import comfy.utils
 
     from support.gguf_networks import write_gguf
-    from support.oracle import SMALL, prompts, sample
+    from support.oracle import TWO_LEVELS, prompts, sample
     from support.quantized import write_quantized
 
     path = tmp_path / "quantized"
-    (write_gguf if kind == "GGUF" else write_quantized)(path, SMALL["svd"])
+    (write_gguf if kind == "GGUF" else write_quantized)(path, TWO_LEVELS)
     model = pack("nodes.bridge.model.unet_loader").load_model(str(path))
     assert mappings(path) > 0
     change(path, "cut")
     with pytest.raises(ValueError, match="quantized was written to after it was loaded"):
-        sample(model, *prompts(SMALL["svd"]), steps=1)
+        sample(model, *prompts(TWO_LEVELS), steps=1)
     with pytest.raises(ValueError, match="quantized was written to after it was loaded"):
         pack("nodes.bridge.model.saved_weights").SavedNetwork(model, {})
     del model
     gc.collect()
     monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", True)
     path.unlink()
-    (write_gguf if kind == "GGUF" else write_quantized)(path, SMALL["svd"])
+    (write_gguf if kind == "GGUF" else write_quantized)(path, TWO_LEVELS)
     copied = pack("nodes.bridge.model.unet_loader").load_model(str(path))
     assert mappings(path) == 0 and copied.model_size() > 0
 
@@ -278,9 +281,8 @@ SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0899, 0.12])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn])
-def test_what_sd2_predicts_is_detected_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, dtype, spread):
+def test_what_sd2_predicts_is_detected_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, spread):
     """By the spread of one tensor, as the host has it: over 0.09 it is v. In fp8 0.0899 would become 0.09375."""
     from safetensors.torch import save_file
 
@@ -292,6 +294,8 @@ def test_what_sd2_predicts_is_detected_from_the_file_whatever_the_weight_dtype(p
     weights[SPREAD] = weights[SPREAD].to(stored)
     path = tmp_path / "sd2.safetensors"
     save_file({PREFIX + name: tensor for name, tensor in weights.items()}, path, {"temporal_unet.head_channels": "32"})
-    ours = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": dtype})
     weights[SPREAD] = weights[SPREAD].half()  # the host's own loader fails on fp8 here
-    assert ours.model.model_type == host_model(weights, ROWS["sd2"], dtype=torch.float16, head_channels=32).model.model_type
+    expected = host_model(weights, ROWS["sd2"], dtype=torch.float16, head_channels=32).model.model_type
+    for dtype in (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        ours = pack("nodes.bridge.model.unet_loader").load_model(str(path), {"dtype": dtype})
+        assert ours.model.model_type == expected, dtype

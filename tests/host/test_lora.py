@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from support.families import TINY, relative_error
 from support.lora_kinds import ALPHA, KINDS, RANK
 from support.loras import SPELLINGS, STRENGTH, diffusers_paths, factors, keys, loader, product, weights_of
-from support.oracle import SMALL, Pair, prompts, run_node, sample
+from support.oracle import SMALL, TWO_LEVELS, Pair, prompts, run_node, sample
 
 # Layers of SVD with weights of two dimensions, four and five.
 LINEAR, CONV = "middle_block.1.time_stack.0.ff.net.2", "middle_block.0.in_layers.2"
@@ -23,7 +23,8 @@ def pairs(pack, tmp_path_factory):
 
     def pair(name):
         if name not in made:
-            made[name] = Pair(pack, tmp_path_factory.mktemp("unets"), name)
+            family, config = ("svd", TWO_LEVELS) if name == "small svd" else (name, None)
+            made[name] = Pair(pack, tmp_path_factory.mktemp("unets"), family, config=config)
         return made[name]
 
     return pair
@@ -103,7 +104,7 @@ def test_weights_are_changed_as_the_formula_says(pairs, load, monkeypatch, name)
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_changes_weights_of_each_dimension_as_its_formula_says(pairs, load, name):
     """A linear layer over time, a convolution, and one over time, whose kernel has five dimensions."""
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     tensors, expected = {}, {}
     for layer in (LINEAR, CONV, CONV_OVER_TIME):
         parameters, expected[f"{layer}.weight"] = KINDS[name](pair.weights[f"{layer}.weight"].double())
@@ -117,7 +118,7 @@ def test_each_kind_changes_weights_of_each_dimension_as_its_formula_says(pairs, 
 @pytest.mark.parametrize("stages, alpha", [((), None), ((2,), None), ((), 4.0)])
 def test_rotations_turn_the_rows_and_keep_their_products(pairs, load, stages, alpha):
     """OFT and BOFT: Q is orthogonal, so that W'ᵀW' = WᵀW; ComfyUI alone would leave out a BOFT without an alpha."""
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     count = pair.weights[f"{CONV}.weight"].shape[0] // 4
     blocks = torch.randn(*stages, count, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.2
     tensors = {f"diffusion_model.{CONV}.oft_blocks": blocks}
@@ -130,7 +131,7 @@ def test_rotations_turn_the_rows_and_keep_their_products(pairs, load, stages, al
 
 
 def test_norms_biases_and_mix_factors_are_changed(pairs, load):
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     mixer, norm = "input_blocks.1.0.time_mixer.mix_factor", "input_blocks.1.1.time_stack.0.norm1"
     changes = {
         f"diffusion_model.{mixer}.diff": torch.tensor([0.5]),
@@ -147,7 +148,7 @@ def test_norms_biases_and_mix_factors_are_changed(pairs, load):
 
 def test_peft_and_dora_as_comfyui_computes_it(pairs, load):
     """PEFT's magnitudes are rows of one dimension; divided is by the norm of the unchanged weight, and the info says it."""
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     weight = pair.weights[f"{LINEAR}.weight"].double()
     up, down = factors(weight.shape, RANK, torch.Generator().manual_seed(1))
     magnitude = torch.rand(len(weight)) + 0.5
@@ -183,7 +184,7 @@ def test_a_model_of_the_hosts_loader_takes_it_as_well(pairs, load, name):
 ])
 def test_alpha_of_the_training_is_taken_from_the_metadata(pairs, load, settings, alpha):
     """diffusers keeps PEFT's settings there, and none of them in tensors."""
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     weight = pair.weights["middle_block.1.proj_in.weight"]
     up, down = factors(weight.shape, RANK, torch.Generator().manual_seed(1))
     path = "unet.mid_block.attentions.0.proj_in"
@@ -195,7 +196,7 @@ def test_alpha_of_the_training_is_taken_from_the_metadata(pairs, load, settings,
 
 
 def test_alpha_of_peft_is_taken_from_the_config_next_to_the_file(pairs, load, tmp_path):
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     weight = pair.weights["middle_block.1.proj_in.weight"]
     up, down = factors(weight.shape, RANK, torch.Generator().manual_seed(1))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8, "r": RANK}))
@@ -207,7 +208,7 @@ def test_alpha_of_peft_is_taken_from_the_config_next_to_the_file(pairs, load, tm
 
 def test_the_hosts_own_node_stays_as_it_is(pairs, load, node):
     """On our MODEL: it reaches what it reached, and both nodes add up."""
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     up, down = factors(pair.weights[f"{LINEAR}.weight"].shape, RANK, torch.Generator().manual_seed(1))
     tensors = {f"lora_unet_{LINEAR.replace('.', '_')}.lora_{way}.weight": value for way, value in (("up", up), ("down", down))}
     ours, _ = load(model, tensors)
@@ -218,13 +219,13 @@ def test_the_hosts_own_node_stays_as_it_is(pairs, load, node):
 
 def test_the_network_computes_with_the_patched_weights(pack, pairs, load):
     """Sampled, two ways: with the LoRA, and from a file into which it was merged."""
-    model, _ = pair = pairs("svd")
+    model, _ = pair = pairs("small svd")
     weight = pair.weights[f"{CONV_OVER_TIME}.weight"]
     up, down = factors(weight.shape, RANK, torch.Generator().manual_seed(1))
     factors_of = {"up": up, "down": down}
     patched, _ = load(model, {f"diffusion_model.{CONV_OVER_TIME}.lora_{way}.weight": value for way, value in factors_of.items()})
     merged = {**pair.weights, f"{CONV_OVER_TIME}.weight": (weight.double() + STRENGTH * product(up, down, weight.shape)).float()}
-    save_file(merged, pair.path.with_name("merged.safetensors"), {"temporal_unet.head_channels": "32"})
+    save_file(merged, pair.path.with_name("merged.safetensors"), {"temporal_unet.head_channels": str(pair.config.head_channels)})
     other = pack("nodes.bridge.model.unet_loader").load_model(str(pair.path.with_name("merged.safetensors")))
     with_lora, without, from_file = (sample(one, *prompts(pair.config)) for one in (patched, model, other))
     assert relative_error(with_lora, from_file) <= 1e-5 < 1e-3 < relative_error(without, from_file)

@@ -12,7 +12,7 @@ import torch
 
 from support.families import FULL
 from support.live import peak_bytes
-from support.oracle import Pair, prompt, prompts, run_node, sample
+from support.oracle import TWO_LEVELS, Pair, prompt, prompts, run_node, sample
 from unet import activation_bytes
 
 FRAMES, WINDOW = 5, 3
@@ -21,7 +21,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("reported"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("reported"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture
@@ -181,8 +181,8 @@ def counted(real, pack, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frames", [14, 25])
-@pytest.mark.parametrize("change", PATCHES)
+@pytest.mark.one_host
+@pytest.mark.parametrize("change, frames", [(attention_patch, 14), *((change, 25) for change in PATCHES)])
 def test_what_is_estimated_for_patches_is_near_what_is_counted(svd, pack, node, counted, change, frames):
     options = change(svd.ours, node).model_options["transformer_options"]
     memory = pack("nodes.bridge.model.memory_budget")  # where enough is free, chunks are the largest
@@ -192,6 +192,7 @@ def test_what_is_estimated_for_patches_is_near_what_is_counted(svd, pack, node, 
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_patched_attention_takes_little_more_than_none(svd, node, counted):
     """Of a transformer block only its attention needs the whole batch: the feed-forward, which takes most, keeps to chunks.
 

@@ -138,7 +138,8 @@ class HostAttention(Hooks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.one_host)])
+@pytest.mark.one_host
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["svd", "sd1", "sd2", "sdxl"])
 def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
     """Mean error of both networks in `dtype` against the same network in fp64; 3 % is the tolerance for another rounding order."""
