@@ -17,11 +17,15 @@ from tools.processes import start_child, stop_children
 class Room:
     """The tests of one folder of tests/ on one host: a process, what it printed, and how many passed, failed and were skipped."""
 
-    def __init__(self, name: str, host: Host, extra: list[str], scratch: Path, chosen: bool = False):
-        """`extra`: arguments for pytest. `chosen`: the user's own selection is among them, which may leave the room empty."""
-        self.name, self.host, self.extra, self.chosen = name, host, extra, chosen
-        self.title = f"tests/{name} on ComfyUI {host.name}"
-        file = re.sub(r"[^\w.]+", "-", f"{name}-{host.name}")  # a host of the user's is named by its path
+    def __init__(self, name: str, host: Host, extra: list[str], scratch: Path, chosen: bool = False, half: int | None = None):
+        """`extra`: arguments for pytest. `chosen`: the user's own selection is among them, which may leave the room empty.
+
+        `half`: 0 or 1 for every other file of the folder, from the first or the second on.
+        """
+        self.name, self.host, self.extra, self.chosen, self.half = name, host, extra, chosen, half
+        part = "" if half is None else f", half {half + 1}"
+        self.title = f"tests/{name}{part} on ComfyUI {host.name}"
+        file = re.sub(r"[^\w.]+", "-", f"{name}{part}-{host.name}")  # a host of the user's is named by its path
         self.report, self.log = (scratch / f"{file}.{suffix}" for suffix in ("report", "log"))
 
     def start(self, threads: int) -> subprocess.Popen:
@@ -31,8 +35,10 @@ class Room:
             return start_child(self.command(), self.host, log, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(threads)))
 
     def command(self) -> list:
-        return [self.host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", ROOT / "tests" / self.name,
-                f"--junit-xml={self.report}", *self.extra]
+        folder = ROOT / "tests" / self.name
+        tests = [folder] if self.half is None else sorted(folder.glob("test_*.py"))[self.half::2]
+        return [self.host.python, "-m", "pytest", "-c", ROOT / "tests" / "pytest.ini", *tests, f"--junit-xml={self.report}",
+                *self.extra]
 
     def report_counts(self, status: int) -> Counter:
         """Print what the process printed; its counts."""

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.environments import Host
+from tools.environments import ROOT, Host
 from tools.rooms import Room, side_by_side
 
+HOST_FILES = sorted((ROOT / "tests" / "host").glob("test_*.py"))
 HERE = Host("/home/somebody/ComfyUI", Path("/home/somebody/ComfyUI"), Path(sys.executable))
 
 
@@ -22,6 +23,13 @@ def test_a_room_without_a_test_fails_where_nobody_chose_so(tmp_path, chosen, fai
     """Status 5 of pytest: it found no test. The marks of a quick round are no choice of the user's."""
     room = Room("unet", HERE, ["-m", "not slow"], tmp_path, chosen=chosen)
     assert room.counts(status=5)["failed"] == failed
+
+
+def test_two_halves_have_every_file_once(tmp_path):
+    halves = [Room("host", HERE, [], tmp_path, half=half) for half in range(2)]
+    files = [[path for path in half.command() if path in HOST_FILES] for half in halves]
+    assert sorted(files[0] + files[1]) == HOST_FILES and abs(len(files[0]) - len(files[1])) <= 1
+    assert len({half.log for half in halves}) == len({half.title for half in halves}) == 2
 
 
 class Passing(Room):
