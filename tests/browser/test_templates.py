@@ -18,6 +18,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 PACK = "temporal-unet"
 MINIATURE = "6 Try it without a download"
+# For what is the same in both renderers: dialogs, texts of notes, help.
+ONE_RENDERER = pytest.mark.parametrize("opened_editor", ["classic"], indirect=True)
 # Where links start and end, from left to right; and the groups: [left, top, right, bottom] in pixels of the page.
 LINKS = """() => [...app.graph.links.values()].map(({origin_id, target_id}) =>
     [origin_id, target_id].map((id) => app.graph.getNodeById(id)).map(({pos, title}) => ({x: pos[0], y: pos[1], title})))"""
@@ -87,6 +89,7 @@ def test_every_workflow_is_listed_as_a_template_with_an_image(server):
 
 
 @pytest.mark.slow
+@ONE_RENDERER
 def test_template_opens_from_the_browser_of_templates(editor):
     page = editor.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -172,6 +175,7 @@ def test_help_of_a_node_opens_from_its_toolbox(editor):
 
 
 @pytest.mark.slow
+@ONE_RENDERER
 def test_in_another_language_notes_are_translated_unless_changed_and_help_is_the_page_of_that_language(editor, browser, server):
     try:
         french = Editor(browser, server, editor.renderer, **{"Comfy.Locale": "fr"})

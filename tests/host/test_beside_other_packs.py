@@ -175,6 +175,7 @@ def test_layers_that_packs_replace_or_insert_run_as_in_the_hosts_network(sd1):
     assert relative_error(ours, sample(sd1.ours, *prompts(SMALL["sd1"]))) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_layer_whose_forward_a_pack_replaced_is_called_with_the_hosts_arguments(pack, tmp_path):
     """As RAUNet: the forward of Downsample and Upsample, through the object patch that restores it."""
     def changed(model):

@@ -146,6 +146,7 @@ def test_all_but_single_numbers_can_be_held_back(net_of, name):
     assert all(parameter.numel() == 1 for parameter in fixed)
 
 
+@pytest.mark.slow
 def test_stored_residuals_where_the_unet_is_held_back(svd, node, svd_net):
     """They need no net: nothing is loaded for them, and they stay where they are."""
     conds, images = prompts(SMALL["svd"]), hints(FRAMES)

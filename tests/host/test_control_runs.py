@@ -193,6 +193,7 @@ def test_in_the_hosts_node_images_are_repeated_or_cut_as_in_the_hosts_nets(pairs
         assert as_host.tolist() == [*expected, *expected]
 
 
+@pytest.mark.slow
 def test_in_the_hosts_node_images_follow_the_hosts_windows(pairs, node, ours, svd_net):
     pair = pairs("svd")
     conds = prompts(pair.config)

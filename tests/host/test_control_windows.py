@@ -82,6 +82,7 @@ def counted(module):
     return rows, module.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["whole", "the host's windows", "our windows"])
 def test_svds_net_embeds_each_image_once_a_run(pairs, node, ours, svd_net, where):
     pair = pairs("svd")

@@ -22,7 +22,9 @@ def test_equals_the_hosts_apply_node(pairs, nets, ours, theirs, name, net):
     same(pairs, name, ours(conds, nets(net), image), theirs(conds, nets(net), image), frames=3 if name == "svd" else 2)
 
 
-@pytest.mark.parametrize("name, net", [("sd1", "sd1"), ("sd1", "sd1 adapter"), ("svd", "sd2")])
+@pytest.mark.parametrize("name, net", [
+    ("sd1", "sd1"), ("sd1", "sd1 adapter"), pytest.param("svd", "sd2", marks=pytest.mark.slow),
+])
 def test_one_image_per_frame(pairs, nets, ours, theirs, name, net):
     conds, images = prompts(SMALL[name]), hints(3)
     our_conds = ours(conds, nets(net), images)
@@ -78,6 +80,7 @@ def test_other_sizes_of_latent_and_image(pairs, nets, ours, theirs, size):
     same(pairs, "sd1", ours(conds, nets("sd1"), image), theirs(conds, nets("sd1"), image), size=size)
 
 
+@pytest.mark.slow
 def test_in_a_regional_prompt(pairs, nets, node, ours, theirs):
     """A controlled region next to an uncontrolled whole: calls of different rows and sizes within one step."""
     positive, negative = prompts(SMALL["sd1"])
@@ -101,6 +104,7 @@ def test_when_the_rows_of_a_call_change_between_steps(pairs, nets, node, ours, n
     assert relative_error(each, run(pair.ours, ours((conds[0], negative), nets(net), image), steps=3)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_control_lora(pairs, ours, theirs):
     """A ControlLoRA completes itself from the UNet's own weights, ours as well as the host's."""
     pair = pairs("sd1")

@@ -41,6 +41,7 @@ LISTS = st.builds(str.join, st.sampled_from(",，、；;"), st.lists(POINTS | st
 ANY = st.text(CHARACTERS, max_size=60)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.one_of(RISING, LISTS, ANY))
 @example("0:1, 0.5:2" + "," * 50)

@@ -244,12 +244,12 @@ def test_freeu(same, node, name, freeu):
     same(name, lambda model: run_node(node(freeu), model, 1.3, 1.4, 0.9, 0.2)[0], size=(16, 16))
 
 
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 def test_hypertile(same, node, name):
     same(name, lambda model: run_node(node("HyperTile"), model, 32, 2, 1, False)[0], size=(16, 16), effect=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("after_skip", [True, False])
 def test_deep_shrink(same, node, name, after_skip):
     same(
@@ -271,7 +271,7 @@ def test_self_attention_guidance(same, node):
     same("sd1", lambda model: run_node(node("SelfAttentionGuidance"), model, 0.8, 2.0)[0], size=(16, 16))
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sd2", marks=pytest.mark.slow)])
 def test_token_merging(same, node, name):
     same(name, lambda model: run_node(node("TomePatchModel"), model, 0.5)[0], size=(16, 16), effect=1e-5)
 
@@ -350,7 +350,7 @@ def regions(node, config, mask=False):
 
 
 @pytest.mark.parametrize("mask", [False, "default", "mask bounds"])
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 def test_regional_prompts(same, node, name, mask):
     same(name, lambda model: model, conds=regions(node, SMALL[name], mask))
 
@@ -382,6 +382,7 @@ def windowed(model, node, length=4, overlap=1, **options):
     return run_node(node("ContextWindowsManual"), model, length, overlap, *WINDOWS, **options)[0]
 
 
+@pytest.mark.slow
 def test_context_windows_on_video_with_default_options(pairs, plain, node):
     """Ours works on every host; the host's own network fails where an anchor frame is prepended (0.30.0)."""
     result = sample(windowed(pairs("svd").ours, node), *prompts(SMALL["svd"]), frames=7)
@@ -394,6 +395,7 @@ def test_context_windows_on_video_with_default_options(pairs, plain, node):
         assert relative_error(result, host) <= 1e-3
 
 
+@pytest.mark.slow
 def test_context_windows_without_the_anchor_equal_the_host(pairs, node):
     import inspect
 
@@ -425,6 +427,7 @@ def test_weight_dtypes(pairs, plain, name, dtype):
     assert relative_error(results[0], plain(name)) > 1e-5, "the weights were not rounded"
 
 
+@pytest.mark.slow
 def test_the_fast_fp8_option(pairs, pack):
     pair = pairs("sd1", dtype=torch.float8_e4m3fn)
     options = {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True}

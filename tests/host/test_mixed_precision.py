@@ -248,6 +248,7 @@ def test_what_the_host_saves_are_the_values(load, tmp_path, with_lora, lowvram):
     assert all(relative_error(saved[name], weight) <= 1e-6 for name, weight in expected.items() if weight.norm())
 
 
+@pytest.mark.slow
 def test_merging_takes_the_values(load, node):
     model, plain = load()
     for second, of_second in (load(seed=1), load(CONFIG, "old", seed=2)):

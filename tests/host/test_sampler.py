@@ -305,7 +305,9 @@ def options(node):
     return make
 
 
-@pytest.mark.parametrize("inputs, frames", [(WINDOWED, 8), (SHARE, 4), (WINDOWED | SHARE, 8), ({}, 4)])
+@pytest.mark.parametrize("inputs, frames", [
+    ({}, 4), (SHARE, 4), *(pytest.param(given, 8, marks=pytest.mark.slow) for given in (WINDOWED, WINDOWED | SHARE)),
+])
 def test_video_options_do_what_the_samplers_own_inputs_did(ours, options, inputs, frames, caplog):
     result = ours(frames=frames, steps=4, options=options(**inputs))
     assert torch.equal(result, ours(frames=frames, steps=4, **inputs))

@@ -156,6 +156,7 @@ MARKED = {  # tensors next to an SDXL -> those that are saved, and a setting tha
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", MARKED)
 def test_how_a_model_was_trained_is_detected_in_the_saved_file_again(pack, tmp_path, save, load, how):
     beside, expected = MARKED[how]
@@ -196,6 +197,7 @@ def test_a_file_that_is_converted_without_the_host_is_the_same(tmp_path, save, l
         assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in ours)
 
 
+@pytest.mark.slow
 def test_files_are_counted_and_none_is_overwritten(svd, save, output):
     first, other = save(svd.ours), save(svd.ours, "GGUF", "Q8_0")
     assert (first.name, other.name) == ("a_00001_.safetensors", "a_00002_.gguf")

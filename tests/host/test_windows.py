@@ -92,6 +92,7 @@ def recorded(svd):
 PYRAMID = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_colors", [False, True])
 def test_each_window_is_given_what_was_made_of_its_first_frame(recorded, run, windows, keep_colors):
     """By hand: the same step, window after window, through the host's own batch of conditions."""
