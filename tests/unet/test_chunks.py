@@ -11,43 +11,39 @@ from unet import Hooks, UNetModel
 from unet.chunks import by_rows, spans
 from unet.residuals import residual_shapes
 
-
-CONFIGS = {
-    "svd": replace(TINY["svd"], model_channels=32, head_channels=32), "sd1": TINY["sd1"],
-    "sdxl": replace(TINY["sdxl"], model_channels=32, head_channels=32),
-}
+SVD = replace(TINY["svd"], model_channels=32, head_channels=32)
 
 
-def model(name, dtype=torch.float32):
-    net = UNetModel(CONFIGS[name], dtype=dtype).requires_grad_(False).eval()
-    net.load_state_dict(random_weights(CONFIGS[name], dtype=dtype))
+def model(config):
+    net = UNetModel(config).requires_grad_(False).eval()
+    net.load_state_dict(random_weights(config))
     return net
 
 
 @pytest.mark.parametrize("name", ["svd", "sd1", "sdxl"])
-@pytest.mark.parametrize("budget", [1, 50_000, 200_000])
+@pytest.mark.parametrize("budget", [1, 100_000, 400_000])
 @pytest.mark.slow
 def test_the_result_does_not_depend_on_the_budget(name, budget):
     """The smallest budget runs single frames and pixels, the others several; two videos (or images), odd size."""
-    net = model(name)
-    frames = 5 if CONFIGS[name].temporal else 1
-    call = inputs(CONFIGS[name], frames=frames, batch=2, size=(9, 6))
+    net = model(TINY[name])
+    frames = 5 if TINY[name].temporal else 1
+    call = inputs(TINY[name], frames=frames, batch=2, size=(9, 6))
     assert relative_error(net(**call, num_frames=frames, budget=budget), net(**call, num_frames=frames)) <= 2e-6
 
 
 @pytest.mark.slow
 def test_rows_marked_as_still_images_keep_their_place():
-    net = model("svd")
-    call = inputs(CONFIGS["svd"], frames=4)
+    net = model(SVD)
+    call = inputs(SVD, frames=4)
     still = torch.tensor([1, 0, 0, 1])
     assert relative_error(net(**call, image_only=still, budget=1), net(**call, image_only=still)) <= 2e-6
 
 
 def test_a_budget_of_one_works_on_single_rows():
-    net = model("svd")
+    net = model(SVD)
     seen = []
     net.input_blocks[1][0].in_layers.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
-    net(**inputs(CONFIGS["svd"], frames=3), budget=1)
+    net(**inputs(SVD, frames=3), budget=1)
     assert seen == [1, 1, 1]
 
 
@@ -60,8 +56,8 @@ def test_patched_transformers_see_the_whole_batch():
             self.seen.append(x.shape[0])
             return super().attn1(block, x, context)
 
-    net = model("svd")
-    net(**inputs(CONFIGS["svd"], frames=3, size=(8, 8)), hooks=Patched(), budget=1)
+    net = model(SVD)
+    net(**inputs(SVD, frames=3, size=(8, 8)), hooks=Patched(), budget=1)
     assert Patched.seen[0] == 3 and Patched.seen[1] == 64  # frames in space, pixels over time
 
 
@@ -70,8 +66,8 @@ class JoinedBefore(Hooks):
         return True
 
 
-@pytest.mark.parametrize("name", ["svd", "sd1"])
-def test_skips_that_are_joined_in_chunks_equal_those_that_are_joined_before(name):
+@pytest.mark.parametrize("config", [SVD, TINY["sd1"]], ids=["svd", "sd1"])
+def test_skips_that_are_joined_in_chunks_equal_those_that_are_joined_before(config):
     """With residuals on some of the skips, whose rows serve both images or videos, and a skip that a patch leaves out."""
     class WithoutOne(Hooks):
         def output_block(self, h, skip):
@@ -80,17 +76,17 @@ def test_skips_that_are_joined_in_chunks_equal_those_that_are_joined_before(name
     class WithoutOneJoinedBefore(WithoutOne, JoinedBefore):
         pass
 
-    net = model(name)
-    frames = 3 if CONFIGS[name].temporal else 1
-    call = {**inputs(CONFIGS[name], frames=frames, batch=2, size=(9, 6)), "num_frames": frames, "budget": 1}
-    shapes = residual_shapes(CONFIGS[name], 9, 6)
+    net = model(config)
+    frames = 3 if config.temporal else 1
+    call = {**inputs(config, frames=frames, batch=2, size=(9, 6)), "num_frames": frames, "budget": 1}
+    shapes = residual_shapes(config, 9, 6)
     controls = [torch.randn(frames, *shape) if index % 2 else torch.zeros(frames, *shape) for index, shape in enumerate(shapes)]
     for apart, before in ((Hooks, JoinedBefore), (WithoutOne, WithoutOneJoinedBefore)):
         assert torch.equal(net(**call, controls=controls, hooks=apart()), net(**call, controls=controls, hooks=before()))
 
 
 def test_whatever_looks_at_an_output_block_sees_h_with_its_skip():
-    net = model("svd")
+    net = model(SVD)
     seen = []
 
     def look(layer):
@@ -100,8 +96,8 @@ def test_whatever_looks_at_an_output_block_sees_h_with_its_skip():
     first.register_forward_pre_hook(lambda module, args: look(args))
     second.register_forward_hook(lambda module, args, out: look(args))
     third.forward = lambda *args, forward=third.forward: look(args) or forward(*args)
-    net(**inputs(CONFIGS["svd"], frames=3), budget=1)
-    widths = [block.in_channels for block in CONFIGS["svd"].output_layout()]
+    net(**inputs(SVD, frames=3), budget=1)
+    widths = [block.in_channels for block in SVD.output_layout()]
     assert [(shape[:2], skip) for shape, skip in seen] == [((3, width), None) for width in widths[:3]]
 
 
