@@ -50,5 +50,6 @@ def test_two_videos_equal_diffusers(networks, frames):
     assert compare(networks, frames) <= 1e-4
 
 
+@pytest.mark.slow
 def test_odd_sizes_equal_diffusers(networks):
     assert compare(networks, 3, size=(9, 15)) <= 1e-4
