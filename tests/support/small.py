@@ -1,5 +1,6 @@
 """Networks of two levels, for behavior that does not depend on the family's full layout."""
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -20,9 +21,13 @@ CLASSES = replace(SD, num_classes=10)  # y is a class index, as in the x4 upscal
 SKIPS = 4  # of each: the first convolution, a residual block, a downsampling, a residual block
 
 
+_weights = functools.cache(lambda config, dtype: random_weights(config, dtype=dtype))
+
+
 def build(config, dtype=torch.float32):
-    model = UNetModel(config, dtype=dtype)
-    model.load_state_dict(random_weights(config, dtype=dtype))
+    """A network of its own on the same random weights each time."""
+    model = UNetModel(config, dtype=dtype, device="meta")
+    model.load_state_dict({name: value.clone() for name, value in _weights(config, dtype).items()}, assign=True)
     return model.requires_grad_(False).eval()
 
 
