@@ -1,12 +1,13 @@
 """Does a server that runs for long stay right and stay small? Prompts of random settings with cancels, faults and two clients.
 
-    python dev.py bench soak [-- --prompts 300 --seed 0 --json FILE]
+    python dev.py bench soak [-- --prompts 300 --seed 0 --pool --json FILE]
 
 A real ComfyUI runs the pack on its miniature and an untrained image model (64x64 pixels, up to three steps). Each prompt's settings
 follow from the seed. In between: prompts that are cancelled, prompts with a fault, which must end in one error that names the node
 or the file, `/free`, and two clients at once, each of which must get its own previews and no others. Five prompts run again at the
 middle and the end, one of them after each cancel, fault and `/free`, and random ones now and then: to the same bits. What the
-server holds is measured after `/free` every so many prompts. Prints tables; ends with status 1 where anything was wrong.
+server holds is measured after `/free` every so many prompts. `--pool` has all networks called on two workers of Ray, of which the
+memory is measured, too. Prints tables; ends with status 1 where anything was wrong.
 """
 
 from __future__ import annotations
@@ -17,26 +18,32 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from tools.bench.soak_clients import Clients
 from tools.bench.soak_faults import any_fault
-from tools.bench.soak_prompts import RESIDUALS, any_prompt, image, lay_out_base, long_run, preparing, video
+from tools.bench.soak_prompts import RESIDUALS, any_prompt, image, lay_out_base, long_run, pooled, preparing, video
 from tools.bench.soak_runs import Runs
 from tools.environments import Host
 from tools.server import Server
 
 MEASURED = 10  # prompts from one measure to the next
 WARM = 10  # prompts until all is loaded once: what is held then is what growth is counted from
-ROOM = {"anonymous": 60e6, "tensors": 1e6, "threads": 4, "files": 8, "mapped": 0, "parts": 0}  # growth that is no fault
+WARM_POOL = 40  # with workers, each of which must have met each kind of model
+ROOM = {  # growth that is no fault
+    "anonymous": 60e6, "tensors": 1e6, "threads": 4, "files": 8, "mapped": 0, "parts": 0,
+    "actors": 60e6, "ray": 60e6, "store": 60e6,
+}
 KINDS = {"plain": 10, "again": 3, "two clients": 2, "cancel": 3, "fault": 3, "free": 2}  # weights of what comes next
 REFERENCES = [(video, 1), (video, 2), (video, 3), (video, 5), (image, 1)]  # (maker, its seed)
 
 
 @dataclass
 class Report:
+    warm: int = WARM
     prompts: int = 0
     counts: Counter = field(default_factory=Counter)
     held: list[dict] = field(default_factory=list)
@@ -44,7 +51,7 @@ class Report:
 
     def grown(self) -> list[str]:
         """What the server holds more of at the end than once it was warm; the smallest of the last three measures counts."""
-        warm = next((row for row in self.held if row["prompt"] >= WARM), self.held[-1])
+        warm = next((row for row in self.held if row["prompt"] >= self.warm), self.held[-1])
         last = {name: min(row[name] for row in self.held[-3:]) for name in ROOM}
         grown = [name for name, room in ROOM.items() if last[name] - warm[name] > room]
         return [f"{name} grew from {warm[name]:,} to {last[name]:,}" for name in grown]
@@ -53,9 +60,9 @@ class Report:
 class Soak:
     """One run against one server; see the module."""
 
-    def __init__(self, server: Server, seed: int, clients: Clients):
-        self.rng, self.report, self.clients = Random(seed), Report(), clients
-        self.runs = Runs(server, self.report.faults)
+    def __init__(self, server: Server, seed: int, clients: Clients, change: Callable[[dict], dict] | None = None):
+        self.rng, self.report, self.clients = Random(seed), Report(WARM if change is None else WARM_POOL), clients
+        self.runs = Runs(server, self.report.faults, change or (lambda prompt: prompt))
         self.references = [maker(Random(number)) for maker, number in REFERENCES]
         self.known: list[dict] = []  # random prompts that ran
         self.next_reference = 0
@@ -129,11 +136,11 @@ class Soak:
         print(*(f"{name} {value:,}" for name, value in held.items()), f"faults {len(self.report.faults)}", sep=", ", flush=True)
 
 
-def soak(host: Host, untrained: Path, base: Path, prompts: int, seed: int = 0) -> Report:
-    """Runs the soak in `base`, an empty folder; `untrained`: a models folder of tools/untrained.py."""
+def soak(host: Host, untrained: Path, base: Path, prompts: int, seed: int = 0, pool: bool = False) -> Report:
+    """Runs the soak in `base`, an empty folder; `untrained`: a models folder of tools/untrained.py. `pool`: see the module."""
     lay_out_base(base, untrained)
     with Server(host.folder, host.python, base, ["--preview-method", "latent2rgb"]) as server, Clients(server.port) as clients:
-        report = Soak(server, seed, clients).run(prompts)
+        report = Soak(server, seed, clients, pooled if pool else None).run(prompts)
     if "Traceback" in (log := server.log()):
         report.counts["tracebacks in the log"] = log.count("Traceback")
     return report
@@ -143,12 +150,13 @@ def table(report: Report) -> str:
     """What is held at some prompts, as Markdown."""
     shown = {row["prompt"]: row for row in report.held}
     wanted = [min(shown, key=lambda at, near=near: abs(at - near)) for near in (10, 100, 300)]
-    columns = "prompt", "resident", "anonymous", "tensors", "threads", "open files", "mapped files", "half-written files"
+    sizes = ["resident", "anonymous", "tensors", *(["actors", "ray", "store"] if report.held[-1]["actors"] else [])]
+    columns = "prompt", *sizes, "threads", "open files", "mapped files", "half-written files"
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for at in dict.fromkeys([*wanted, report.held[-1]["prompt"]]):
         row = shown[at]
-        sizes = " | ".join(f"{row[name] / 2**20:,.0f} MiB" for name in ("resident", "anonymous", "tensors"))
-        lines.append(f"| {at} | {sizes} | {row['threads']} | {row['files']} | {row['mapped']} | {row['parts']} |")
+        shown_sizes = " | ".join(f"{row[name] / 2**20:,.0f} MiB" for name in sizes)
+        lines.append(f"| {at} | {shown_sizes} | {row['threads']} | {row['files']} | {row['mapped']} | {row['parts']} |")
     return "\n".join(lines)
 
 
@@ -158,11 +166,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pool", action="store_true", help="call all networks on two workers of Ray")
     parser.add_argument("--json", type=Path, help="write counts, measures and faults here")
     settings = parser.parse_args()
     host = Host("under test", Path(os.environ["TEMPORAL_UNET_HOST"]), Path(sys.executable))
     with tempfile.TemporaryDirectory(prefix="soak-") as base:
-        report = soak(host, dev.untrained_models(host), Path(base), settings.prompts, settings.seed)
+        report = soak(host, dev.untrained_models(host), Path(base), settings.prompts, settings.seed, settings.pool)
     print(table(report), *(f"{name}: {count}" for name, count in sorted(report.counts.items())), sep="\n")
     print(f"{report.prompts} prompts, {len(report.faults)} faults", *report.faults, sep="\n")
     if settings.json:

@@ -227,3 +227,14 @@ def long_run(rng: Random) -> dict:
     prompt = any_prompt(rng)
     prompt["sampler"]["inputs"].pop("sigmas", None)
     return with_inputs(prompt, "sampler", steps=10000)
+
+
+def pooled(prompt: dict) -> dict:
+    """A copy whose samplers call the network on two workers of Ray, or here where a feature cache keeps it."""
+    prompt = copy.deepcopy(prompt)
+    for name in {"sampler", "second"} & prompt.keys():
+        inputs = prompt[name]["inputs"]
+        prompt[f"pool of {name}"] = node(
+            "TemporalUNetRayPool", model=inputs["model"], address="", workers=2, use_this_gpu="cache" in prompt)
+        inputs["model"] = [f"pool of {name}", 0]
+    return prompt

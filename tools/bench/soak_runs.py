@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -20,10 +21,10 @@ FREED = 10**6  # bytes of tensors: with fewer no model is loaded
 
 
 class Runs:
-    """Runs prompts on a server and notes in `faults` what was wrong with one."""
+    """Runs what `change` makes of prompts on a server, and notes in `faults` what was wrong with one."""
 
-    def __init__(self, server: Server, faults: list[str]):
-        self.server, self.faults = server, faults
+    def __init__(self, server: Server, faults: list[str], change: Callable[[dict], dict]):
+        self.server, self.faults, self.change = server, faults, change
         self.count = 0  # of prompts queued
         self.queued_by: dict[str, str] = {}  # prompt id -> client
         self.results: dict[str, str] = {}  # prompt -> its latent
@@ -87,7 +88,7 @@ class Runs:
 
     def _queue(self, prompt: dict, client: str | None = None) -> str:
         self.count += 1
-        prompt = copy.deepcopy(prompt)
+        prompt = self.change(copy.deepcopy(prompt))
         if "again" in prompt:
             prompt["again"]["inputs"]["nonce"] = next(self._nonces)
         prompt_id = self.server.queue(prompt, client)
