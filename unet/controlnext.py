@@ -182,15 +182,24 @@ def join(h: torch.Tensor, feature: torch.Tensor, gain: float | torch.Tensor) -> 
 
     The feature is first brought to each sample's mean and standard deviation of h, and to h's size by averaging.
     """
+    return joined(h, standardized(feature, (h.shape[-2], h.shape[-1])), gain)
+
+
+def standardized(feature: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The feature [n, c, h', w'] with each sample at mean 0 and standard deviation 1, then brought to `size` by averaging."""
+    std, mean = torch.std_mean(feature, dim=(1, 2, 3), keepdim=True)
+    return F.adaptive_avg_pool2d((feature - mean) / (std + 1e-5), size)
+
+
+def joined(h: torch.Tensor, feature: torch.Tensor, gain: float | torch.Tensor) -> torch.Tensor:
+    """`join` for a feature that is `standardized` at h's size."""
     std, mean = torch.std_mean(h, dim=(1, 2, 3), keepdim=True)
-    feature_std, feature_mean = torch.std_mean(feature, dim=(1, 2, 3), keepdim=True)
-    unit = F.adaptive_avg_pool2d((feature - feature_mean) / (feature_std + 1e-5), (h.shape[-2], h.shape[-1]))
-    return h + gain * (unit * std + mean)
+    return h + gain * (feature * std + mean)
 
 
 @dataclass(frozen=True)
 class Joining:
-    """A feature that joins the result of one input block of a UNet: what `join` takes, in any dtype, and on any device."""
+    """A feature that joins the result of one input block of a UNet: what `joined` takes."""
 
     block: int
     feature: torch.Tensor
@@ -211,5 +220,5 @@ class JoiningHooks(Hooks):
     def after_skip(self, h):
         for one in self.joining:
             if self.block == ("input", one.block) and one.gain:
-                h = join(h, one.feature.to(h), one.gain if one.weights is None else one.gain * one.weights.to(h))
+                h = joined(h, one.feature.to(h), one.gain if one.weights is None else one.gain * one.weights.to(h))
         return h

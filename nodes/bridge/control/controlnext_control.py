@@ -32,7 +32,7 @@ class JoinFeature:
     feature: torch.Tensor  # [t or 1, c, h', w']
     gains: tuple[float, float]
     weights: torch.Tensor | None
-    size: tuple[int, ...]  # of that result: height and width
+    size: tuple[int, int]  # of that result: height and width
 
     def __call__(self, h: torch.Tensor, transformer_options: dict) -> torch.Tensor:
         if transformer_options["block"] != ("input", self.block):

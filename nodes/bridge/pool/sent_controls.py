@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ....unet.arrays import Array, to_array
+from ....unet.controlnext import standardized
 from ....unet.residuals import PLACES
 from ..control.asked import Asked, ControlImages, NetResiduals, terms_of
 from ..control.controlnext_control import AFTER_SKIP
@@ -55,8 +56,8 @@ def joins(options: dict, x: torch.Tensor) -> list[dict[str, Any]]:
     """The features that ControlNeXts left in a call's options, as `Replica.call` takes them; x [b*t, c, h, w]."""
     return [
         {
-            "block": patch.block, "feature": to_array(patch.feature), "gains": patch.gains_of(options["cond_or_uncond"]),
-            "weights": as_array(patch.weights_at(x, patch.size)),
+            "block": patch.block, "feature": to_array(standardized(patch.feature.to(x), patch.size)),
+            "gains": patch.gains_of(options["cond_or_uncond"]), "weights": as_array(patch.weights_at(x, patch.size)),
         }
         for patch in options.get("patches", {}).get(AFTER_SKIP, ())
     ]
