@@ -91,6 +91,18 @@ def test_code_that_a_control_leaves_in_a_call_keeps_it_here_or_is_refused(pair, 
         run(pooled(pair.ours)[0], conds)
 
 
+def test_code_that_a_pack_replaced_in_the_network_keeps_runs_here_or_is_refused(pair, pooled, run, monkeypatch):
+    """As Advanced-ControlNet's reference does, when a run has begun: the network's own forward is another one then."""
+    block = pair.ours.model.diffusion_model.middle_block[1].transformer_blocks[0]
+    forward = block.forward
+    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: 0.5 * forward(*args, **kwargs))
+    conds = prompts(pair.config)
+    expected = run(pair.ours, conds)  # both branches in one call
+    assert relative_error(run(pooled(pair.ours, here=True)[0], conds), expected) <= 1e-4
+    with pytest.raises(ValueError, match="workers do not get the replaced code of BasicTransformerBlock"):
+        run(pooled(pair.ours)[0], conds)
+
+
 @pytest.fixture(scope="module")
 def svd_nets(pack, tmp_path_factory):
     """SVD's CONTROL_NETs by name: one of a file, and one without layers over time that no file has."""

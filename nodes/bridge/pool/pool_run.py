@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from functools import cached_property
 
 import comfy.model_management as management
 import torch
@@ -14,17 +15,17 @@ from ..sampling.lanes import LANE
 from .attempts import Request, answer
 from .sent_controls import apart, as_array, joins, sent
 from .shared_network import SharedNetwork
-from .stays_here import code_in, refusal
+from .stays_here import code_in, refusal, replaced_in
 from .workers import POLL, Workers
 
 MOST_LOST = 3  # workers, after which a call is taken to be what ends them
 
 
 class PoolRun:
-    """An `Elsewhere`. `here`: does one of the calls that are out at the same time run in this process?"""
+    """An `Elsewhere`. `here`: does one of the calls that are out at the same time run in this process? `module`: its network."""
 
-    def __init__(self, workers: Workers, network: SharedNetwork, here: bool):
-        self.workers, self.network, self.here = workers, network, here
+    def __init__(self, workers: Workers, network: SharedNetwork, here: bool, module: torch.nn.Module):
+        self.workers, self.network, self.here, self.module = workers, network, here, module
         self.turn = threading.Lock()
         self._here = threading.Semaphore(int(here))
         self._dropped = threading.Event()
@@ -73,7 +74,7 @@ class PoolRun:
 
     def _keeps(self, options) -> bool:
         """Must this call run here? Raises ValueError where it must, and this machine does not compute."""
-        if (code := code_in(options)) is None:
+        if (code := code_in(options) or self._replaced) is None:
             return False
         if not self.here:
             raise ValueError(refusal(code))
@@ -81,6 +82,11 @@ class PoolRun:
             self._kept.add(code)
             logging.warning("%s: calls with %s are computed on this machine alone, since workers do not get that.", NODE, code)
         return True
+
+    @cached_property
+    def _replaced(self) -> str | None:
+        """As `replaced_in`, at the first call: packs may replace code when a run starts, after this was made."""
+        return replaced_in(self.module)
 
     def _anywhere(self, request, run_here, in_lane):
         """What a worker makes of the request, or this machine; where there is no request, this machine."""

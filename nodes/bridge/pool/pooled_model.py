@@ -46,7 +46,8 @@ def _run(executor, *args, **kwargs):
     options = dict(guider.model_options["transformer_options"])
     pool = options.pop(ELSEWHERE)
     if (kept := stays_here(guider.model_patcher, options, guider.conds.values())) is None:
-        options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(guider.model_patcher), pool.here)
+        patcher = guider.model_patcher
+        options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(patcher), pool.here, patcher.model.diffusion_model)
         options[ASKING] = True
         pool.workers.timeout = pool.timeout
         pool.workers.set_count(pool.count)
