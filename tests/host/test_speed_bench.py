@@ -7,6 +7,7 @@ from tools.bench.timing import in_turns, medians, ratio
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_all_networks_give_one_result_and_their_figures_hang_together(pack):
     settings = speed.parse(["--tiny", "--device", "cpu", "--rounds", "1", "--families", "svd", "sd15"])
     calls = speed.measured(pack, settings)["calls"]
