@@ -74,7 +74,7 @@ def test_the_motion_bucket_sets_the_speed(studio):
 @pytest.mark.one_host
 @pytest.mark.slow
 def test_the_controlnet_leads_the_sprite(studio):
-    following, _ = quality.path_following(studio, worlds=2, strengths=(0.0, 0.5, 1.0), steps=6)
+    following, _ = quality.path_following(studio, worlds=1, strengths=(0.0, 0.5, 1.0), steps=6)
     assert following["strength_0_is_bit_equal"]
     assert following["centre"] <= 4
     free, half, full = following["by_strength"]
@@ -84,8 +84,8 @@ def test_the_controlnet_leads_the_sprite(studio):
 @pytest.mark.one_host
 @pytest.mark.slow
 def test_the_controlnet_leads_through_windows(studio):
-    """48 frames in windows of 8: each window is shown its own section of the path."""
-    of, frames = quality.held_out(2)[1], 48
+    """32 frames in windows of 8: each window is shown its own section of the path."""
+    of, frames = quality.held_out(2)[1], 32
     path, _ = world.drawn_path(of, world.HELD_OUT + 1, frames)
     centres = quality.centres_of(studio.make(of, frames=frames, path=path, steps=5), of)
     away = np.linalg.norm(centres - path, axis=1)

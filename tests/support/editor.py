@@ -15,6 +15,7 @@ from tools.server import Server
 
 RENDERERS = {"classic": False, "nodes2": True}  # name -> the setting Comfy.VueNodes.Enabled
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATIENCE = 60_000  # ms, on a busy machine
 QUIET = 100  # ms without a request, after which a page has loaded what it shows
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -72,6 +73,7 @@ class Editor:
             **settings,
         })
         self.page: Page = browser.new_page(viewport={"width": width, "height": height})
+        self.page.set_default_timeout(PATIENCE)
         self.requests: set[Request] = set()  # under way
         self.page.on("request", lambda request: self.requests.add(request))
         for end in ("requestfinished", "requestfailed"):
@@ -82,7 +84,7 @@ class Editor:
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_function(READY)
 
     def _console(self, message) -> None:
         text = f"{message.type}: {message.text} {message.location.get('url', '')}".strip()
