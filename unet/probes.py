@@ -16,6 +16,7 @@ import torch
 
 EQUAL = 1e-5  # largest relative error, several times what another order of summation makes
 ROUNDS = (5, 20)  # at least and at most: other processes' work hides what a form can do, for a while
+PATIENCE = 2.0  # seconds, after which a form that has not shown itself quicker is left
 
 _only: ContextVar[frozenset[str] | None] = ContextVar("only", default=None)
 
@@ -53,12 +54,15 @@ class Probe:
         args = self._args()
         least, most = ROUNDS
         fastest = fastest_plain = math.inf
+        until = time.perf_counter() + PATIENCE
         with torch.no_grad():
             for count in range(1, most + 1):
                 fastest = min(fastest, _seconds(self.form, args))
                 fastest_plain = min(fastest_plain, _seconds(self.plain, args))
                 if count >= least and fastest <= self.share * fastest_plain:
                     return True
+                if time.perf_counter() > until:
+                    break
         return False
 
     def _args(self):

@@ -20,7 +20,7 @@ SQUARES = 128  # of results, at least: with fewer, the sums of the weights cost 
 AT_A_TIME = 1024  # squares: what is made of them stays in the cache
 WEIGHT_BYTES = 28 * 2**20  # of summed weights at a time: the allocator maps larger blocks again each time, and their pages fault
 SHARE = 0.9  # of the convolution's time, at most, in the probe
-PROBED = (1, 320, 32, 32)
+PROBED = (1, 640, 32, 32)
 
 ALONG = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # sums of the weights along one axis
 SUMS = torch.kron(ALONG, ALONG)  # [16, 9]
@@ -93,7 +93,7 @@ def _sums(d: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 def _multiplied(sums, weight, bias, out) -> None:
     """Writes what the weights of some of the channels make of the pixels' sums to out [c_out, n, rows, w]."""
-    weights = torch.mm(SUMS, weight.reshape(-1, 9).T).unflatten(1, weight.shape[:2])  # [16, c_out, c]
+    weights = onednn.linear(SUMS, weight.reshape(-1, 9), None).unflatten(1, weight.shape[:2])  # [16, c_out, c]
     made = [onednn.linear(each, pixels.T, None) for each, pixels in zip(weights, sums, strict=True)]  # [c_out, squares]
     if bias is not None:
         made[5] += bias[:, None]  # which is a term of all four results, once
