@@ -125,14 +125,17 @@ def command_test(args: argparse.Namespace) -> None:
             marks = ["-m", "not one_host"] if host is not newest else []  # before those that the user chose, which replace it
             return kind(name, host, [*marks, *chosen], Path(folder), chosen=bool(args.pytest_args), **options)
 
+        def halves(name, host):
+            return [room(name, host, half=half) for half in range(2)]
+
         # Three at a time on two cores, since servers and pages also wait. Servers one after the other: the memory of two at once,
         # with full-size models, is more than some machines have. Those of the rest that take longest come first.
         lanes = [[room("server", host) for host in (newest, *others)], [], []]
-        rest = [room("host", newest, half=half) for half in range(2)]
+        rest = halves("host", newest)
         if newest.name != "0.16.3":
             rest.append(room("browser", newest))
-        rest += [room("host", host, half=half) for host in others for half in range(2)]
-        rest += [room("unet", newest), room("dev", newest), room("web", newest, NodeRoom)]
+        rest += [half for host in others for half in halves("host", host)]
+        rest += [*halves("unet", newest), room("dev", newest), room("web", newest, NodeRoom)]
         total = side_by_side(lanes, rest, threads=max(1, (os.cpu_count() or 2) // 2))
     say(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
     sys.exit(1 if total["failed"] or not total["passed"] else 0)
