@@ -81,6 +81,7 @@ def test_gray_and_transparent_images_are_taken(pairs, nets, ours):
     assert relative_error(made(gray), made(rgb)) > 1e-3
 
 
+@pytest.mark.slow
 def test_masks_without_or_with_a_channel_are_taken(pairs, nets, ours):
     pair, mask = pairs("sd1"), torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(4))
     conds = prompts(pair.config)

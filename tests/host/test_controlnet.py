@@ -43,6 +43,7 @@ def test_step_ranges(pairs, nets, ours, theirs, net, start, end):
     )
 
 
+@pytest.mark.slow
 def test_chained_nets_of_every_kind(pairs, nets, ours, theirs):
     conds, image, other = prompts(SMALL["sd1"]), hints(2), hints(2, seed=22)
     our_chain, their_chain = conds, conds
@@ -163,6 +164,7 @@ def test_frame_strengths_equal_a_strength_of_each_image(pairs, nets, ours):
         assert relative_error(result[frame], expected[frame]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_frame_strengths_on_video_with_guidance(pairs, nets, ours):
     """Half the clip at zero: the residuals repeat per condition, the network may still spread them over time."""
     pair = pairs("svd")
@@ -231,6 +233,7 @@ def test_nothing_is_changed_in_place(pairs, nets, ours):
 # errors
 
 
+@pytest.mark.slow
 def test_a_net_of_another_family_is_refused(pairs, nets, ours):
     for name, net, words in (
         ("svd", "sd1", "for Stable Diffusion 1, the model is Stable Video Diffusion. Load a"),

@@ -160,6 +160,7 @@ def test_peft_and_dora_as_comfyui_computes_it(pairs, load):
     assert "DoRA on 1 layers" in info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1", "svd"])
 def test_a_model_of_the_hosts_loader_takes_it_as_well(pairs, load, name):
     ours, host = pair = pairs(name)

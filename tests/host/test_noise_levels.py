@@ -89,6 +89,7 @@ def test_levels_of_few_step_weights_come_from_karras_scheduler(ours, host, svd, 
     assert relative_error(result, host(sigmas, sampler="lcm", cfg=1.0)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_guidance_and_windows_follow_given_levels(ours, node):
     more = {"frames": 8, "window_frames": 4, "window_overlap": 2, "guidance_end": 0.5}
     sigmas = run_node(node("AlignYourStepsScheduler"), "SVD", 5, 1.0)[0]
