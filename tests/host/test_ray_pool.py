@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 
 import comfy.model_management as management
@@ -159,6 +160,9 @@ def test_what_keeps_from_a_cluster_is_said_at_once(cluster, pack, monkeypatch, t
     monkeypatch.setattr(cluster, "_joined", [])
     assert "expected host:6379, auto, or nothing" in said("somewhere")
     assert "nothing answers at 127.0.0.1:1 (" in said("127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as head, monkeypatch.context() as alone:
+        alone.setattr(cluster.psutil, "process_iter", lambda names: [])
+        assert "this machine is no part of the cluster at 127.0.0.1" in said(f"127.0.0.1:{head.getsockname()[1]}")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -166,3 +170,20 @@ def test_what_keeps_from_a_cluster_is_said_at_once(cluster, pack, monkeypatch, t
     assert "has no token for the cluster at 127.0.0.1:1. Copy the file ~/.ray/auth_token" in said("127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert '-m pip install "ray>=2.52"' in said("")
+
+
+@pytest.mark.parametrize("ray_says, we_say", [  # as Ray 2.60 puts it
+    ("Version mismatch: The cluster was started with:\n    Ray: 2.55.0\n    Python: 3.11.7\nThis process",
+     "has another version of Ray or Python. All machines need the same of both"),
+    ("Failed to connect to GCS. Last connection error: Traceback (most recent call last):\n  File\n"
+     "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing or incorrect.",
+     "the cluster at host:1 has another token than this machine. Copy the file ~/.ray/auth_token"),
+    ("Could not find any running Ray instance. Please specify the one to connect to",
+     "no Ray runs on this machine. Start it here"),
+    ("No node info found matching attributes: '' when trying to resolve node to connect to.",
+     "this machine is no part of the cluster at host:1. Run here, too"),
+    ("Failed to connect to GCS.\n  Last try:\n timed out", "it is no Ray, or has another token"),
+])
+def test_what_ray_says_becomes_one_line_of_what_to_do(pack, ray_says, we_say):
+    said = pack("nodes.bridge.pool.cluster")._why(ray_says, "host:1")
+    assert we_say in said and "\n" not in said and "Traceback" not in said

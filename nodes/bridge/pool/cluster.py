@@ -7,6 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
+import psutil
+
 from .... import unet
 from ..node_names import RAY_POOL as NODE
 
@@ -16,6 +18,7 @@ FOR_GOOD = 10**8  # seconds
 OLDEST = "2.52"  # knows tokens
 INSTALL = f'{sys.executable} -m pip install "ray>={OLDEST}"'
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+NOT_JOINED = "No node info found"  # in what Ray says
 JOIN = "Copy the file ~/.ray/auth_token of the head's machine to the same place here, and start ComfyUI again."
 
 _joined: list[str] = []  # the address that this server is at
@@ -73,7 +76,7 @@ def _set_up(address):
 
 
 def _reach(address):
-    """Raises RuntimeError where nothing listens there: Ray itself would wait for minutes."""
+    """Raises RuntimeError where nothing listens there, or no Ray runs here: Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
     if address in ("", "auto"):
         return
@@ -86,6 +89,8 @@ def _reach(address):
             f"{NODE}: nothing answers at {address} ({error}). Start Ray there (ray start --head --port={port}), let its firewall "
             f"pass this machine, or correct the address."
         ) from None
+    if not any("raylet" in (process.info["name"] or "") for process in psutil.process_iter(["name"])):
+        raise RuntimeError(f"{NODE}: {_why(NOT_JOINED, address)}")
 
 
 def _has_token():
@@ -108,19 +113,21 @@ def _init(ray, address):
 def _why(text: str, address: str) -> str:
     if "ersion mismatch" in text:
         return (
-            f"the cluster at {address} has another version of Ray or Python. All machines need the same Ray and the same Python, "
-            f"such as 3.12. Ray says: {' '.join(text.split())}"
+            f"the cluster at {address} has another version of Ray or Python. All machines need the same of both, to the last "
+            f"number. Ray says: {' '.join(text.split())}"
         )
-    if "No node info found" in text:
+    if "any running Ray instance" in text:
+        return "no Ray runs on this machine. Start it here: ray start --head, or ray start --address=HEAD:6379 to join a cluster."
+    if "InvalidAuthToken" in text:
+        return f"the cluster at {address} has another token than this machine. {JOIN}"
+    if NOT_JOINED in text:
         return (
-            f"this machine is no part of the cluster at {address}. Run here, too: ray start --address={address} (with --num-gpus=0 "
-            f"where this ComfyUI alone is to use its GPU)."
+            f"this machine is no part of the cluster at {address}. Run here, too, with the head's file ~/.ray/auth_token: "
+            f"ray start --address={address} (with --num-gpus=0 where this ComfyUI alone is to use its GPU)."
         )
     if not address:
         return f"Ray could not be started on this machine. It says: {text}"
-    return (
-        f"no connection to Ray at {address}: its token is another one, or it is no Ray. {JOIN} Ray says: {text}"
-    )
+    return f"no connection to Ray at {address}: it is no Ray, or has another token. {JOIN} Ray says: {' '.join(text.split())}"
 
 
 def _named(address):
