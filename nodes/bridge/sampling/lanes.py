@@ -1,5 +1,6 @@
 """Calls of the network that may run at the same time: on each device that the host has a clone of the MODEL on, or elsewhere."""
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -113,25 +114,36 @@ def run_calls(
     `report(busy, lanes)` is called in this thread with how many of the lanes work, each time that one has begun.
     An error of a call, and a cancel, end it as soon as the calls that are out have ended, which `stop` may hasten.
     """
-    outside = _outside(lanes[0])
+    outside, out = _outside(lanes[0]), {}  # future -> (call, lane)
     if len(lanes) == 1 and outside is None:
         while (call := work.next_call()) is not None:
             management.throw_exception_if_processing_interrupted()
             report(1, 1)
             call.done(call.run(lanes[0]))
         return
-    with ThreadPoolExecutor(len(lanes) if outside is None else MOST, thread_name_prefix="temporal-unet-lane") as threads:
+    with _threads(len(lanes)) if outside is None else nullcontext(_waiting_threads()) as threads:
         try:
-            _run_on(threads, lanes, work, report)
+            _run_on(threads, lanes, work, report, out)
         except BaseException:
             stop()
             if outside is not None:
                 outside.drop()
+            wait(out)
             raise
 
 
-def _run_on(threads, lanes, work, report):
-    idle, out = list(reversed(lanes)), {}  # future -> (call, lane)
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="temporal-unet-lane")
+
+
+@functools.cache
+def _waiting_threads() -> ThreadPoolExecutor:
+    """Those that wait for calls elsewhere, for all runs: of threads made for each step the allocator would keep memory."""
+    return _threads(MOST)
+
+
+def _run_on(threads, lanes, work, report, out):
+    idle = list(reversed(lanes))
     outside, inference = _outside(lanes[0]), torch.is_inference_mode_enabled()  # which is a thread's own
     while True:
         if outside is not None:
