@@ -114,7 +114,8 @@ def run_calls(
     `report(busy, lanes)` is called in this thread with how many of the lanes work, each time that one has begun.
     An error of a call, and a cancel, end it as soon as the calls that are out have ended, which `stop` may hasten.
     """
-    outside, out = _outside(lanes[0]), {}  # future -> (call, lane)
+    outside = _outside(lanes[0])
+    out: dict[Future, tuple[NetworkCall, dict]] = {}  # calls that run, each with its lane
     if len(lanes) == 1 and outside is None:
         while (call := work.next_call()) is not None:
             management.throw_exception_if_processing_interrupted()
