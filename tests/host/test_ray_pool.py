@@ -174,7 +174,7 @@ def test_what_keeps_from_a_cluster_is_said_at_once(cluster, pack, monkeypatch, t
 
 @pytest.mark.parametrize("ray_says, we_say", [  # as Ray 2.60 puts it
     ("Version mismatch: The cluster was started with:\n    Ray: 2.55.0\n    Python: 3.11.7\nThis process",
-     "has another version of Ray or Python. All machines need the same of both"),
+     "has another version of Ray or Python. All machines need equal ones"),
     ("Failed to connect to GCS. Last connection error: Traceback (most recent call last):\n  File\n"
      "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing or incorrect.",
      "the cluster at host:1 has another token than this machine. Copy the file ~/.ray/auth_token"),

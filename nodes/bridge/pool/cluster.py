@@ -113,7 +113,7 @@ def _init(ray, address):
 def _why(text: str, address: str) -> str:
     if "ersion mismatch" in text:
         return (
-            f"the cluster at {address} has another version of Ray or Python. All machines need the same of both, to the last "
+            f"the cluster at {address} has another version of Ray or Python. All machines need equal ones, to the last "
             f"number. Ray says: {' '.join(text.split())}"
         )
     if "any running Ray instance" in text:
