@@ -190,7 +190,7 @@ def test_a_worker_that_is_killed_is_given_the_controlnets_again(pair, pooled, ru
     processes()
     given.clear()
     assert torch.equal(run(pool, conds), expected)
-    assert given["networks"] in (0, len(svd_nets))  # 0 where it was back before
+    assert given["networks"] <= len(svd_nets)  # fewer where it was back, and was given some, before the first run ended
 
 
 def test_a_call_that_stays_here_or_is_looked_into_computes_controls_here(

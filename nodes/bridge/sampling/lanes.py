@@ -122,7 +122,7 @@ def run_calls(
             report(1, 1)
             call.done(call.run(lanes[0]))
         return
-    with _threads(len(lanes)) if outside is None else nullcontext(_waiting_threads()) as threads:
+    with _threads(len(lanes), "lane") if outside is None else nullcontext(_waiting_threads()) as threads:
         try:
             _run_on(threads, lanes, work, report, out)
         except BaseException:
@@ -133,14 +133,14 @@ def run_calls(
             raise
 
 
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="temporal-unet-lane")
+def _threads(count: int, role: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix=f"temporal-unet-{role}")
 
 
 @functools.cache
 def _waiting_threads() -> ThreadPoolExecutor:
     """Those that wait for calls elsewhere, for all runs: of threads made for each step the allocator would keep memory."""
-    return _threads(MOST)
+    return _threads(MOST, "waiting")
 
 
 def _run_on(threads, lanes, work, report, out):
