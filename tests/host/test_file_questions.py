@@ -120,7 +120,7 @@ def test_an_error_is_raised_where_it_was_asked(questions):
 
 
 def test_a_process_ends_while_a_disk_does_not_answer():
-    done = run_python("-c", PROGRAM, paths=[ROOM], timeout=15, check=False)
+    done = run_python("-c", PROGRAM, paths=[ROOM], timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "said\n", "")
 
 
