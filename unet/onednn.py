@@ -55,8 +55,10 @@ def takes(form: Callable, x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 
 
 def are_plain(*tensors: torch.Tensor | None) -> bool:
-    """Whether these are fp32 on a CPU, and no compiler, gradient or autocast asks for the usual kernels."""
+    """Whether these are fp32 on a CPU, and no compiler, gradient, autocast or switch asks for the usual kernels."""
     if torch.compiler.is_compiling():  # the compiler fuses on its own, and cannot look into a probe
+        return False
+    if not torch.backends.mkldnn.enabled:  # type: ignore[truthy-bool]  # a property of the module
         return False
     return not (_needs_grad(*tensors) or torch.is_autocast_enabled("cpu")) and all(
         type(z) in (torch.Tensor, torch.nn.Parameter) and z.device.type == "cpu" and z.dtype == torch.float32

@@ -1,10 +1,14 @@
 """Convolutions that may be computed in a quicker way than PyTorch's, where nothing looks at how."""
 
+from types import MethodType
+
 import torch
 from torch import nn
 
 from . import winograd
 from .hooks import Own
+
+PADS = nn.Conv2d._conv_forward  # as PyTorch has it
 
 
 class QuickConv2d(Own, nn.Conv2d, own=True):
@@ -18,11 +22,14 @@ class QuickConv2d(Own, nn.Conv2d, own=True):
         return True
 
     def pads_with_zeros(self) -> bool:
-        """Packs that make images tile set another padding, or another `_conv_forward`."""
-        own = "_conv_forward" in vars(self) or type(self)._conv_forward is not nn.Conv2d._conv_forward
-        return self.padding_mode == "zeros" and not own
+        """Packs that make images tile set another padding, or another `_conv_forward`: of a layer, or of PyTorch's class."""
+        return self.padding_mode == "zeros" and self._conv_forward == MethodType(PADS, self)
+
+    def runs_quickly(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+        """Whether `winograd` may and should compute what the layer makes of x with these weight and bias."""
+        return winograd.takes(self, x, weight, bias) and self.pads_with_zeros()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # the name that callers may use
-        if self.is_plain() and self.pads_with_zeros() and winograd.takes(self, input):
+        if self.is_plain() and self.runs_quickly(input, self.weight, self.bias):
             return winograd.convolved(input, self.weight, self.bias)
         return super().forward(input)

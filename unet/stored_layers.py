@@ -54,9 +54,7 @@ class StoredLayers:
     class Conv2d(Stored, QuickConv2d, own=True):
         def forward(self, x):
             weight, bias = self.cast(x)
-            if self.is_plain() and winograd.takes(self, x):
-                return winograd.convolved(x, weight, bias)
-            return self._conv_forward(x, weight, bias)
+            return (winograd.convolved if self.runs_quickly(x, weight, bias) else self._conv_forward)(x, weight, bias)
 
     class Conv3d(Stored, nn.Conv3d):
         def forward(self, x):

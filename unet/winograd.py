@@ -26,14 +26,13 @@ ALONG = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
 SUMS = torch.kron(ALONG, ALONG)  # [16, 9]
 
 
-def takes(conv: nn.Conv2d, x: torch.Tensor) -> bool:
-    """Whether `convolved` may and should compute this layer of x [n, c, h, w], whose weight and bias are used as they lie in it."""
-    height, width = x.shape[2:]
+def takes(conv: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether `convolved` may and should stand for this layer, with these weight and bias, of x."""
     return (
-        conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
-        and height % 2 == width % 2 == 0 and x.shape[0] * height * width >= 4 * SQUARES
-        and min(conv.in_channels, conv.out_channels) >= CHANNELS
-        and onednn.are_plain(x, conv.weight, conv.bias) and pays()
+        onednn.are_plain(x, weight, bias)  # first: a compiler would ask for each parity of the sizes again
+        and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1 and x.ndim == 4
+        and weight.shape[1:] == (x.shape[1], 3, 3) and min(weight.shape[:2]) >= CHANNELS
+        and x.shape[2] % 2 == x.shape[3] % 2 == 0 and x[:, 0].numel() >= 4 * SQUARES and pays()
     )
 
 
