@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .hooks import may_bypass
-from .quick_conv import QuickConv2d
+from .quick_conv import QuickConv2d, has_other_padding
 
 PIXELS = 512  # of the small images together: with fewer, summing the weights costs more than it saves
 # Along one axis, the taps of the transposed convolution (stride 2, padding 1) by those of the convolution of 3.
@@ -25,7 +25,7 @@ def doubles(conv: nn.Module, x: torch.Tensor, size: tuple[int, ...]) -> TypeGuar
     In fp32 on a CPU, where it was measured: half precision would round the sums.
     """
     return (
-        isinstance(conv, QuickConv2d) and may_bypass(conv, type(conv)) and conv.is_plain() and conv.pads_with_zeros()
+        isinstance(conv, QuickConv2d) and may_bypass(conv, type(conv)) and conv.is_plain() and not has_other_padding(conv)
         and tuple(size) == (2 * x.shape[2], 2 * x.shape[3]) and x.numel() >= PIXELS * x.shape[1]
         and x.device.type == conv.weight.device.type == "cpu" and x.dtype == conv.weight.dtype == torch.float32
         and type(conv.weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from support import controlnexts
 from support.families import relative_error
 from support.oracle import CPU, SMALL, Pair, fill, hints, prompts, run_node
-from support.pools import calls_here, on_call, pooled, processes  # noqa: F401  (fixtures)
+from support.pools import called, calls_here, on_call, pooled, processes  # noqa: F401  (fixtures)
 from support.public_controlnets import public_tensors
 from support.published import WIDTHS
 
@@ -91,15 +91,42 @@ def test_code_that_a_control_leaves_in_a_call_keeps_it_here_or_is_refused(pair, 
         run(pooled(pair.ours)[0], conds)
 
 
-def test_code_that_a_pack_replaced_in_the_network_keeps_runs_here_or_is_refused(pair, pooled, run, monkeypatch):
-    """As Advanced-ControlNet's reference does, when a run has begun: the network's own forward is another one then."""
-    block = pair.ours.model.diffusion_model.middle_block[1].transformer_blocks[0]
+def halves(network, patch):
+    """As Advanced-ControlNet's reference does, when a run has begun: the layer's own forward is another one then."""
+    block = network.middle_block[1].transformer_blocks[0]
     forward = block.forward
-    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: 0.5 * forward(*args, **kwargs))
-    conds = prompts(pair.config)
+    patch.setattr(block, "forward", lambda *args, **kwargs: 0.5 * forward(*args, **kwargs))
+
+
+def hooks(network, patch):
+    patch.setitem(network.middle_block[0]._forward_hooks, 0, lambda module, args, out: 0.5 * out)
+
+
+def tiles(network, patch):
+    """As KSamplers that make images tile do, while they sample."""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            patch.setattr(layer, "padding_mode", "circular")
+
+
+def tiles_by_code(network, patch):
+    def circular(self, x, weight, bias):
+        return torch.nn.functional.conv2d(torch.nn.functional.pad(x, 4 * [1], "circular"), weight, bias)
+
+    conv = network.middle_block[0].in_layers[2]
+    patch.setattr(conv, "_conv_forward", circular.__get__(conv), raising=False)
+
+
+@pytest.mark.parametrize("change, named", [
+    (halves, "BasicTransformerBlock"), (hooks, "VideoResBlock"), (tiles, "Conv2d"), (tiles_by_code, "Conv2d"),
+])
+def test_code_that_a_pack_changed_in_the_network_keeps_runs_here_or_is_refused(pair, pooled, run, monkeypatch, change, named):
+    network, conds = pair.ours.model.diffusion_model, prompts(pair.config)
+    plain = run(pair.ours, conds)
+    change(network, monkeypatch)
     expected = run(pair.ours, conds)  # both branches in one call
-    assert relative_error(run(pooled(pair.ours, here=True)[0], conds), expected) <= 1e-4
-    with pytest.raises(ValueError, match="workers do not get the replaced code of BasicTransformerBlock"):
+    assert relative_error(run(pooled(pair.ours, here=True)[0], conds), expected) <= 1e-4 < 1e-3 < relative_error(plain, expected)
+    with pytest.raises(ValueError, match=f"workers do not get the changed code of {named}"):
         run(pooled(pair.ours)[0], conds)
 
 
@@ -137,14 +164,14 @@ def given(pack, monkeypatch):
 def nets_called_here(svd_nets):
     """A list with an entry for each call of one of the ControlNets on this machine."""
     calls = []
-    handles = [
-        layer.register_forward_pre_hook(lambda *args: calls.append(1))
+    ends = [
+        called(layer, lambda: calls.append(1))
         for net in svd_nets.values()
         for layer in (net.control_model.input_blocks[0][0], net.control_model.controlnet_cond_embedding)
     ]
     yield calls
-    for handle in handles:
-        handle.remove()
+    for end in ends:
+        end()
 
 
 @pytest.fixture
@@ -212,3 +239,12 @@ def test_a_call_that_stays_here_or_is_looked_into_computes_controls_here(
     calls.clear()
     nets_called_here.clear()
     assert relative_error(run(pooled(looking)[0], conds), expected) <= 1e-4 and nets_called_here and not calls
+
+
+def test_a_controlnet_whose_code_a_pack_changed_is_computed_here(pair, pooled, run, apply, svd_nets, calls_here, monkeypatch):
+    conds = apply(prompts(pair.config), svd_nets["spatial"], hints(FRAMES), frame_strengths="0:1, 1:0.2")
+    plain = run(pair.ours, conds)
+    tiles(svd_nets["spatial"].control_model, monkeypatch)
+    expected, calls = run(pair.ours, conds), calls_here(pair.ours)
+    assert relative_error(run(pooled(pair.ours)[0], conds), expected) <= 1e-4 < 1e-3 < relative_error(plain, expected)
+    assert not calls

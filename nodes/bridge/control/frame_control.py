@@ -79,7 +79,7 @@ class FrameControl(OwnControl):
 
     def act(self, x, t, cond, videos, options):
         frames, total = self.frames_of(x.shape[0] // videos, options)
-        if ASKING in options and isinstance(self.inner, SVDControl):
+        if isinstance(self.inner, SVDControl) and self.inner.is_asked(options):
             return self._asked(frames, total, x, t, cond, videos, options)
         return self._computed(frames, total, x, t, cond, videos, options)
 

@@ -11,6 +11,7 @@ from .... import unet
 from ....unet import encoder_bytes, open_controlnet, residual_bytes, residual_shapes
 from ..model.host_hooks import HostHooks
 from ..model.memory_budget import ChunkedRun, runs_one_by_one
+from ..model.replaced_functions import changed_layers
 from ..model.trained_length import LONGEST
 from .asked import ASKING, Asked, ControlImages, NetResiduals
 from .kept_hints import PreparesImages
@@ -65,9 +66,13 @@ class SVDControl(PreparesImages, OwnControlNet):
     def act(self, x, t, cond, videos, options):
         indices = self.image_indices(x.shape[0] // videos, options)
         rows = self._rows(x, t, cond)
-        if ASKING in options:
+        if self.is_asked(options):
             return Asked([self._asked(x, rows, self.cond_hint_original, indices)], lambda: self._computed(x, rows, indices, videos))
         return self._computed(x, rows, indices, videos)
+
+    def is_asked(self, options: dict) -> bool:
+        """Whether its residuals are to be asked for in a call with these transformer_options: not where packs changed its code."""
+        return ASKING in options and not changed_layers(self.control_model)
 
     def asked(self, x, t, cond, images: torch.Tensor, indices: list[int]) -> NetResiduals:
         """What its network is to make of x and the `images` [n, c, h, w] of these indices: one for all frames or one for each."""

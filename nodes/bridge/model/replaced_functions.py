@@ -1,4 +1,4 @@
-"""Functions of the host's UNet module in whose place packs put their own: ours calls those, since packs count on it."""
+"""Code that packs put into a network in memory, or in the place of functions of the host's UNet module: ours calls those."""
 
 from collections.abc import Callable
 from types import FunctionType
@@ -7,6 +7,8 @@ import torch
 from comfy.ldm.modules.diffusionmodules import openaimodel
 
 from ....unet import Residuals
+from ....unet.hooks import is_watched
+from ....unet.quick_conv import has_other_padding
 
 
 def of_a_pack(name: str) -> Callable | None:
@@ -14,6 +16,14 @@ def of_a_pack(name: str) -> Callable | None:
     function = getattr(openaimodel, name)
     own = isinstance(function, FunctionType) and function.__code__.co_filename == openaimodel.__file__
     return None if own else function
+
+
+def changed_layers(network: torch.nn.Module) -> list[str]:
+    """The classes of a network's layers that run other or more code than theirs: another forward, a hook, images that tile."""
+    return sorted({
+        type(module).__name__ for module in network.modules()
+        if is_watched(module) or isinstance(module, torch.nn.Conv2d) and has_other_padding(module)
+    })
 
 
 class HostResiduals(Residuals):

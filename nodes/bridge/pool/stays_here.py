@@ -3,10 +3,9 @@
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ....unet.hooks import has_other_forward
 from ..control.controlnext_control import JoinFeature
 from ..model.feature_run import KEY as FEATURE_CACHE_KEY
-from ..model.replaced_functions import of_a_pack
+from ..model.replaced_functions import changed_layers, of_a_pack
 from ..node_names import FEATURE_CACHE
 from ..node_names import RAY_POOL as NODE
 from ..sampling.lanes import STATELESS
@@ -41,12 +40,12 @@ def code_in(options: dict) -> str | None:
 
 
 def replaced_in(network: torch.nn.Module) -> str | None:
-    """What of the network's code packs have replaced in place, for the user; None: nothing."""
+    """What of the network's code packs have changed in place, for the user; None: nothing."""
     for name in ("forward_timestep_embed", "apply_control"):
         if (function := of_a_pack(name)) is not None:
             return f"what {_name(function)} put in the place of ComfyUI's {name}"
-    replaced = sorted({type(module).__name__ for module in network.modules() if has_other_forward(module)})
-    return f"the replaced code of {', '.join(replaced)}" if replaced else None
+    changed = changed_layers(network)
+    return f"the changed code of {', '.join(changed)}" if changed else None
 
 
 def refusal(kept: str) -> str:
