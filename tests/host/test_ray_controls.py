@@ -209,6 +209,19 @@ def test_svds_controlnets_are_computed_on_workers_as_here(
     assert paths["temporal"].endswith("depth.safetensors") and paths["spatial"] is None
 
 
+def test_controlnets_that_take_turns_are_given_once(pair, pooled, run, apply, svd_nets, given):
+    """One after another by the range of steps, or one for each branch of guidance."""
+    conds = prompts(pair.config)
+    first, second = (apply(conds, net, hints(1), 0.5) for net in svd_nets.values())
+    by_step = apply(apply(conds, svd_nets["temporal"], hints(1), 0.5, 0.0, 0.4), svd_nets["spatial"], hints(1), 0.5, 0.5)
+    pool = pooled(pair.ours, 1)[0]
+    run(pool, by_step)
+    given.clear()
+    for each in (by_step, (first[0], second[1])):
+        assert relative_error(run(pool, each), run(pair.ours, each)) <= 1e-4
+    assert given["networks"] == 0
+
+
 def test_a_worker_that_is_killed_is_given_the_controlnets_again(pair, pooled, run, chain, svd_nets, given, on_call, processes):
     conds, pool = chain(), pooled(pair.ours)[0]
     expected, killed = run(pool, conds), processes()[0]

@@ -1,7 +1,7 @@
 """One call of the network on a worker: sent to another where that one is late, and given up where all that have it are lost."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class Request:
     args: tuple
     size: tuple
     controls: Sequence[SentControl] = ()  # whose networks and images the call names
+    keep: Collection[str] = ()  # other networks, by their keys, that a worker goes on holding when it is given one
 
 
 class Attempt:
@@ -53,9 +54,10 @@ class Attempt:
         worker, own, controls = self.worker, self._request.network, self._request.controls
         give = worker.handle
         networks = {network.key: network for network in (own, *(control.network for control in controls))}
+        keep = [*networks, *self._request.keep]
         for key in filter(networks.__contains__, lacking):
             worker.key = None if key == own.key else worker.key
-            read = yield give.begin.remote(networks[key].spec, list(networks))
+            read = yield give.begin.remote(networks[key].spec, keep)
             for piece in networks[key].pieces(read):
                 yield give.put.remote(piece)
             yield give.finish.remote()

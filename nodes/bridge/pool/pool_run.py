@@ -30,6 +30,7 @@ class PoolRun:
         self._here = threading.Semaphore(int(here))
         self._dropped = threading.Event()
         self._kept: set[str] = set()  # what calls had that kept them here
+        self._controlnets: set[str] = set()  # the keys of those that calls named: branches and steps may name different ones
 
     def __deepcopy__(self, memo):
         return self
@@ -70,7 +71,8 @@ class PoolRun:
         rows, frames = {**rows, **apart(x, self.network.latent_channels)}, len(x) // len(options["cond_or_uncond"])
         arrays = {name: as_array(row) for name, row in rows.items()}
         size = self.network.key, tuple(x.shape), len(controls)
-        return Request(self.network, (arrays, terms, joins(options, x), frames), size, controls)
+        self._controlnets.update(control.network.key for control in controls)
+        return Request(self.network, (arrays, terms, joins(options, x), frames), size, controls, tuple(self._controlnets))
 
     def _keeps(self, options) -> bool:
         """Must this call run here? Raises ValueError where it must, and this machine does not compute."""
