@@ -1,6 +1,7 @@
 """A small network for every row of the family table, with random weights: what the tests run instead of real files."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from safetensors.torch import save_file
@@ -81,6 +82,11 @@ FULL = {
 
 def random_weights(config: UNetConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Weights of a size that keeps activations near 1, none of them zero, so that every layer shows in the output."""
+    return {name: value.clone() for name, value in _drawn(config, seed, dtype).items()}
+
+
+@lru_cache(maxsize=1)  # tests of one network come one after the other, and drawing takes ten times as long as copying
+def _drawn(config, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, tensor in UNetModel(config, device="meta").state_dict().items():

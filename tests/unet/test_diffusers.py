@@ -1,6 +1,5 @@
 """Our SVD network against diffusers' UNetSpatioTemporalConditionModel on the same weights."""
 
-import diffusers
 import pytest
 import torch
 
@@ -14,9 +13,11 @@ CONFIG = TINY["svd"]
 
 @pytest.fixture(scope="module")
 def networks():
+    import diffusers  # which takes seconds
+
     weights = random_weights(CONFIG)
-    ours = UNetModel(CONFIG)
-    ours.load_state_dict(weights)
+    ours = UNetModel(CONFIG, device="meta")
+    ours.load_state_dict(weights, assign=True)
     theirs = diffusers.UNetSpatioTemporalConditionModel(
         block_out_channels=(64, 128, 256, 256), num_attention_heads=(1, 2, 4, 4), in_channels=8, out_channels=4,
         addition_time_embed_dim=256, projection_class_embeddings_input_dim=768, cross_attention_dim=1024,

@@ -32,8 +32,8 @@ def called(replica, rows, frames=FRAMES):
 
 
 def network(config, weights):
-    model = UNetModel(config)
-    model.load_state_dict(weights)
+    model = UNetModel(config, device="meta")
+    model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
     return model.requires_grad_(False)
 
 
