@@ -1,6 +1,7 @@
 """The host's TorchCompileModel on our MODEL: one graph, without breaks, for all steps of a run; no more than the host's network.
 
-Small networks of two levels, since tracing takes seconds a layer; "eager" in the place of inductor counts the same graphs.
+Small networks of two levels, since tracing takes seconds a layer; "eager" in the place of inductor counts the same graphs. Where
+ours has a single one, the host's is not traced: it cannot have fewer.
 """
 
 from dataclasses import replace
@@ -20,7 +21,7 @@ from support.oracle import SMALL, Pair, prompts, run_node, sample
 from support.small import SD, SVD, build, controls
 from unet.hooks import Call
 
-STEPS = 20
+STEPS = 5
 FEW = {"depth_in": (0, 1), "depth_out": (0,) * 4, "depth_middle": 0}  # one transformer
 LEVELS = {
     "svd": replace(SVD, **FEW | {"depth_out": (1, 0, 0, 0)}),
@@ -70,7 +71,7 @@ def graphs():
 
 
 def counted(models, compiled, *runs):
-    """(graphs, breaks) of our compiled MODEL after each run. Asserts that they are at most the host's, and the results equal."""
+    """(graphs, breaks) of each compiled MODEL after each run, by its name. Asserts that our results are those without compiling."""
     found = {}
     for name, model in models.items():
         torch._dynamo.reset()
@@ -80,9 +81,7 @@ def counted(models, compiled, *runs):
             result = run(quick)
             found[name].append(graphs())
             assert name == "host" or relative_error(result, run(model)) <= 1e-5
-    assert all(one <= other for mine, hosts in zip(found["ours"], found["host"], strict=True)
-               for one, other in zip(mine, hosts, strict=True)), found
-    return found["ours"]
+    return found
 
 
 class Steered(comfy.controlnet.ControlBase):
@@ -114,7 +113,7 @@ def test_our_samplers_video_steps_run_in_one_graph(models, compiled, node):
             node("TemporalUNetSVDSampler"), model, *prompts(config), {"samples": torch.zeros(3, 4, 8, 8)}, 1, STEPS, 1.0, 2.5,
             "linear", "euler", "karras")[0]["samples"]
 
-    assert counted(both, compiled, run) == [(1, 0)]
+    assert counted({"ours": both["ours"]}, compiled, run) == {"ours": [(1, 0)]}
 
 
 @pytest.mark.slow
@@ -133,8 +132,11 @@ def test_residuals_another_lora_and_another_size_make_no_more_graphs_than_with_t
 
         return with_lora
 
-    first, second, _, larger = counted(both, compiled, run(0.01), run(0.02), run(0.0), run(0.01, size=(16, 24), steps=2))
+    found = counted(both, compiled, run(0.01), run(0.02), run(0.0), run(0.01, size=(16, 24), steps=2))
+    first, second, _, larger = found["ours"]
     assert first == second == (1, 0) and larger[1] == 0
+    assert all(one <= other for mine, hosts in zip(found["ours"], found["host"], strict=True)
+               for one, other in zip(mine, hosts, strict=True)), found
     assert relative_error(results[0], results[2]) > 1e-4, "the LoRA changed nothing"
 
 
@@ -143,13 +145,10 @@ def test_residuals_another_lora_and_another_size_make_no_more_graphs_than_with_t
 def test_steps_with_freeu_and_a_patch_of_attention_run_in_one_graph(models, compiled, node):
     both, config = models("sdxl")
 
-    def patched(model):
-        model = run_node(node("FreeU_V2"), model, 1.3, 1.4, 0.9, 0.2)[0]
-        model.set_model_attn2_patch(lambda q, k, v, options: (q, 1.1 * k, v))
-        return model
-
-    assert counted({name: patched(model) for name, model in both.items()}, compiled, lambda model: sample(
-        model, *prompts(config), frames=1, steps=STEPS)) == [(1, 0)]
+    model = run_node(node("FreeU_V2"), both["ours"], 1.3, 1.4, 0.9, 0.2)[0]
+    model.set_model_attn2_patch(lambda q, k, v, options: (q, 1.1 * k, v))
+    found = counted({"ours": model}, compiled, lambda model: sample(model, *prompts(config), frames=1, steps=STEPS))
+    assert found == {"ours": [(1, 0)]}
 
 
 @pytest.mark.slow
