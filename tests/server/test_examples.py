@@ -99,7 +99,7 @@ def with_other_loaders(prompt, loader, unet, clip, control_net):
     return prompt
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def files(host, server):
     """What the examples name besides models: the photos and the control video that the pack brings, a model between frames."""
     for path in (dev.ROOT / "web" / "examples").iterdir():
@@ -122,7 +122,7 @@ def frames_of(path: Path) -> tuple[np.ndarray, float]:
 
 
 @pytest.mark.slow
-def test_every_example_makes_what_its_name_says(server, node_info):
+def test_every_example_makes_what_its_name_says(server, files, node_info):
     """One test, since a later one takes from the server's cache what an earlier one loaded, and needs the file that it wrote.
 
     Those of one checkpoint follow each other: the server keeps what the last prompt loaded.
