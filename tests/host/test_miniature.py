@@ -67,14 +67,14 @@ def test_the_hosts_own_network_makes_the_same_video(studio):
 @pytest.mark.one_host
 @pytest.mark.slow
 def test_the_motion_bucket_sets_the_speed(studio):
-    motion = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=6)
+    motion = quality.motion_response(studio, worlds=1, buckets=quality.BUCKETS[::2], steps=4)
     assert motion["rank_correlation"] >= 0.9
 
 
 @pytest.mark.one_host
 @pytest.mark.slow
 def test_the_controlnet_leads_the_sprite(studio):
-    following, _ = quality.path_following(studio, worlds=1, strengths=(0.0, 0.5, 1.0), steps=6)
+    following, _ = quality.path_following(studio, worlds=1, strengths=(0.0, 0.5, 1.0), steps=4)
     assert following["strength_0_is_bit_equal"]
     assert following["centre"] <= 4
     free, half, full = following["by_strength"]
@@ -84,10 +84,10 @@ def test_the_controlnet_leads_the_sprite(studio):
 @pytest.mark.one_host
 @pytest.mark.slow
 def test_the_controlnet_leads_through_windows(studio):
-    """32 frames in windows of 8: each window is shown its own section of the path."""
-    of, frames = quality.held_out(2)[1], 32
+    """24 frames in windows of 8: each window is shown its own section of the path."""
+    of, frames = quality.held_out(2)[1], 24
     path, _ = world.drawn_path(of, world.HELD_OUT + 1, frames)
-    centres = quality.centres_of(studio.make(of, frames=frames, path=path, steps=5), of)
+    centres = quality.centres_of(studio.make(of, frames=frames, path=path, steps=4), of)
     away = np.linalg.norm(centres - path, axis=1)
     assert away.mean() <= 4 and away.max() <= 8
     first_hints_again = path[np.arange(frames) % world.FRAMES]
@@ -97,12 +97,12 @@ def test_the_controlnet_leads_through_windows(studio):
 @pytest.mark.one_host
 @pytest.mark.slow
 def test_joints_of_windows_are_not_seen(studio):
-    """24 frames in windows of 8; the first two windows' worth is as good as a clip of one."""
+    """20 frames in windows of 8; the first two windows' worth is as good as a clip of one."""
     of = quality.held_out(1)[0]
-    video = studio.make(of, frames=24, steps=8)
+    video = studio.make(of, frames=20, steps=5)
     jumps = long_clips.jumps(video)
-    assert jumps[long_clips.joints(studio, 24, 4, 8)].mean() <= 1.2 * np.median(jumps)
-    seen, alone = long_clips.appearance(video, of), long_clips.appearance(studio.make(of, steps=8), of)
+    assert jumps[long_clips.joints(studio, 20, 4, 5)].mean() <= 1.2 * np.median(jumps)
+    seen, alone = long_clips.appearance(video, of), long_clips.appearance(studio.make(of, steps=5), of)
     assert seen[1:16].mean() >= alone[1:].mean() - 1
 
 
@@ -120,7 +120,7 @@ def test_chained_clips_keep_their_colors(studio, monkeypatch):
     monkeypatch.setattr(long_clips, "SEGMENTS", 3)
     of = quality.held_out(3)[2]  # whose colors drift most
     kept, made, triangle = (
-        long_clips.drift(long_clips.chain(studio, of, 0, steps=8, guidance=guidance, keep_colors=keep), of)
+        long_clips.drift(long_clips.chain(studio, of, 0, steps=5, guidance=guidance, keep_colors=keep), of)
         for guidance, keep in (("linear", True), ("linear", False), ("triangle", True))
     )
     for drift, share in ((kept, 0.85), (triangle, 0.75)):
@@ -128,6 +128,7 @@ def test_chained_clips_keep_their_colors(studio, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_memory_does_not_grow_with_the_clip_but_for_its_latents(studio):
     """Of the latent itself the host, the sampler and the windows hold a few copies: noise, x, denoised, sums."""
     peaks, latents = [], []

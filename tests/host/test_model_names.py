@@ -26,7 +26,7 @@ def write():
         path.parent.mkdir(parents=True, exist_ok=True)
         made.append(path)
         folder_paths.filename_list_cache.clear()
-        return write_unet(path, SMALL["sd1"], seed=seed, metadata={"temporal_unet.head_channels": "32"})["time_embed.0.bias"]
+        return write_unet(path, SMALL["sd1_tiny"], seed=seed, metadata={"temporal_unet.head_channels": "32"})["time_embed.0.bias"]
 
     yield write
     for path in made:
@@ -100,7 +100,7 @@ def parts():
         (unet / "config.json").write_text("{}")
         (roots[0] / "net.gguf").write_bytes((SDCPP / "sd1_mixed.gguf").read_bytes())
         shutil.copy(roots[0] / "net-00001-of-00002.safetensors", roots[2] / "text.safetensors")
-        save_file(in_diffusers_layout(SMALL["sd1"], weights), unet / "diffusion_pytorch_model.safetensors")
+        save_file(in_diffusers_layout(SMALL["sd1_tiny"], weights), unet / "diffusion_pytorch_model.safetensors")
         folder_paths.filename_list_cache.clear()
 
     yield write
@@ -110,7 +110,7 @@ def parts():
 
 
 def test_parts_and_folders_are_offered_once_and_load_and_so_does_a_part_of_an_old_workflow(node, parts):
-    weights = random_weights(SMALL["sd1"])
+    weights = random_weights(SMALL["sd1_tiny"])
     parts(weights)
     unets = node("TemporalUNetLoader").define_schema().inputs[0].options
     added = {name for name in unets if "many" in name or "pipe" in name}

@@ -4,7 +4,7 @@ import comfy.utils
 import pytest
 import torch
 
-from support.oracle import Pair, prompts, run_node
+from support.oracle import TWO_LEVELS, Pair, prompts, run_node
 
 FRAMES, SEED, TAKES = 3, 40, 3
 KEY = "temporal_unet.take_frames"
@@ -12,7 +12,7 @@ KEY = "temporal_unet.take_frames"
 
 @pytest.fixture(scope="module")
 def svd(pack, tmp_path_factory):
-    return Pair(pack, tmp_path_factory.mktemp("takes"), "svd")
+    return Pair(pack, tmp_path_factory.mktemp("takes"), "svd", config=TWO_LEVELS)
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ CASES = {
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("case", CASES)
 def test_each_take_is_a_run_of_its_own_with_the_next_seed(run, case, caplog):
     caplog.set_level("INFO")
@@ -69,6 +70,7 @@ def test_after_the_last_seed_comes_the_first(pack):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_latent_of_takes_is_sampled_take_by_take(run, node):
     takes = {"samples": noise(3 * FRAMES), KEY: FRAMES, "noise_mask": torch.ones(3 * FRAMES, 1, 8, 8)}
     made = run(7, latent=takes, denoise=0.5)
@@ -81,6 +83,7 @@ def test_a_latent_of_takes_is_sampled_take_by_take(run, node):
         run(7, takes=2, latent=takes)
 
 
+@pytest.mark.one_host
 def test_a_take_taken_out_can_be_sampled_several_times(run, node):
     takes = {"samples": noise(2 * FRAMES), KEY: FRAMES}
     cut = run_node(node("LatentFromBatch"), takes, FRAMES, FRAMES)[0]
