@@ -38,8 +38,11 @@ def server(host, browser, tmp_path_factory):  # after the browser: without one n
         yield server
 
 
-@pytest.fixture(scope="session", params=RENDERERS)
+@pytest.fixture(scope="session", params=[
+    name if name == "classic" else pytest.param(name, marks=pytest.mark.slow) for name in RENDERERS
+])
 def opened_editor(request, browser, server):
+    """The editor in a renderer; the quick round leaves out that which takes twice the time."""
     editor = Editor(browser, server, request.param)
     assert editor.problems == [], "on opening the editor"
     yield editor

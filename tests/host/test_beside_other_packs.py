@@ -34,6 +34,7 @@ def widened(model, concat_channels=4):
     return model
 
 
+@pytest.mark.slow
 def test_a_first_convolution_widened_by_a_patch_equals_the_hosts(sd1):
     ours, host = (sample(widened(model), *prompts(SMALL["sd1"])) for model in sd1)
     assert relative_error(ours, host) <= 1e-4
@@ -64,7 +65,7 @@ def test_a_widened_first_convolution_says_how_many_channels_it_takes(sd1):
         sample(widened(sd1.ours, concat_channels=6), *prompts(SMALL["sd1"]))
 
 
-@pytest.mark.parametrize("name", ["sd1", "unclip_l", "x4_upscaler", "svd"])
+@pytest.mark.parametrize("name", ["sd1", "unclip_l", "x4_upscaler", pytest.param("svd", marks=pytest.mark.slow)])
 def test_packs_that_ask_whether_there_is_a_label_embedding_get_the_hosts_answer(name):
     host = host_unet(random_weights(TINY[name]), ROWS[name])
     assert hasattr(UNetModel(TINY[name], device="meta"), "label_emb") == hasattr(host, "label_emb")
@@ -102,7 +103,7 @@ def recorded(log):
     return {"patches": {"attn1_patch": [patch]}, "cond_or_uncond": [0, 1]}
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "svd"])
+@pytest.mark.parametrize("name", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "svd"))])
 def test_a_walk_over_the_blocks_equals_the_network_and_the_walk_over_the_hosts(pack, tmp_path, name):
     pair = Pair(pack, tmp_path, name)
     frames = 3 if pair.config.temporal else 1
@@ -121,7 +122,7 @@ def test_a_walk_over_the_blocks_equals_the_network_and_the_walk_over_the_hosts(p
     assert relative_error(made, own) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 def test_layers_are_of_the_classes_that_packs_know_from_the_host(pack, tmp_path, name):
     ours, host = (patcher.model.diffusion_model for patcher in Pair(pack, tmp_path, name))
     kinds = (
@@ -136,7 +137,7 @@ def test_layers_are_of_the_classes_that_packs_know_from_the_host(pack, tmp_path,
     assert kinds_of(ours) == kinds_of(host)
 
 
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 def test_layers_tell_packs_the_sizes_and_options_that_the_hosts_layers_tell(pack, tmp_path, name):
     """Numbers, flags and Nones, which patches of whole layers read (RAUNet and others)."""
     ours, host = (patcher.model.diffusion_model for patcher in Pair(pack, tmp_path, name))
@@ -161,6 +162,7 @@ class Scaled(torch.nn.Module):
         return self.inner(x) * self.by
 
 
+@pytest.mark.slow
 def test_layers_that_packs_replace_or_insert_run_as_in_the_hosts_network(sd1):
     def changed(model):
         model = model.clone()

@@ -70,6 +70,7 @@ def test_text_encoder_and_vae_of_gguf_and_pickled_checkpoints_are_those_of_safet
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_kernels_over_frames_of_a_vae_have_five_dimensions_again(parts_of, tmp_path):
     """stable-diffusion.cpp writes them with four, SVD's own VAE has 29."""
     sizes = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,

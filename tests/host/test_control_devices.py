@@ -147,6 +147,7 @@ def test_all_but_single_numbers_can_be_held_back(net_of, name):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_stored_residuals_where_the_unet_is_held_back(svd, node, svd_net):
     """They need no net: nothing is loaded for them, and they stay where they are."""
     conds, images = prompts(SMALL["svd"]), hints(FRAMES)
@@ -165,6 +166,7 @@ def test_stored_residuals_where_the_unet_is_held_back(svd, node, svd_net):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_two_nets_held_back_in_our_windows(svd, ours, net_of, node):
     """A net of residuals and a ControlNeXt in one chain, on a clip of several windows."""
     images = hints(CLIP)

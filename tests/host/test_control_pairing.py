@@ -29,6 +29,8 @@ def error_of(model, conds, **options):
     return str(error.value)
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_net_or_adapter_for_a_larger_relative_is_refused(nets, ours):
     model = host_model(random_weights(koala()), ROWS["koala_1b"], head_channels=32)
     conds = prompts(koala())
@@ -45,7 +47,7 @@ def test_those_of_stable_diffusion_1_are_refused_by_its_tiny_relative(pairs, net
     assert "a T2I-Adapter for Stable Diffusion 1" in error_of(model, ours(conds, nets("sd1 adapter"), hints(1)))
 
 
-@pytest.mark.parametrize("name, width", [("sv3d_u", 256), ("sv3d_p", 1280)])
+@pytest.mark.parametrize("name, width", [("sv3d_u", 256), pytest.param("sv3d_p", 1280, marks=pytest.mark.slow)])
 def test_an_svd_net_is_refused_by_a_model_that_takes_another_motion(ours, svd_net, name, width):
     config = replace(TINY[name], model_channels=32, head_channels=32)
     model = host_model(random_weights(config), ROWS[name], head_channels=32)
@@ -54,6 +56,7 @@ def test_an_svd_net_is_refused_by_a_model_that_takes_another_motion(ours, svd_ne
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, ours):
     bridge = pack("nodes.bridge.control.svd_control")
     encoder = replace(SMALL["svd"], adm_channels=None, temporal=False)
@@ -69,6 +72,7 @@ def test_a_spatial_net_that_takes_no_motion_goes_with_every_svd(pack, pairs, our
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_gray_and_transparent_images_are_taken(pairs, nets, ours):
     pair, rgb = pairs("sd1"), hints(2)
     gray = rgb[..., :1]
@@ -82,6 +86,7 @@ def test_gray_and_transparent_images_are_taken(pairs, nets, ours):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_masks_without_or_with_a_channel_are_taken(pairs, nets, ours):
     pair, mask = pairs("sd1"), torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(4))
     conds = prompts(pair.config)
@@ -111,6 +116,8 @@ def test_what_is_no_mask_is_refused_by_name(node, nets, mask):
 # work on images
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_one_image_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_net):
     """Conditions for regions show the network areas of different sizes in turn."""
     pair, sizes = pairs("svd"), [(8, 8), (8, 4), (8, 8), (8, 4)]
@@ -132,6 +139,7 @@ def test_one_image_is_prepared_once_for_each_size_of_a_step(pairs, ours, svd_net
     assert torch.equal(given[0], given[2]) and torch.equal(given[1], given[3]) and given[0].shape != given[1].shape
 
 
+@pytest.mark.slow
 def test_fewer_images_than_frames_are_each_prepared_once(pairs, ours, svd_net):
     pair, rows = pairs("svd"), []
     conds = ours(prompts(pair.config), svd_net, hints(2))

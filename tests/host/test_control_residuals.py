@@ -80,6 +80,7 @@ def recorded(model):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "svd"])
 @pytest.mark.parametrize("strength", [1.0, 0.6, 2.0])
 def test_applied_they_are_the_networks_own_controls_and_control_strength(pairs, apply, residuals, name, strength):
@@ -101,19 +102,22 @@ def test_applied_they_are_the_networks_own_controls_and_control_strength(pairs, 
     assert relative_error(denoised, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 def test_the_hosts_model_takes_them_too(pairs, apply, residuals, name):
     pair = pairs(name)
     conds = apply(prompts(pair.config), residuals(name), 0.1)
     assert relative_error(run(pair.ours, conds, frames=FRAMES), run(pair.host, conds, frames=FRAMES)) <= 1e-3
 
 
+@pytest.mark.slow
 def test_strength_zero_is_bit_equal_to_none(pairs, apply, residuals):
     pair = pairs("svd")
     conds = prompts(pair.config)
     assert torch.equal(run(pair.ours, apply(conds, residuals("svd"), 0.0), frames=3), run(pair.ours, conds, frames=3))
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_outside_its_steps_it_is_bit_equal_to_none(pairs, apply, residuals):
     pair = pairs("svd")
     conds = prompts(pair.config)
@@ -174,6 +178,8 @@ def test_the_same_ones_serve_other_prompts_and_runs(pairs, apply, residuals):
     assert torch.equal(run(pair.ours, apply((positive, negative), stored, 0.2)), first)
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_of_more_frames_the_first_are_used_and_logged_once(pairs, apply, residuals, pack, caplog):
     pair, longer = pairs("svd"), residuals("svd", frames=FRAMES + 2).controls
     make = pack("unet").ControlResiduals
@@ -235,7 +241,7 @@ def test_those_of_another_model_are_refused_before_the_network_runs(pairs, apply
     assert all(word in str(error.value) for word in words) and not calls
 
 
-@pytest.mark.parametrize("other", ["sd2", "svd"])
+@pytest.mark.parametrize("other", [pytest.param("sd2", marks=pytest.mark.slow), "svd"])
 def test_computed_ones_know_their_family(pairs, compute, apply, nets, other):
     """These fit by count and widths: SD 1's on another family would give a wrong result without an error."""
     made = compute(pairs("sd1").ours, nets("sd1"), prompts(SMALL["sd1"])[0], hints(1))
@@ -247,6 +253,8 @@ def test_computed_ones_know_their_family(pairs, compute, apply, nets, other):
     assert torch.isfinite(sample(pairs("sd1").ours, *apply(prompts(SMALL["sd1"]), made))).all()
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_plain_list_of_tensors_is_taken(pairs, apply, residuals):
     stored = residuals("svd")
     conds = prompts(SMALL["svd"])
@@ -326,7 +334,7 @@ def test_computed_ones_are_the_nets_at_that_noise_level(pairs, nets, compute, fr
     assert stored.about["percent"] == "0.3" and float(stored.about["sigma"]) == pytest.approx(sigma.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["svd", "sdxl"])
+@pytest.mark.parametrize("name", ["svd", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("percent", [0.0, 0.2])
 def test_applied_at_their_own_noise_level_they_equal_the_net(pairs, nets, svd_net, compute, ours, apply, name, percent):
     """One step from the same noise: the vector conditions and the first frame went to the net as in sampling."""
@@ -357,6 +365,7 @@ def test_the_unet_does_not_run(pairs, nets, compute):
     assert not calls
 
 
+@pytest.mark.slow
 def test_the_hosts_model_gives_the_same(nets, pairs, compute):
     pair = pairs("sd1")
     host = host_model(random_weights(SMALL["sd1"]), ROWS["sd1"])

@@ -50,8 +50,8 @@ def net_of(nets, svd_net):
     return lambda name: svd_net if name == "svd" else nets(name)
 
 
-@pytest.mark.parametrize("how", ["cancel", "out of memory"])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("how", ["cancel", pytest.param("out of memory", marks=pytest.mark.one_host)])
+@pytest.mark.parametrize("call", [pytest.param(1, marks=pytest.mark.one_host), 2])
 @pytest.mark.parametrize("name, net", [("svd", "svd"), ("sd1", "sd1 adapter")])
 @pytest.mark.slow
 def test_a_run_after_a_failed_one_is_as_the_first(pairs, net_of, node, ours, name, net, call, how):
@@ -97,6 +97,7 @@ def test_a_t2i_adapters_residuals_leave_the_device_after_a_run(pairs, node, ours
     assert adapter.control_input is None and adapter.cond_hint is None
 
 
+@pytest.mark.slow
 def test_stored_residuals_leave_the_device_after_a_failed_run(pairs, node, ours, svd_net):
     model = pairs("svd").ours
     conds = prompts(pairs("svd").config)
@@ -119,6 +120,7 @@ def test_stored_residuals_leave_the_device_after_a_failed_run(pairs, node, ours,
     assert seen[0] is not None and control.ready is None
 
 
+@pytest.mark.slow
 def test_images_are_embedded_one_by_one(pairs, ours, svd_net):
     """So that an image has the same bits whatever others a device embeds, and takes the least memory."""
     rows = []

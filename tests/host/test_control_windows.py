@@ -23,7 +23,7 @@ CLIP = 7
 
 
 @pytest.mark.parametrize("name, net", [("svd", "sd2"), ("sd1", "sd1"), ("sd1", "sd1 adapter")])
-@pytest.mark.parametrize("length, overlap", [(4, 1), (3, 1)])
+@pytest.mark.parametrize("length, overlap", [(4, 1), pytest.param(3, 1, marks=pytest.mark.one_host)])
 @pytest.mark.slow
 def test_residuals_follow_the_frames_of_context_windows(pairs, nets, node, ours, theirs, name, net, length, overlap):
     pair = pairs(name)
@@ -60,6 +60,7 @@ def test_frame_strengths_and_masks_follow_the_frames_of_windows(pairs, nets, nod
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_in_the_svd_samplers_own_windows(pairs, nets, node, ours):
     pair = pairs("svd")
     controlled = ours(prompts(pair.config), nets("sd2"), hints(CLIP))
@@ -83,6 +84,7 @@ def counted(module):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("where", ["whole", "the host's windows", "our windows"])
 def test_svds_net_embeds_each_image_once_a_run(pairs, node, ours, svd_net, where):
     pair = pairs("svd")
@@ -98,6 +100,8 @@ def test_svds_net_embeds_each_image_once_a_run(pairs, node, ours, svd_net, where
     assert sum(rows) == CLIP
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_svds_net_embeds_one_image_for_all_frames_once(pairs, node, ours, svd_net):
     pair = pairs("svd")
     conds = ours(prompts(pair.config), svd_net, hints(1))
@@ -116,6 +120,8 @@ def test_svds_residuals_follow_the_frames_of_windows(pairs, node, ours, svd_net)
     assert relative_error(result, expected) <= 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_t2i_adapter_runs_once_for_each_window(pairs, node, ours):
     pair, net = pairs("sd1"), t2i_adapter("sd1")
     conds = ours(prompts(pair.config), net, hints(CLIP))
@@ -125,6 +131,7 @@ def test_a_t2i_adapter_runs_once_for_each_window(pairs, node, ours):
     assert len(rows) == 2  # frames 0 to 3 and 3 to 6
 
 
+@pytest.mark.slow
 def test_the_hosts_nets_have_their_images_resized_once_for_each_window(pairs, nets, node, ours):
     pair, calls = pairs("sd1"), []
     net = nets("sd1").copy()
@@ -133,6 +140,8 @@ def test_the_hosts_nets_have_their_images_resized_once_for_each_window(pairs, ne
     assert len(calls) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("name, net", [("svd", "svd"), ("sd1", "sd1 adapter")])
 def test_windows_of_a_clip_with_more_images_than_frames_use_the_first(pairs, nets, ours, svd_net, node, caplog, name, net):
     pair, images = pairs(name), hints(CLIP + 3)

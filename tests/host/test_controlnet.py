@@ -23,7 +23,7 @@ def test_equals_the_hosts_apply_node(pairs, nets, ours, theirs, name, net):
 
 
 @pytest.mark.parametrize("name, net", [
-    ("sd1", "sd1"), ("sd1", "sd1 adapter"), pytest.param("svd", "sd2", marks=pytest.mark.slow),
+    ("sd1", "sd1"), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("sd1", "sd1 adapter"), ("svd", "sd2"))),
 ])
 def test_one_image_per_frame(pairs, nets, ours, theirs, name, net):
     conds, images = prompts(SMALL[name]), hints(3)
@@ -33,8 +33,11 @@ def test_one_image_per_frame(pairs, nets, ours, theirs, name, net):
     assert relative_error(run(pairs(name).ours, our_conds, frames=3), one) > 1e-3
 
 
-@pytest.mark.parametrize("start, end", [(0.0, 0.5), (0.5, 1.0), (0.3, 0.6)])
-@pytest.mark.parametrize("net", ["sd1", "sd1 adapter"])
+@pytest.mark.one_host
+@pytest.mark.parametrize("start, end", [
+    (0.3, 0.6), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.0, 0.5), (0.5, 1.0))),
+])
+@pytest.mark.parametrize("net", ["sd1", pytest.param("sd1 adapter", marks=pytest.mark.slow)])
 def test_step_ranges(pairs, nets, ours, theirs, net, start, end):
     conds, image = prompts(SMALL["sd1"]), hints(2)
     same(
@@ -53,7 +56,7 @@ def test_chained_nets_of_every_kind(pairs, nets, ours, theirs):
     same(pairs, "sd1", our_chain, their_chain)
 
 
-@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("ours_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_chained_with_the_hosts_node(pairs, nets, ours, theirs, ours_first):
     conds, image, other = prompts(SMALL["sd1"]), hints(2), hints(2, seed=22)
     their_chain = theirs(theirs(conds, nets("sd1"), image), nets("sd1 adapter"), other)
@@ -62,12 +65,16 @@ def test_chained_with_the_hosts_node(pairs, nets, ours, theirs, ours_first):
     same(pairs, "sd1", mixed, their_chain)
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_the_same_net_twice_with_other_images(pairs, nets, ours, theirs):
     conds, image, other = prompts(SMALL["sd1"]), hints(2), hints(2, seed=22)
     net = nets("sd1")
     same(pairs, "sd1", ours(ours(conds, net, image), net, other, 0.4), theirs(theirs(conds, net, image), net, other, 0.4))
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_on_the_positive_alone(pairs, nets, ours, theirs):
     positive, negative = prompts(SMALL["sd1"])
     image = hints(2)
@@ -75,6 +82,8 @@ def test_on_the_positive_alone(pairs, nets, ours, theirs):
     same(pairs, "sd1", our_conds, (theirs((positive, negative), nets("sd1"), image)[0], negative))
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("size", [(8, 12), (9, 15)])
 def test_other_sizes_of_latent_and_image(pairs, nets, ours, theirs, size):
     conds, image = prompts(SMALL["sd1"]), hints(1, size=100)
@@ -165,6 +174,7 @@ def test_frame_strengths_equal_a_strength_of_each_image(pairs, nets, ours):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_frame_strengths_on_video_with_guidance(pairs, nets, ours):
     """Half the clip at zero: the residuals repeat per condition, the network may still spread them over time."""
     pair = pairs("svd")
@@ -206,6 +216,8 @@ def test_the_mask_weighs_every_residual(pairs, nets, ours, net, per_frame):
     assert seen >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_full_mask_changes_nothing_and_an_empty_one_is_no_control(pairs, nets, ours):
     pair = pairs("sd1")
     conds = prompts(pair.config)
@@ -234,6 +246,7 @@ def test_nothing_is_changed_in_place(pairs, nets, ours):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_net_of_another_family_is_refused(pairs, nets, ours):
     for name, net, words in (
         ("svd", "sd1", "for Stable Diffusion 1, the model is Stable Video Diffusion. Load a"),
@@ -246,10 +259,12 @@ def test_a_net_of_another_family_is_refused(pairs, nets, ours):
         assert words in str(error.value), str(error.value)
 
 
+@pytest.mark.one_host
 @pytest.mark.parametrize("name, net, words", [
     ("sd1", "sdxl adapter", "a T2I-Adapter for SDXL, the model is Stable Diffusion 1"),
     ("sdxl", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is SDXL"),
-    ("svd", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is Stable Video Diffusion"),
+    pytest.param("svd", "sd1 adapter", "a T2I-Adapter for Stable Diffusion 1, the model is Stable Video Diffusion",
+                 marks=pytest.mark.slow),
 ])
 def test_an_adapter_of_another_family_is_refused(pairs, nets, ours, name, net, words):
     with pytest.raises(ValueError, match=f"Apply ControlNet Residuals: this ControlNet is {words}"):
@@ -283,6 +298,8 @@ def test_a_union_net_of_another_family_is_refused(pairs, node, ours):
         run(pairs("svd").ours, ours(prompts(SMALL["svd"]), depth, hints(1)))
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("source", ["images", "masks"])
 def test_of_fewer_images_than_frames_the_last_one_stays(pairs, nets, ours, source):
     pair, fewer, each = pairs("svd"), [0, 1], [0, 1, 1, 1]
@@ -295,7 +312,10 @@ def test_of_fewer_images_than_frames_the_last_one_stays(pairs, nets, ours, sourc
     assert torch.equal(made(fewer), made(each))
 
 
-@pytest.mark.parametrize("name, net", [("svd", "sd2"), ("sd1", "sd1"), ("sd1", "sd1 adapter")])
+@pytest.mark.one_host
+@pytest.mark.parametrize("name, net", [
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (("svd", "sd2"), ("sd1", "sd1"))), ("sd1", "sd1 adapter"),
+])
 @pytest.mark.parametrize("what", ["control images", "masks"])
 def test_of_more_images_than_frames_the_first_are_used_and_logged_once(pairs, nets, ours, caplog, name, net, what):
     pair, images, masks = pairs(name), hints(5), torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(8))
@@ -355,6 +375,7 @@ def test_after_an_error_the_next_run_is_right(pairs, nets, ours):
     assert torch.equal(run(pair.ours, conds, frames=3), before)
 
 
+@pytest.mark.slow
 def test_the_hosts_model_takes_our_node_too(nets, ours, theirs):
     model = host_model(random_weights(SMALL["sd1"]), ROWS["sd1"])
     conds, image = prompts(SMALL["sd1"]), hints(2)
@@ -380,6 +401,7 @@ def test_a_multigpu_clone_gives_the_same_residuals(pairs, nets, svd_net, ours, n
 # SVD's net
 
 
+@pytest.mark.slow
 def test_svds_net_on_video(pairs, svd_net, ours, theirs):
     """One net used twice, with other images, next to the host's node; the strength doubles the residuals."""
     pair = pairs("svd")

@@ -54,7 +54,9 @@ def run(model, conds, frames=3, steps=1, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["ours", "host"])
-@pytest.mark.parametrize("version, count", [(2, 1), (2, 3), (1, 1), (1, 3)])
+@pytest.mark.parametrize("version, count", [
+    (2, 3), (1, 3), *(pytest.param(*each, marks=pytest.mark.one_host) for each in ((2, 1), (1, 1))),
+])
 def test_equals_the_published_formula(pair, nets, ours, model, version, count):
     model, conds, images = getattr(pair, model), prompts(pair.config), hints(count)
     result = run(model, ours(conds, nets(version), images), steps=2)
@@ -69,7 +71,8 @@ def test_our_model_and_the_hosts_agree(pair, nets, ours):
     assert relative_error(run(pair.ours, conds), run(pair.host, conds)) <= 1e-4
 
 
-@pytest.mark.parametrize("size", [(8, 12), (9, 13)])
+@pytest.mark.one_host
+@pytest.mark.parametrize("size", [pytest.param((8, 12), marks=pytest.mark.slow), (9, 13)])
 def test_other_sizes_of_latent_and_image(pair, nets, ours, size):
     conds, images = prompts(pair.config), hints(1, size=40)
     height, width = 8 * size[0], 8 * size[1]
@@ -80,7 +83,8 @@ def test_other_sizes_of_latent_and_image(pair, nets, ours, size):
     assert relative_error(run(pair.ours, ours(conds, nets(2), images), size=size), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.one_host
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_strength_scales_the_feature(pair, nets, ours, version):
     conds, images = prompts(pair.config), hints(3)
     with Published(pair.ours, (version, images, gains_of(version, 2.0))) as by_hand:
@@ -95,7 +99,7 @@ def test_strength_zero_is_bit_equal_to_no_control(pair, nets, ours):
     assert torch.equal(run(pair.ours, ours(conds, nets(2), images, frame_strengths="0:0")), plain)
 
 
-@pytest.mark.parametrize("model", ["ours", "host"])
+@pytest.mark.parametrize("model", ["ours", pytest.param("host", marks=pytest.mark.slow)])
 def test_v2_leaves_the_unconditioned_half_untouched(pair, nets, ours, model):
     """Bit-equal; v1 acts on it, as in its authors' pipeline."""
     model, conds = getattr(pair, model), prompts(pair.config)
@@ -121,6 +125,7 @@ def test_v2_leaves_the_unconditioned_half_untouched(pair, nets, ours, model):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_the_step_range(pair, nets, ours):
     conds, images = prompts(pair.config), hints(3)
     middle = pair.ours.model.model_sampling.percent_to_sigma(0.5)
@@ -130,7 +135,8 @@ def test_the_step_range(pair, nets, ours):
         assert relative_error(run(pair.ours, ours(conds, nets(2), images, 1.0, start, end), steps=3), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.one_host
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_frame_strengths_and_mask_weigh_the_feature(pair, nets, ours, version):
     conds, images = prompts(pair.config), hints(3)
     mask = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(8))
@@ -142,7 +148,8 @@ def test_frame_strengths_and_mask_weigh_the_feature(pair, nets, ours, version):
     assert relative_error(result, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.one_host
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_where_our_unet_runs_the_halves_one_by_one(pair, pack, nets, ours, version):
     conds = ours(prompts(pair.config), nets(version), hints(3), frame_strengths="0:0.5, 1:1.5")
     together = run(pair.ours, conds)
@@ -153,6 +160,8 @@ def test_where_our_unet_runs_the_halves_one_by_one(pair, pack, nets, ours, versi
 # with others
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_two_in_a_row(pair, nets, ours):
     conds, first, second = prompts(pair.config), hints(3), hints(1, seed=22)
     chained = ours(ours(conds, nets(2), first), nets(2), second, 0.5)
@@ -161,8 +170,8 @@ def test_two_in_a_row(pair, nets, ours):
     assert relative_error(run(pair.ours, chained), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("model", ["ours", "host"])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["ours", pytest.param("host", marks=pytest.mark.slow)])
 def test_chained_with_a_net_of_residuals(pair, nets, ours, model, first):
     model, conds, images, other = getattr(pair, model), prompts(pair.config), hints(3), hints(3, seed=22)
     net = controlnet("sd2")
@@ -176,6 +185,7 @@ def test_chained_with_a_net_of_residuals(pair, nets, ours, model, first):
     assert relative_error(run(model, chained), expected) <= 1e-5
 
 
+@pytest.mark.slow
 def test_under_the_hosts_apply_node(pair, nets, ours, node):
     conds, images = prompts(pair.config), hints(3)
     theirs = run_node(node("ControlNetApplyAdvanced"), *conds, nets(2), images, 0.7, 0.0, 1.0)
@@ -200,7 +210,7 @@ def test_patches_of_the_model_stay_and_come_first(pair, nets, ours):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.one_host), 2])
 def test_images_follow_the_frames_of_the_hosts_windows(pair, nets, ours, node, version):
     conds, images = prompts(pair.config), hints(CLIP)
     windowed = run_node(node("ContextWindowsManual"), pair.ours, 4, 1, "standard_static", 1, False, "pyramid", 0, False)[0]
@@ -213,6 +223,7 @@ def test_images_follow_the_frames_of_the_hosts_windows(pair, nets, ours, node, v
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_images_and_weights_follow_the_frames_of_our_windows(pair, nets, ours, node):
     conds, images = prompts(pair.config), hints(CLIP)
     weights = torch.linspace(0, 1, CLIP).reshape(-1, 1, 1, 1)
@@ -300,6 +311,8 @@ def test_a_unet_of_another_width_is_refused(pair, pack, ours, folder):
 # loading
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_half_precision_stays_in_the_file_and_acts(pair, pack, ours, folder):
     """On a CPU the host computes in fp32 what a file holds in fp16."""
     tensors = {name: value.half() for name, value in controlnexts.tensors(2, WIDTHS[2]).items()}

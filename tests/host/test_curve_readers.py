@@ -42,6 +42,7 @@ ANY = st.text(CHARACTERS, max_size=60)
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @settings(max_examples=300)
 @given(st.one_of(RISING, LISTS, ANY))
 @example("0:1, 0.5:2" + "," * 50)

@@ -108,6 +108,8 @@ def test_a_clip_is_what_the_host_makes_of_it_in_one_batch(svd_vae, ours, host, f
     assert torch.equal(latent, before)
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_the_frames_are_mixed_at_all(svd_vae, ours, host):
     """Else the test above would pass with a decoder that takes each frame by itself."""
     latent = clip(7)
@@ -140,6 +142,7 @@ def test_chunks_fade_where_they_overlap(svd_vae, ours, host):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_each_take_is_decoded_by_itself_and_one_can_be_taken_out(svd_vae, image_vaes, pack):
     """Two takes of 5 frames in chunks of 4: no frame of the second is mixed into the first."""
     latent = {"samples": torch.cat([clip(5), -clip(5)]), "temporal_unet.take_frames": 5}
@@ -161,6 +164,8 @@ def test_chunks_cover_the_clip_and_share_what_was_asked(pack, frames, length, ov
     assert frames > (len(starts) - 1) * (length - overlap) + overlap, "one chunk less would do"
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_clip_in_chunks_stays_near_the_whole(ours, host):
     """With layers over time at a third of their strength. What remains is the group norms, which see a chunk of the clip."""
     vae, latent = make_svd_vae(time=0.3), clip(12)
@@ -198,6 +203,7 @@ def largest_input(svd_vae):
     return measure
 
 
+@pytest.mark.slow
 def test_working_memory_is_flat_in_the_number_of_frames(svd_vae, ours, host, largest_input):
     one = largest_input(lambda: host(svd_vae, clip(1)))
     assert largest_input(lambda: ours(svd_vae, clip(3))) == one

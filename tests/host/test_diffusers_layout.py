@@ -59,7 +59,10 @@ def folder():
 
 
 @pytest.mark.parametrize(
-    "family, prediction", [("sd2", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "v_prediction"), ("sdxl", None)]
+    "family, prediction", [
+        ("sd2", "v_prediction"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("sd2", "epsilon"), ("sdxl", "v_prediction"), ("sdxl", None))),
+    ]
 )
 def test_a_folder_loads_as_the_hosts_own_model_of_its_prediction(node, folder, family, prediction):
     config = SMALL[family]

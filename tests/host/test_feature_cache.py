@@ -113,12 +113,14 @@ def freeu(model, node):
 @pytest.mark.parametrize(("name", "threshold", "depth", "patch", "options"), [
     ("svd", 0.3, 2, as_is, {}),
     ("sd1_tiny", 0.3, 2, windowed, {"frames": 3, "size": (4, 4)}),
-    ("sd1", 0.3, 3, as_is, {"controlled": True}),
-    ("sd2", 0.5, 4, freeu, {}),
-    ("sdxl", 0.3, 1, as_is, {}),
-    ("sd1", 0.3, 2, perturbed, {}),
-    ("sd1_tiny", 0.3, 2, as_is, {"sampler": "heun"}),
-    ("sd1_tiny", 0.3, 2, as_is, {"sampler": "dpmpp_2s_ancestral"}),
+    *(pytest.param(*each, marks=pytest.mark.one_host) for each in (
+        ("sd1", 0.3, 3, as_is, {"controlled": True}),
+        ("sd2", 0.5, 4, freeu, {}),
+        ("sdxl", 0.3, 1, as_is, {}),
+        ("sd1", 0.3, 2, perturbed, {}),
+        ("sd1_tiny", 0.3, 2, as_is, {"sampler": "heun"}),
+        ("sd1_tiny", 0.3, 2, as_is, {"sampler": "dpmpp_2s_ancestral"}),
+    )),
 ])
 def test_a_run_equals_the_formula_on_the_hosts_network(pairs, cached, said, node, name, threshold, depth, patch, options):
     formula, conds = Formula(pairs(name).config, threshold, depth), prompts(SMALL[name])
@@ -203,6 +205,8 @@ def any_threshold(pack):
         model, module.CacheSettings(threshold, depth, start, end))
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_where_a_controlnet_begins_or_ends_the_step_is_computed_in_full(pairs, any_threshold, said, node):
     positive, negative = run_node(
         node("ControlNetApplyAdvanced"), *prompts(SMALL["sd1"]), controlnet("sd1"), hints(1), 1.0, 0.0, 0.5
@@ -265,6 +269,7 @@ def in_our_windows(model, node):
     ("svd", 2, as_is, (5, 6)), ("svd", 3, in_our_windows, (4, 4)), ("sd1", 5, windowed, (4, 4)), ("sdxl", 1, as_is, (5, 3)),
 ])
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_the_features_kept_are_part_of_the_memory_reported(pairs, any_threshold, node, pack, reported, monkeypatch, name, depth,
                                                            windows, size):
     caching, runs = pack("nodes.bridge.sampling.feature_caching"), []
@@ -280,6 +285,7 @@ def test_the_features_kept_are_part_of_the_memory_reported(pairs, any_threshold,
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_within_a_step_of_several_noise_levels_moving_windows_keep_their_features(pairs, any_threshold, said, node):
     positive, negative = prompts(SMALL["svd"])
     for sampler in ("euler", "dpmpp_2s_ancestral"):
@@ -344,6 +350,7 @@ def test_a_run_goes_on_without_the_cache_where_memory_runs_out(pairs, any_thresh
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_call_repeated_in_smaller_chunks_counts_once(pairs, cached, said, pack, monkeypatch):
     """Memory runs out in the last output block, behind the inner ones."""
     memory, network = pack("nodes.bridge.model.memory_budget"), pairs("svd").ours.model.diffusion_model
@@ -365,6 +372,8 @@ def test_a_call_repeated_in_smaller_chunks_counts_once(pairs, cached, said, pack
     assert said()[0] == said()[1]
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_moved_windows_of_the_sampler_run(pairs, cached, node):
     positive, negative = prompts(SMALL["svd"])
     out = run_node(
@@ -395,6 +404,8 @@ def test_what_is_queued_is_checked(node):
     assert check(start_percent=0.9, end_percent=0.1).startswith("start_percent 0.9 lies after")
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_compiled_network_takes_no_kept_features(pack):
     """It cannot decide by the values of its activations; a run in which nothing was kept says so."""
     network, features = pack("nodes.bridge.model.host_unet"), pack("nodes.bridge.model.feature_run")

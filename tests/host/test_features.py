@@ -90,7 +90,11 @@ def test_every_scheduler_runs(simple, scheduler):
     assert torch.isfinite(sample(simple.ours, *prompts(simple.config), frames=2, size=(4, 4), scheduler=scheduler)).all()
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heunpp2", "dpmpp_2m", "dpmpp_sde", "uni_pc_bh2", "euler_ancestral_cfg_pp"])
+@pytest.mark.parametrize("sampler", [
+    "euler", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        "heunpp2", "dpmpp_2m", "dpmpp_sde", "uni_pc_bh2", "euler_ancestral_cfg_pp",
+    )),
+])
 def test_samplers_equal_the_host(pairs, sampler):
     options = {"frames": 2, "size": (4, 4), "sampler": sampler, "scheduler": "karras", "cfg": 2.0}
     results = [sample(model, *prompts(SMALL["svd"]), **options) for model in pairs("svd")]
@@ -136,7 +140,7 @@ def lora_file(key):
     return name
 
 
-@pytest.mark.parametrize("key", LORAS)
+@pytest.mark.parametrize("key", [key if "time" in key else pytest.param(key, marks=pytest.mark.slow) for key in LORAS])
 def test_lora(same, node, pairs, key):
     file = lora_file(key)
     name = LORAS[key][0]
@@ -204,7 +208,7 @@ def test_merging_of_video_models(pairs, plain):
     merged_alike(pairs, plain, "svd", merge)
 
 
-@pytest.mark.parametrize("name", ["sd1", "svd"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_what_is_saved_is_what_the_host_saves_and_loads(pairs, node, tmp_path, name, with_lora):
     files = []
@@ -244,12 +248,14 @@ def test_freeu(same, node, name, freeu):
     same(name, lambda model: run_node(node(freeu), model, 1.3, 1.4, 0.9, 0.2)[0], size=(16, 16))
 
 
-@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd1", "svd"])
 def test_hypertile(same, node, name):
     same(name, lambda model: run_node(node("HyperTile"), model, 32, 2, 1, False)[0], size=(16, 16), effect=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd1", "svd"])
 @pytest.mark.parametrize("after_skip", [True, False])
 def test_deep_shrink(same, node, name, after_skip):
     same(
@@ -267,6 +273,7 @@ def test_perturbed_attention_guidance(same, node, name):
     same(name, lambda model: run_node(node("PerturbedAttentionGuidance"), model, 3.0)[0], size=(16, 16), effect=1e-4)
 
 
+@pytest.mark.slow
 def test_self_attention_guidance(same, node):
     same("sd1", lambda model: run_node(node("SelfAttentionGuidance"), model, 0.8, 2.0)[0], size=(16, 16))
 
@@ -306,6 +313,7 @@ def test_wrappers_fire_at_every_step(pairs, plain, kind):
     assert calls == [{"DIFFUSION_MODEL": "UNetModel", "APPLY_MODEL": "SVD_img2vid"}[kind]] * 2
 
 
+@pytest.mark.slow
 def test_a_unet_function_wrapper(same):
     def patch(model):
         model = model.clone()
@@ -349,7 +357,7 @@ def regions(node, config, mask=False):
     return run_node(node("ConditioningCombine"), positive, other)[0], negative
 
 
-@pytest.mark.parametrize("mask", [False, "default", "mask bounds"])
+@pytest.mark.parametrize("mask", ["default", *(pytest.param(mask, marks=pytest.mark.slow) for mask in (False, "mask bounds"))])
 @pytest.mark.parametrize("name", ["sd1", pytest.param("svd", marks=pytest.mark.slow)])
 def test_regional_prompts(same, node, name, mask):
     same(name, lambda model: model, conds=regions(node, SMALL[name], mask))
@@ -367,6 +375,7 @@ def gligen(seed=41):
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
+@pytest.mark.slow
 def test_gligen(same):
     box = (torch.randn(1, 768, generator=torch.Generator().manual_seed(42)), 4, 4, 2, 2)
     positive, negative = prompts(SMALL["sd1"])
@@ -374,6 +383,7 @@ def test_gligen(same):
     same("sd1", lambda model: model, conds=(positive, negative))
 
 
+@pytest.mark.slow
 def test_context_windows_on_a_batch_of_images(same, node):
     same("sd1", lambda model: run_node(node("ContextWindowsManual"), model, 3, 1, *WINDOWS)[0], frames=5, effect=-1)
 
@@ -494,6 +504,7 @@ def test_clones_without_dynamic_loading(pairs, plain):
         assert torch.equal(sample(clone, *prompts(SMALL["sd1"])), plain("sd1"))
 
 
+@pytest.mark.slow
 def test_multigpu_clone(pairs, plain, node):
     patcher = pairs("svd").ours
     if not hasattr(patcher, "deepclone_multigpu"):
@@ -503,6 +514,7 @@ def test_multigpu_clone(pairs, plain, node):
     assert torch.equal(sample(clone, *prompts(SMALL["svd"])), plain("svd"))
 
 
+@pytest.mark.slow
 def test_multigpu_clone_keeps_dtype_and_patches(pairs, node):
     pair = pairs("sd1", dtype=torch.bfloat16)
     if not hasattr(pair.ours, "deepclone_multigpu"):

@@ -14,7 +14,7 @@ from support.oracle import SMALL, Pair, prompts, sample
 PLACE = "diffusion_model.output_blocks.3.1.transformer_blocks.0"
 
 
-@pytest.fixture(scope="module", params=["sd1", pytest.param("sdxl", marks=pytest.mark.slow), "svd"])
+@pytest.fixture(scope="module", params=["svd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd1", "sdxl"))])
 def pair(request, pack, tmp_path_factory):
     return Pair(pack, tmp_path_factory.mktemp("packs"), request.param)
 

@@ -89,6 +89,7 @@ def test_text_encoder_and_vae_equal_the_hosts_loader(load, checkpoints, sd1_file
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_checkpoint_under_the_ending_of_a_pickled_one_brings_the_same_parts(load, checkpoints, sd1_file):
     os.symlink(sd1_file, checkpoints / "sd1.ckpt")
     os.symlink(sd1_file, checkpoints / "sd1.safetensors")
@@ -144,7 +145,9 @@ def test_memory_holds_every_weight_once(sd1_file, tmp_path):
     assert peaks["ours"] <= sum(sizes.values()) + 32
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [
+    name if name in ("svd", "sd1_tiny", "sdxl") else pytest.param(name, marks=pytest.mark.slow) for name in TINY
+])
 def test_our_answer_whether_the_host_knows_a_unet_is_the_hosts(pack, name):
     """In the real width and in a small one."""
     parts = pack("nodes.bridge.model.checkpoint_parts")
@@ -179,7 +182,7 @@ def test_a_file_of_the_users_own_stands_before_the_bundled_one(load, node, check
     assert node("TemporalUNetCheckpointLoader").define_schema().inputs[0].options == [MINIATURE]
 
 
-@pytest.mark.parametrize("name", ["svd", "sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("svd", "sdxl"))])
 def test_a_small_member_brings_the_vae_next_to_it(load, checkpoints, name):
     """The host's own loader refuses its width."""
     vae = vae_weights(VAE_SEED)

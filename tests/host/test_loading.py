@@ -89,6 +89,7 @@ def small_checkpoint(path, other_mib=400, config=None):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_only_the_unet_is_read_out_of_a_full_checkpoint(pack, tmp_path):
     weights = small_checkpoint(tmp_path / "full.safetensors")
     gc.collect()
@@ -108,6 +109,7 @@ def mappings(path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_memory_is_flat_over_ten_loads(pack, tmp_path):
     import comfy.model_management
 
@@ -132,6 +134,7 @@ def test_memory_is_flat_over_ten_loads(pack, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("damage", ["cut", "missing", "shape"])
 def test_nothing_stays_after_a_file_that_cannot_be_loaded(pack, tmp_path, damage):
     from safetensors.torch import load_file, save_file
@@ -280,6 +283,7 @@ SPREAD = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("spread", [0.0899, 0.12])
 @pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn])
 def test_what_sd2_predicts_is_detected_from_the_file_whatever_the_weight_dtype(pack, tmp_path, stored, spread):

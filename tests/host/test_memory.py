@@ -144,6 +144,7 @@ def warnings(caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_out_of_memory_goes_on_in_smaller_chunks_with_the_same_result(run, run_out, small_chunks, caplog):
     expected = run(size=SIZE)
     tried = run_out(MIB)
@@ -284,6 +285,7 @@ def single_rows(pack, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen):
     run()
     assert set(seen["input"]) == set(seen["middle"]) == {1}
@@ -294,6 +296,7 @@ def test_patched_attention_is_given_the_whole_batch(svd, run, single_rows, seen)
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_patches_of_output_blocks_act_in_the_smallest_chunks_as_in_whole(svd, run, pack, single_rows):
     """One takes the place of residual blocks and is given h with its skip, as the host gives it; one changes both before."""
     widths = []
@@ -311,12 +314,15 @@ def test_patches_of_output_blocks_act_in_the_smallest_chunks_as_in_whole(svd, ru
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_replaced_attention_is_given_the_whole_batch_in_its_block_alone(svd, run, node, single_rows, seen):
     run(run_node(node("PerturbedAttentionGuidance"), svd.ours, 3.0)[0])
     assert set(seen["input"]) == {1}
     assert set(seen["middle"]) == {1, FRAMES}  # without the perturbation, and the positive branch with it
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_chunks_next_to_patched_attention_change_no_result(svd, run, pack, monkeypatch):
     whole = run(with_patch(svd.ours))
     monkeypatch.setattr(pack("nodes.bridge.model.memory_budget"), "BUDGETS", (1,))

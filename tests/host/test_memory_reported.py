@@ -78,7 +78,7 @@ def hosts_windows(svd, pack, node):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [2, *(pytest.param(count, marks=pytest.mark.one_host) for count in (1, 3))])
 @pytest.mark.parametrize("clip", [whole, our_windows, hosts_windows])
 def test_a_run_reports_the_need_of_one_video(svd, pack, node, reported, needed, clip, count):
     """Branches of a large clip run one by one."""
@@ -105,6 +105,7 @@ def patched(model):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_run_with_patched_attention_reports_more_and_the_next_without_it_does_not(svd, pack, reported, needed):
     with patch.object(pack("nodes.bridge.model.memory_budget"), "ONE_BY_ONE", 0):
         for model in (patched(svd.ours), svd.ours):

@@ -80,7 +80,9 @@ def plain_network(pack, config, weights):
     return network.requires_grad_(False).eval()
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", [
+    name if name == "metadata" else pytest.param(name, marks=pytest.mark.slow) for name in SPELLINGS
+])
 def test_every_spelling_equals_the_network_of_dequantized_weights_bit_for_bit(pack, load, spelling):
     model, plain = load(CONFIG, spelling)
     network = model.model.diffusion_model
@@ -129,7 +131,9 @@ def packed(config, format_name):
     return tensors, plain
 
 
-@pytest.mark.parametrize("format_name", sorted(ALGOS))
+@pytest.mark.parametrize("format_name", [
+    name if name in ("float8_e4m3fn", "int8_tensorwise") else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ALGOS)
+])
 def test_every_format_of_the_host_is_kept_and_gives_what_its_own_layers_give(load, format_name):
     tensors, plain = packed(CONFIG, format_name)
     save_file(tensors, load.path, {"temporal_unet.head_channels": str(CONFIG.head_channels)})
@@ -208,6 +212,7 @@ def test_a_lora_acts_exactly_and_leaves_no_trace(load):
     assert torch.equal(run(network, CONFIG), before)
 
 
+@pytest.mark.slow
 def test_hooks_patch_weights_and_take_their_patches_back(load):
     """As the sampler does with a LoRA of a hook for one of two prompts: on, off, on again."""
     model, plain = load()
@@ -235,7 +240,7 @@ def test_a_lora_acts_exactly_on_each_call_of_the_dynamic_path_by_the_hosts_funct
 
 
 @pytest.mark.parametrize("lowvram", [False, True])
-@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("with_lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_the_host_saves_are_the_values(load, tmp_path, with_lora, lowvram):
     """It would write patched values with the scales of others; without scales a file is right wherever it is loaded."""
     model, plain = load()
@@ -268,6 +273,8 @@ def test_a_convolution_that_is_stored_as_a_linear_layer_is_dequantized(load):
     assert not kept(network) and torch.equal(values(network)[proj_in], plain[proj_in]) and plain[proj_in].ndim == 4
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_what_is_said_of_a_file_and_of_its_model_is_the_same(pack, load):
     describe, info = pack("nodes.bridge.info.describe").describe, pack("nodes.bridge.info.file_info")
     count = sum(linear(*row) for row in quantize(CONFIG, "bare")[2].items())

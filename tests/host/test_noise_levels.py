@@ -43,7 +43,9 @@ def host(svd, node):
     return run
 
 
-@pytest.mark.parametrize("steps, denoise", [(10, 1.0), (4, 1.0), (6, 0.5), (1, 1.0)])
+@pytest.mark.parametrize("steps, denoise", [
+    (4, 1.0), (1, 1.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((10, 1.0), (6, 0.5))),
+])
 def test_align_your_steps_takes_the_hosts_levels(ours, host, node, steps, denoise):
     start = torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(1)) if denoise < 1 else None
     sigmas = run_node(node("AlignYourStepsScheduler"), "SVD", steps, denoise)[0]
@@ -58,7 +60,7 @@ def test_align_your_steps_at_denoise_0_gives_the_latent_back(ours):
     assert torch.equal(ours(scheduler="align_your_steps", denoise=0.0, samples=start), start)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "lcm", "heun"])
+@pytest.mark.parametrize("sampler", ["euler", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lcm", "heun"))])
 def test_given_levels_count_in_place_of_steps_scheduler_and_denoise(ours, host, svd, sampler, caplog):
     caplog.set_level(logging.INFO)
     result = ours(sigmas=FALLING, sampler=sampler, steps=99, scheduler="normal", denoise=0.3)
@@ -90,6 +92,7 @@ def test_levels_of_few_step_weights_come_from_karras_scheduler(ours, host, svd, 
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_guidance_and_windows_follow_given_levels(ours, node):
     more = {"frames": 8, "window_frames": 4, "window_overlap": 2, "guidance_end": 0.5}
     sigmas = run_node(node("AlignYourStepsScheduler"), "SVD", 5, 1.0)[0]

@@ -127,7 +127,7 @@ def test_every_layout_computes_as_with_the_dequantized_weights(pack, tmp_path, w
     path.unlink()
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q4_1", marks=pytest.mark.slow)])
 def test_weights_stay_quantized_and_are_counted_by_their_bytes(load, opened, pack, kind):
     model, values = load("svd", kind)
     for name in LAYERS:
@@ -139,6 +139,8 @@ def test_weights_stay_quantized_and_are_counted_by_their_bytes(load, opened, pac
     assert sum(value.numel() for value in values.values()) * {"Q8_0": 1.2, "Q4_1": 0.75}[kind] > packed_bytes
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_model_is_freed_with_its_last_reference(load):
     """Not only when all garbage is collected: until then it would take its size in memory once more."""
     model, _ = load(own=True)
@@ -158,6 +160,7 @@ def test_a_chosen_dtype_dequantizes_at_load(load):
         assert type(weight) is torch.nn.Parameter and torch.equal(weight, values[f"{name}.weight"].half())
 
 
+@pytest.mark.slow
 def test_in_half_precision_a_value_is_rounded_once(load):
     """The fp32 value rounded to fp16: with d*q + m in fp16, Q4_1 would be rounded twice."""
     model, values = load("svd", "Q4_1")
@@ -165,6 +168,7 @@ def test_in_half_precision_a_value_is_rounded_once(load):
         assert torch.equal(used(layer(model, name), torch.float16), values[f"{name}.weight"].half())
 
 
+@pytest.mark.slow
 def test_quick_layers_take_no_packed_weight_for_a_plain_one(load, opened):
     """Images large enough for the doubled convolution, in fp32 on a CPU, where oneDNN may fuse linear layers."""
     model, values = load("sd1_tiny", "Q8_0")
@@ -173,6 +177,8 @@ def test_quick_layers_take_no_packed_weight_for_a_plain_one(load, opened):
     assert relative_error(out, network(opened("sd1_tiny", "Q8_0")[0], values)(**call)) <= 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_the_panel_says_the_types_and_the_bytes_of_the_loaded_model(pack, opened, load):
     path, _ = opened("svd", "Q8_0")
     clip = pack("nodes.bridge.info.file_info").Clip(256, 256, 8, 0)
@@ -191,7 +197,7 @@ def lowvram(model):
     assert any(layer(model, name).weight_function for name in LAYERS)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q4_0", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", [lambda model: model.patch_model(CPU), lowvram], ids=["fully loaded", "low VRAM"])
 def test_a_lora_acts_exactly_and_leaves_the_quantized_weights_behind(load, way, kind):
     model, values = load("svd", kind)
@@ -211,7 +217,7 @@ def test_a_lora_acts_exactly_and_leaves_the_quantized_weights_behind(load, way, 
             assert torch.equal(used(layer(model, name)), values[f"{name}.weight"])
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q4_0", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_lora_acts_exactly_on_each_call_of_the_dynamic_path_by_the_hosts_functions_on_a_cpu(load, monkeypatch, name, kind):
     """No card, and no aimdo: only what the host itself does with a weight that is staged so.
@@ -305,7 +311,10 @@ def test_a_second_copy_of_the_pack_has_a_layout_of_its_own(pack, load):
     assert torch.equal(used(layer(model, LINEAR)), values[f"{LINEAR}.weight"])
 
 
-@pytest.mark.parametrize("way", [lambda model: model.patch_model(CPU), lowvram], ids=["fully loaded", "low VRAM"])
+@pytest.mark.parametrize("way", [
+    pytest.param(lambda model: model.patch_model(CPU), id="fully loaded", marks=pytest.mark.slow),
+    pytest.param(lowvram, id="low VRAM"),
+])
 def test_the_host_saves_the_values_with_their_patches(load, tmp_path, way):
     model, values = load("svd")
     weights, deltas = lora(values, (LINEAR,))

@@ -35,7 +35,7 @@ def call_host(unet, call, frames, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(8, 8), (9, 15)], ids=["even", "odd"])
+@pytest.mark.parametrize("size", [pytest.param((8, 8), id="even"), pytest.param((9, 15), id="odd", marks=pytest.mark.one_host)])
 @pytest.mark.parametrize("name", TINY)
 def test_every_family_equals_the_host(name, size):
     ours, host = build(name)
@@ -45,6 +45,7 @@ def test_every_family_equals_the_host(name, size):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("frames, batch", [(1, 1), (1, 2), (3, 2), (14, 1), (25, 2)])
 def test_any_number_of_frames_equals_the_host(frames, batch):
     ours, host = build("svd")
@@ -53,6 +54,7 @@ def test_any_number_of_frames_equals_the_host(frames, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("name", ["svd", "sd1", "sdxl", "ssd_1b"])
 def test_control_residuals_equal_the_host(name):
     """The original's list (input order, then the middle) is the host's `output` and `middle`."""
@@ -152,8 +154,8 @@ def test_half_precision_is_no_further_from_fp64_than_the_hosts(name, dtype):
         reference = host_unet({k: v.double() for k, v in weights.items()}, ROWS[name], torch.float64, config.head_channels)
         exact = call_host(reference, {k: v.double() for k, v in call.items()}, frames)
         host = host_unet(weights, ROWS[name], dtype, config.head_channels)
-        ours = UNetModel(config, dtype=dtype)
-        ours.load_state_dict(weights)
+        ours = UNetModel(config, dtype=dtype, device="meta")
+        ours.load_state_dict(weights, assign=True)
         hooks = HostAttention(host_unet_config(weights, ROWS[name]).get("attn_precision"))
         result = ours(**call, num_frames=frames, hooks=hooks)
         errors.append((relative_error(result, exact), relative_error(call_host(host, call, frames), exact)))

@@ -162,6 +162,7 @@ def off_by(colors, latent, image) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("seed", range(3))
 def test_the_miniatures_colors_are_right_once_they_are_fitted_to_its_first_image(sheet, seed):
     """Its VAE has a latent space of its own, in which the host's factors show other colors. Measured also on the last frame."""
@@ -729,7 +730,9 @@ def test_takes_lie_side_by_side_on_a_sheet(sheet):
         assert quarters == pytest.approx([*(value + 0.1 * frame for value in (0.2, 0.5, 0.9)), 0], abs=0.02)
 
 
-@pytest.mark.parametrize("takes, frames, size", [(2, 25, (64, 128)), (16, 25, (576, 1024)), (256, 14, (72, 128)), (3, 1, (9, 16))])
+@pytest.mark.parametrize("takes, frames, size", [
+    (2, 25, (64, 128)), pytest.param(16, 25, (576, 1024), marks=pytest.mark.slow), (256, 14, (72, 128)), (3, 1, (9, 16)),
+])
 def test_a_sheet_of_takes_is_no_larger_than_another(sheet, takes, frames, size):
     data = sheet.draw(torch.zeros(takes, 3, *size).repeat_interleave(frames, 0), sheet.DecodedFrames(), takes)
     assert max(data["width"], data["height"]) <= 1024 and data["frames"] == frames

@@ -84,12 +84,16 @@ def counted(model):
     return model, calls
 
 
+QUICK = "euler", "dpmpp_2m", "uni_pc"  # the others are in the whole round
 GUIDES = {"linear": "VideoLinearCFGGuidance", "triangle": "VideoTriangleCFGGuidance", "constant": None}
 MANY = ["euler", "heun", "dpmpp_2m", "euler_ancestral", "uni_pc", "dpmpp_2m_sde", "lcm", "ddim", "euler_cfg_pp"]
 SAMPLERS = {"linear": MANY, "triangle": ["euler", "uni_pc"], "constant": ["euler", "heun", "euler_ancestral", "euler_cfg_pp"]}
 
 
-@pytest.mark.parametrize("guidance, sampler", [(guidance, sampler) for guidance in GUIDES for sampler in SAMPLERS[guidance]])
+@pytest.mark.parametrize("guidance, sampler", [
+    pytest.param(guidance, sampler, marks=() if sampler in QUICK else pytest.mark.slow)
+    for guidance in GUIDES for sampler in SAMPLERS[guidance]
+])
 def test_equals_ksampler_with_the_hosts_guidance(ours, host, guidance, sampler):
     result = ours(guidance, min_cfg=1.5, max_cfg=3.0, sampler=sampler)
     expected = host(GUIDES[guidance], min_cfg=1.5, max_cfg=3.0, sampler=sampler)
@@ -172,6 +176,7 @@ SHARES += [("dpmpp_2m", 0.25, 0.75), ("heun", 0.25, 0.75), ("euler_cfg_pp", 0.25
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("sampler, start, end", SHARES)
 def test_guidance_acts_in_its_share_of_the_steps_alone(ours, host, svd, sampler, start, end):
     """Step i of n is guided where start <= i/n < end; an end of 1 takes the last as well."""
@@ -214,7 +219,7 @@ def test_noise_mask_and_batch_index(ours, host):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed_loop", [False, True])
-@pytest.mark.parametrize("frames, window, overlap", [(9, 4, 1), (8, 5, 2)])
+@pytest.mark.parametrize("frames, window, overlap", [(9, 4, 1), pytest.param(8, 5, 2, marks=pytest.mark.one_host)])
 def test_the_hosts_own_context_windows_node_is_left_to_act(ours, host, svd, node, frames, window, overlap, closed_loop):
     schedule = "looped_uniform" if closed_loop else "standard_static"
     windowed = run_node(
@@ -241,11 +246,14 @@ def test_the_hosts_other_schedules_and_fusings_act_as_in_ksampler(ours, host, sv
     assert relative_error(result, host("VideoLinearCFGGuidance", model=windowed, frames=9, steps=2)) <= 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_windows_with_guidance_in_a_share_of_the_steps(ours):
     result = ours(frames=8, window_frames=4, window_overlap=1, steps=4, guidance_start=0.25, guidance_end=0.5)
     assert torch.isfinite(result).all()
 
 
+@pytest.mark.slow
 def test_windows_take_a_model_that_the_host_loaded(ours, svd):
     """The contract: any SVD-family MODEL is taken, also one that the host loaded."""
     options = {"frames": 8, "window_frames": 4, "window_overlap": 1}
@@ -278,7 +286,7 @@ def test_the_callers_model_and_latent_stay_as_they_were(ours, svd):
     assert torch.equal(latent["samples"], torch.zeros(FRAMES, 4, 8, 8)) and torch.equal(latent["noise_mask"], torch.ones(1, 8, 8))
 
 
-@pytest.mark.parametrize("feature", ["RescaleCFG", "PerturbedAttentionGuidance"])
+@pytest.mark.parametrize("feature", ["RescaleCFG", pytest.param("PerturbedAttentionGuidance", marks=pytest.mark.slow)])
 def test_constant_guidance_keeps_what_other_nodes_put_on_the_model(ours, host, svd, node, feature):
     patched = run_node(node(feature), svd.ours, 0.7)[0]
     result = ours("constant", model=patched)
@@ -305,6 +313,7 @@ def options(node):
     return make
 
 
+@pytest.mark.one_host
 @pytest.mark.parametrize("inputs, frames", [
     ({}, 4), (SHARE, 4), *(pytest.param(given, 8, marks=pytest.mark.slow) for given in (WINDOWED, WINDOWED | SHARE)),
 ])
@@ -315,6 +324,8 @@ def test_video_options_do_what_the_samplers_own_inputs_did(ours, options, inputs
     assert "Video Options" not in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_video_options_decide_over_the_samplers_own_inputs_and_the_log_says_so(ours, options, caplog):
     result = ours(frames=8, steps=2, options=options(window_frames=4, window_overlap=2), window_frames=6, closed_loop=True)
     assert torch.equal(result, ours(frames=8, steps=2, window_frames=4, window_overlap=2))

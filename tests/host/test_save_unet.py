@@ -79,7 +79,7 @@ def result(model, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loaded_before", [False, True])
+@pytest.mark.parametrize("loaded_before", [False, pytest.param(True, marks=pytest.mark.one_host)])
 def test_a_model_with_loras_loads_equal_again(svd, save, load, loaded_before):
     """Also where the LoRAs are in the weights on the device, or those of another MODEL of the same network."""
     model = with_lora(svd.ours)
@@ -182,7 +182,11 @@ def test_v_prediction_of_an_sd_1_is_kept_in_its_file(tmp_path, save, load):
     assert again.model.model_sampling.zsnr is model.model.model_sampling.zsnr is True
 
 
-@pytest.mark.parametrize("wanted", [("GGUF", "Q5_0", "comfy"), ("GGUF", "Q8_0", "sdcpp"), ("safetensors", "fp8", "comfy")])
+@pytest.mark.one_host
+@pytest.mark.parametrize("wanted", [
+    ("GGUF", "Q5_0", "comfy"),
+    *(pytest.param(each, marks=pytest.mark.slow) for each in (("GGUF", "Q8_0", "sdcpp"), ("safetensors", "fp8", "comfy"))),
+])
 def test_a_file_that_is_converted_without_the_host_is_the_same(tmp_path, save, load, wanted):
     path, config = tmp_path / "a.safetensors", SMALL["sd1_tiny"]
     weights = write_unet(path, config, dtype=torch.float16, beside={"v_pred": torch.tensor([])})
@@ -198,6 +202,7 @@ def test_a_file_that_is_converted_without_the_host_is_the_same(tmp_path, save, l
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_files_are_counted_and_none_is_overwritten(svd, save, output):
     first, other = save(svd.ours), save(svd.ours, "GGUF", "Q8_0")
     assert (first.name, other.name) == ("a_00001_.safetensors", "a_00002_.gguf")
@@ -257,6 +262,8 @@ def test_a_model_of_another_family_and_weights_that_fp16_cannot_hold_are_named(n
     assert not [path for path in Path(output).rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_count_of_heads_that_one_file_cannot_say_is_refused(tmp_path, save, load):
     config = TINY["sd2_tiny"]  # as wide as the heads that would be detected
     save_file(in_diffusers_layout(config, random_weights(config)), tmp_path / "a.safetensors")

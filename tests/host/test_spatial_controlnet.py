@@ -91,7 +91,7 @@ def residuals_and_skips(model, conds, frames=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ours", "host"])
+@pytest.mark.parametrize("model", ["ours", pytest.param("host", marks=pytest.mark.one_host)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_residuals_fit_and_every_frame_keeps_its_own_image(pair, nets, ours, model, kind):
     model, conds, images = getattr(pair, model), prompts(pair.config), hints(3)
@@ -105,7 +105,7 @@ def test_residuals_fit_and_every_frame_keeps_its_own_image(pair, nets, ours, mod
             assert relative_error(all_frames[frame], one[frame - 1]) > 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind if kind == "spatial" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_both_models_are_steered_alike(pair, nets, ours, kind):
     conds = prompts(pair.config)
     controlled = ours(conds, nets(kind), hints(3))
@@ -114,6 +114,7 @@ def test_both_models_are_steered_alike(pair, nets, ours, kind):
     assert relative_error(result, sample(pair.ours, *conds, frames=3)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_spatial_only_net_is_refused_by_image_models(pack, tmp_path, nets, ours):
     image_model = Pair(pack, tmp_path, "sd1").ours
     with pytest.raises(ValueError, match="is for Stable Video Diffusion, the model is Stable Diffusion 1"):

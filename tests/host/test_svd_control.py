@@ -94,6 +94,8 @@ def test_a_long_clip_is_reported_as_one_window(pairs, ours, svd_net):
     assert bytes_of[0] == bytes_of[1]
 
 
+@pytest.mark.slow
+@pytest.mark.one_host
 def test_a_cancel_leaves_the_next_run_as_it_was(pairs, ours, svd_net):
     import comfy.model_management as management
 

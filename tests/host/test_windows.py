@@ -68,6 +68,7 @@ def test_joints_move_from_step_to_step(windows):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_one_window_changes_nothing(run):
     assert torch.equal(run(frames=LENGTH), run(frames=LENGTH, window_frames=0))
 
@@ -93,6 +94,7 @@ PYRAMID = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]).reshape(-1, 1, 1, 1)
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("keep_colors", [False, True])
 def test_each_window_is_given_what_was_made_of_its_first_frame(recorded, run, windows, keep_colors):
     """By hand: the same step, window after window, through the host's own batch of conditions."""
@@ -112,6 +114,7 @@ def test_each_window_is_given_what_was_made_of_its_first_frame(recorded, run, wi
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("sampler, evaluations", [("euler", 3), ("heun", 5)])
 def test_each_window_may_be_given_what_the_step_before_made_of_its_first_frame(recorded, run, node, sampler, evaluations):
     """All windows over that frame count, not those before alone; in the first step it is as without the option.
@@ -171,6 +174,7 @@ def in_colors_of(image, latent):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_kept_colors_leave_short_clips_alone(run):
     assert torch.equal(run(frames=LENGTH, keep_colors=True), run(frames=LENGTH, keep_colors=False))
     assert not torch.equal(run(keep_colors=True), run(keep_colors=False))
@@ -181,6 +185,7 @@ def test_without_overlap_windows_keep_the_image(svd, run):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("frames", [11, 40])
 def test_calls_are_no_larger_for_longer_clips(svd, run, frames):
     rows = []
@@ -271,6 +276,7 @@ def test_a_mask_keeps_its_frames_through_windows(run, host):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 @pytest.mark.parametrize("indices", [list(range(TOTAL))[::-1], [2] * TOTAL])
 def test_noise_follows_batch_index_through_windows(run, host, indices):
     result = run(latent={"batch_index": indices})
@@ -279,7 +285,7 @@ def test_noise_follows_batch_index_through_windows(run, host, indices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("denoise", [0.5, 0.1, 0.0])
+@pytest.mark.parametrize("denoise", [0.5, *(pytest.param(share, marks=pytest.mark.one_host) for share in (0.1, 0.0))])
 def test_denoise_below_one_through_windows(run, host, denoise):
     result = run(steps=4, latent={"samples": noisy()}, denoise=denoise)
     assert relative_error(result, host(steps=4, samples=noisy(), denoise=denoise)) <= 1e-5

@@ -97,7 +97,7 @@ def damaged(draw, shapes: dict) -> dict:
     return made
 
 
-@pytest.mark.parametrize("family, examples", [("sd1_tiny", 10), ("svd", 4)])
+@pytest.mark.parametrize("family, examples", [pytest.param("sd1_tiny", 10, marks=pytest.mark.slow), ("svd", 4)])
 def test_what_is_detected_of_any_shapes_is_right_or_refused(family, examples):
     @settings(max_examples=examples)
     @given(damaged(own_shapes(family)), st.dictionaries(st.just(HEAD_CHANNELS), st.text(max_size=3) | st.just("64")))

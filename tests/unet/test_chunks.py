@@ -15,9 +15,9 @@ SVD = replace(TINY["svd"], model_channels=32, head_channels=32)
 
 
 def model(config):
-    net = UNetModel(config).requires_grad_(False).eval()
-    net.load_state_dict(random_weights(config))
-    return net
+    net = UNetModel(config, device="meta")
+    net.load_state_dict(random_weights(config), assign=True)
+    return net.requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize("name", ["svd", "sd1", "sdxl"])
@@ -66,7 +66,9 @@ class JoinedBefore(Hooks):
         return True
 
 
-@pytest.mark.parametrize("config", [SVD, TINY["sd1"]], ids=["svd", "sd1"])
+@pytest.mark.parametrize("config", [
+    pytest.param(SVD, id="svd", marks=pytest.mark.slow), pytest.param(TINY["sd1"], id="sd1"),
+])
 def test_skips_that_are_joined_in_chunks_equal_those_that_are_joined_before(config):
     """With residuals on some of the skips, whose rows serve both images or videos, and a skip that a patch leaves out."""
     class WithoutOne(Hooks):
@@ -85,6 +87,7 @@ def test_skips_that_are_joined_in_chunks_equal_those_that_are_joined_before(conf
         assert torch.equal(net(**call, controls=controls, hooks=apart()), net(**call, controls=controls, hooks=before()))
 
 
+@pytest.mark.slow
 def test_whatever_looks_at_an_output_block_sees_h_with_its_skip():
     net = model(SVD)
     seen = []

@@ -5,7 +5,6 @@ import os
 import re
 from dataclasses import replace
 
-import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +47,8 @@ def load(file, dtype=None):
 
 def reference(tensors, call, ids, hint, frames):
     """ControlNetSDVModel.forward in fp64, written out with diffusers' own blocks."""
+    import diffusers  # which takes seconds
+
     net = diffusers.UNetSpatioTemporalConditionModel(
         block_out_channels=(64, 128, 256, 256), num_attention_heads=(1, 2, 4, 4), in_channels=8, out_channels=4,
         addition_time_embed_dim=256, projection_class_embeddings_input_dim=768, cross_attention_dim=1024,
@@ -145,9 +146,11 @@ def test_heads_of_unlike_widths_are_refused(file):
         open_controlnet(file)
 
 
+@pytest.mark.slow
 def test_residuals_fit_the_unet_and_steer_it(file):
-    unet = UNetModel(CONFIG).requires_grad_(False).eval()
-    unet.load_state_dict(random_weights(CONFIG))
+    unet = UNetModel(CONFIG, device="meta")
+    unet.load_state_dict(random_weights(CONFIG), assign=True)
+    unet.requires_grad_(False).eval()
     net = load(file)
     call = inputs(CONFIG, frames=2)
     residuals = net(hint=net.embed_hint(torch.rand(2, 3, 64, 64)), **call)
@@ -220,6 +223,8 @@ def spatial_tensors(config=SPATIAL, seed=3):
 
 def spatial_reference(config, tensors):
     """diffusers' own ControlNetModel with these weights."""
+    import diffusers
+
     motion = {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 768, "addition_time_embed_dim": 256}
     net = diffusers.ControlNetModel(
         in_channels=config.in_channels, block_out_channels=(64, 128, 256, 256), layers_per_block=2, cross_attention_dim=1024,

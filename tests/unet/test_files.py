@@ -28,7 +28,7 @@ WAYS = {  # how a file may have been pickled
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [name if "NeXt" in name else pytest.param(name, marks=pytest.mark.slow) for name in NETS])
 def test_a_pickled_net_is_the_same_as_in_safetensors(name, way, tmp_path):
     make, network, opener = NETS[name]
     tensors = {key: value.half() for key, value in made(*make).items()}
@@ -42,8 +42,11 @@ def test_a_pickled_net_is_the_same_as_in_safetensors(name, way, tmp_path):
 
 
 @pytest.mark.parametrize("way, ending", [
-    *itertools.product(("now", "safetensors"), ("pth", "bin", "safetensors", "sft", "txt")),
-    *((way, "safetensors") for way in WAYS if way != "now"),
+    ("safetensors", "pth"), ("now", "safetensors"),
+    *(pytest.param(way, ending, marks=pytest.mark.slow) for way, ending in (
+        *itertools.product(("now", "safetensors"), ("bin", "sft", "txt")), ("now", "pth"), ("safetensors", "safetensors"),
+        *((way, "safetensors") for way in WAYS if way != "now"),
+    )),
 ])
 def test_a_file_is_what_its_content_says_whatever_its_ending(way, ending, tmp_path):
     path = tmp_path / f"net.{ending}"

@@ -52,7 +52,9 @@ def string(field) -> str:
 
 
 @pytest.mark.parametrize(("kind", "dialect"), [
-    *((kind, "comfy") for kind in TYPES[GGUF]), *((kind, "sdcpp") for kind in ("fp16", "Q8_0", "Q4_1")),
+    ("fp16", "comfy"), ("Q4_0", "comfy"), ("Q8_0", "sdcpp"),
+    *(pytest.param(kind, "comfy", marks=pytest.mark.slow) for kind in TYPES[GGUF] if kind not in ("fp16", "Q4_0")),
+    *(pytest.param(kind, "sdcpp", marks=pytest.mark.slow) for kind in ("fp16", "Q4_1")),
 ])
 def test_a_public_reader_finds_every_value_as_its_own_quantizers_round_it(tmp_path, weights, kind, dialect):
     write(tmp_path / "a.gguf", weights, Wanted(GGUF, kind, dialect))

@@ -28,7 +28,7 @@ def test_any_size_in_any_chunks_is_convolved(monkeypatch, size, squares, weights
     assert relative_error(winograd.convolved(x, weight, bias), expected) <= 1e-6
 
 
-@pytest.mark.parametrize("channels, size", [(320, 16), (1280, 8)])
+@pytest.mark.parametrize("channels, size", [(320, 16), pytest.param(1280, 8, marks=pytest.mark.slow)])
 def test_of_a_whole_layer_the_error_is_near_that_of_the_convolution(channels, size):
     """Also where one pixel, a channel, all pixels or a weight is a thousand times as large."""
     x, weight = randn(2, channels, size, size).float(), randn(channels, channels, 3, 3).float()
