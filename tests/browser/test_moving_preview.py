@@ -20,6 +20,7 @@ SAMPLER = "TemporalUNetSVDSampler"
 FRAMES, FPS, STEPS = 8, 5, 6
 STEPS_TO_SEE = 20  # a run that is still on when a slow page has drawn its preview
 TIMEOUT = 120  # seconds, on a busy machine
+ONE_RENDERER = pytest.mark.parametrize("opened_editor", ["nodes2"], indirect=True)  # what no renderer has a part in
 seeds = itertools.count(1)
 
 LISTEN = """() => {
@@ -365,6 +366,7 @@ def test_the_hosts_own_preview_is_not_shown_next_to_ours_which_stays_with_the_de
     assert preview.is_visible and preview.words == "done: 8 frames"
 
 
+@ONE_RENDERER
 def test_the_window_being_worked_on_is_marked_in_a_long_clip(editor):
     preview = Preview(editor, frames=20, steps=12, window_frames=8, window_overlap=2)
     preview.run()
@@ -392,6 +394,7 @@ def test_in_a_subgraph_it_is_shown_inside_and_the_hosts_outside(editor):
     editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
 
 
+@ONE_RENDERER
 def test_only_the_browser_and_workflow_that_queued_see_it_and_a_reload_goes_on_showing_it(editor, browser, server):
     other, queued = Preview(editor, decode=False), Preview(Editor(browser, server, editor.renderer), steps=400, decode=False)
     queued.editor.load_template(queued.editor.workflow(), "preview")  # it has an id now, as one from a file

@@ -83,6 +83,7 @@ def test_a_node_that_the_host_refused_does_not_hold_up_the_others(server, pipe, 
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_an_interrupt_ends_a_look_at_a_large_file(server):
     path = server.base / "input" / "large.safetensors"
     with path.open("wb") as file:

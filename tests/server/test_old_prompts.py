@@ -9,7 +9,7 @@ WINDOWS = {"frames": 3, "window_frames": 2, "window_overlap": 1}
 
 
 @pytest.mark.parametrize("noise", [
-    *(pytest.param(noise, marks=pytest.mark.slow) for noise in ("independent", "shuffled")), ["noise", 0],
+    *(pytest.param(noise, marks=[pytest.mark.slow, pytest.mark.one_host]) for noise in ("independent", "shuffled")), ["noise", 0],
 ], ids=str)
 def test_window_noise_has_no_effect(server, noise):
     expected = server.pictures(server.run(svd(seed=4, **WINDOWS)))

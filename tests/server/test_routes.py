@@ -185,6 +185,7 @@ def write_hollow(path):
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_of_a_file_of_the_real_size_only_the_header_is_read(server):
     path = server.base / "models" / "diffusion_models" / "hollow_svd.safetensors"
     write_hollow(path)
@@ -239,6 +240,7 @@ def stuck_file(server):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has leases")
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_a_disk_that_does_not_answer_stops_nothing_else(server, stuck_file):
     """asyncio's own threads, of which there are a few more than cores, serve the page's files too."""
     get = f"GET {CONTROLNET}?name={stuck_file.name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
