@@ -132,12 +132,11 @@ def command_test(args: argparse.Namespace) -> None:
         # with full-size models, is more than some machines have. Those of the rest that take longest come first.
         lanes = [[room("server", host) for host in (newest, *others)], [], []]
         rest = halves("host", newest)
-        if args.quick:  # each process begins with some seconds of imports
-            rest.append(room("unet", newest))
+        units = [room("unet", newest)] if args.quick else halves("unet", newest)  # each process begins with seconds of imports
         if newest.name != "0.16.3":
             rest.append(room("browser", newest))
         rest += [half for host in others for half in halves("host", host)]
-        rest += [*(halves("unet", newest) if not args.quick else ()), room("dev", newest), room("web", newest, NodeRoom)]
+        rest += [*units, room("dev", newest), room("web", newest, NodeRoom)]
         total = side_by_side(lanes, rest, threads=max(1, (os.cpu_count() or 2) // 2))
     say(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
     sys.exit(1 if total["failed"] or not total["passed"] else 0)
