@@ -1,5 +1,6 @@
 """What a run leaves behind for the next one that has the same conditioning, also where it ended by an error or a cancel."""
 
+import comfy.controlnet
 import comfy.model_management as management
 import pytest
 import torch
@@ -220,3 +221,13 @@ def test_the_apply_node_of_advanced_controlnet_takes_our_control_and_its_own_set
     for name, use in settings.items():
         with pytest.raises(ValueError, match=f"{name} acts on .* or use Apply ControlNet Residuals"):
             use()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_that_are_kept_lie_in_memory_as_the_net_made_them(pack, layout):
+    """Convolutions of another layout differ in their last bits: a result would depend on the order of windows."""
+    net, kept = comfy.controlnet.ControlBase(), pack("nodes.bridge.control.kept_hints").KeptHints(torch.zeros(4, 3, 8, 8))
+    net.cond_hint = made = torch.rand(2, 3, 8, 8).contiguous(memory_format=layout)
+    kept.keep(net, [1, 2], torch.Size((8, 8)))
+    assert kept.give(net, [1, 2], torch.Size((8, 8)), 1, "cpu")
+    assert torch.equal(net.cond_hint, made) and net.cond_hint is not made and net.cond_hint.stride() == made.stride()
