@@ -200,7 +200,8 @@ def test_svds_controlnets_are_computed_on_workers_as_here(
     nets_called_here.clear()
     two = run(pooled(pair.ours)[0], conds)
     assert relative_error(two, expected) <= 1e-4 < 1e-2 < relative_error(plain, expected)
-    assert given["networks"] == 2 * len(svd_nets) and FRAMES + 1 <= given["images"] <= 2 * (FRAMES + 1)
+    assert len(svd_nets) <= given["networks"] <= 2 * len(svd_nets)  # fewer where a worker was so late that it had no calls
+    assert FRAMES + 1 <= given["images"] <= 2 * (FRAMES + 1)
     given.clear()
     assert torch.equal(run(pooled(pair.ours, 1)[0], conds), two)
     assert given == {"images": FRAMES + 1} and calls == nets_called_here == []

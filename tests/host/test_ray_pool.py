@@ -12,16 +12,17 @@ import torch
 from support.devices import clone_of, with_clones
 from support.families import relative_error
 from support.gguf_networks import write_gguf
-from support.oracle import Pair, prompts, run_node, sample
-from support.pools import calls_here, on_call, pooled, processes  # noqa: F401  (fixtures)
+from support.oracle import TWO_LEVELS, Pair, prompts, run_node, sample
+from support.pools import PATIENCE, calls_here, on_call, pooled, processes  # noqa: F401  (fixtures)
 
-TOTAL, LENGTH, OVERLAP, STEPS = 14, 5, 2, 2
+TOTAL, LENGTH, OVERLAP, STEPS = 11, 5, 2, 2
 pytestmark = [pytest.mark.slow, pytest.mark.one_host]
 
 
 @pytest.fixture(scope="module")
 def pairs(pack, tmp_path_factory):
-    return {name: Pair(pack, tmp_path_factory.mktemp("pool"), name) for name in ("svd", "sd1", "sdxl")}
+    configs = {"svd": TWO_LEVELS, "sd1": None, "sdxl": None}
+    return {name: Pair(pack, tmp_path_factory.mktemp("pool"), name, config=config) for name, config in configs.items()}
 
 
 @pytest.fixture
@@ -40,18 +41,19 @@ def test_one_and_two_workers_make_what_this_machine_makes(pairs, pooled, run, ca
     """Windows of our sampler, of several steps at a time and of one, and the branches of KSampler; networks of the host, too."""
     svd = pairs["svd"]
 
-    def all_made(prepared):
+    def all_made(prepared, *names):
         made = {sampler: run(prepared(svd.ours), sampler) for sampler in ("euler", "dpmpp_2m")}
-        for pair in pairs.values():
+        for pair in map(pairs.get, names):
             made |= {(pair.name, whose): sample(prepared(model), *prompts(pair.config))
                      for whose, model in (("ours", pair.ours), ("host's", pair.host))}
         return made
 
-    expected = all_made(lambda model: model)
+    expected = all_made(lambda model: model, *pairs)
     calls = [calls_here(model) for model in (svd.ours, svd.host)]
-    one, two = (all_made(lambda model, count=count: pooled(model, count)[0]) for count in (1, 2))
+    one = all_made(lambda model: pooled(model, 1)[0], "sd1")
+    two = all_made(lambda model: pooled(model, 2)[0], *pairs)
     assert calls == [[], []]
-    assert all(torch.equal(one[name], two[name]) for name in expected)
+    assert all(torch.equal(made, two[name]) for name, made in one.items())
     assert {name: error for name in expected if (error := relative_error(two[name], expected[name])) > 1e-4} == {}
     here_too = run(pooled(svd.ours, here=True)[0])
     assert calls[0] and relative_error(here_too, expected["euler"]) <= 1e-4
@@ -153,6 +155,7 @@ def test_what_keeps_from_a_cluster_is_said_at_once(cluster, pack, monkeypatch, t
     assert "connected to a Ray on this machine already, and can be to one cluster only" in said("127.0.0.1:6379")
     [workers] = pack("nodes.bridge.pool.workers")._all
     with monkeypatch.context() as on_gpus:
+        on_gpus.setattr(pack("nodes.bridge.pool.workers"), "HEAD", PATIENCE)
         on_gpus.setattr(workers, "kind", "cuda")
         on_gpus.setattr(workers, "workers", [])
         with pytest.raises(RuntimeError, match=r"no machine of the cluster has a GPU \(.+ \(0 GPUs\)\)\. Start Ray on"):
