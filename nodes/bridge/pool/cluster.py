@@ -99,7 +99,8 @@ def _has_token():
 
 
 def _init(ray, address):
-    local = {"object_store_memory": STORE, "include_dashboard": False} if not address else {}
+    # By the count of CPUs Ray starts as many processes at once, which nobody uses: actors of ours ask for none.
+    local = {"object_store_memory": STORE, "include_dashboard": False, "num_cpus": 0} if not address else {}
     try:
         ray.init(
             address=address or "local", log_to_driver=False, configure_logging=False,
