@@ -99,7 +99,7 @@ def _has_token():
 
 
 def _init(ray, address):
-    # By the count of CPUs Ray starts as many processes at once, which nobody uses: actors of ours ask for none.
+    # By the count of CPUs Ray starts processes at once, which our actors, in an environment of their own, do not use.
     local = {"object_store_memory": STORE, "include_dashboard": False, "num_cpus": 0} if not address else {}
     try:
         ray.init(

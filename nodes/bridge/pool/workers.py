@@ -17,6 +17,7 @@ PINGS = "pings"  # what an actor answers while it works
 SIZES = 16  # of calls whose times are kept
 HEAD = 3.0  # seconds in which the head must answer
 COUNT = 5.0  # seconds between two counts of the GPUs
+LITTLE = 0.001  # of a CPU
 LOOK = 0.5  # seconds between two looks at workers that were lost
 
 
@@ -64,9 +65,14 @@ class Workers:
         self._counts = False  # is there to be a worker on each GPU?
         self.ray.cloudpickle.register_pickle_by_value(worker_module)
         self._actor = self.ray.remote(
-            num_cpus=0, num_gpus=1 if self.kind == "cuda" else 0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD",
-            concurrency_groups={PINGS: 1},
+            num_cpus=self._cpus(), num_gpus=1 if self.kind == "cuda" else 0, max_restarts=-1, max_task_retries=0,
+            scheduling_strategy="SPREAD", concurrency_groups={PINGS: 1},
         )(worker_module.Worker)
+
+    def _cpus(self) -> float:
+        """What an actor asks for: of one that asks for nothing Ray chooses the machine at random."""
+        there = any(node["Resources"].get("CPU", 0) for node in self._nodes() if node["Alive"])
+        return LITTLE if self.kind == "cpu" and there else 0
 
     def set_count(self, count: int) -> None:
         """So many actors from now on; 0: one for each GPU of the cluster, also of machines that join it later.
