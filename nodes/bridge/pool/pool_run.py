@@ -16,7 +16,7 @@ from .attempts import Request, answer
 from .sent_controls import apart, as_array, joins, sent
 from .shared_network import SharedNetwork
 from .stays_here import code_in, refusal, replaced_in
-from .workers import POLL, Workers
+from .workers import POLL, Worker, Workers
 
 MOST_LOST = 3  # workers, after which a call is taken to be what ends them
 
@@ -101,21 +101,35 @@ class PoolRun:
         since, lost = time.monotonic(), 0
         while True:
             check()
-            if request is not None and (worker := self.workers.take(request.network.key)) is not None:
+            worker, here = self._place(request)
+            if worker is not None:
                 if (made := answer(self.workers, worker, request, check)) is not None:
                     return made
                 since, lost = time.monotonic(), lost + 1
                 if lost == MOST_LOST and not self.here:
                     raise RuntimeError(f"{NODE}: {lost} workers were lost by one call, the last one so: {self.workers.why}")
-            elif self._here.acquire(blocking=False):
+            elif here:
                 try:
                     return run_here()
                 finally:
-                    self._here.release()
+                    self._leave()
             elif self.here or self.workers.at_work():  # here: this machine works on another call
                 since = time.monotonic()
             elif time.monotonic() - since > self.workers.timeout:
                 raise RuntimeError(self.workers.none_answers(self.workers.timeout))
-            else:
-                with self.workers.changed:
-                    self.workers.changed.wait(POLL)
+
+    def _place(self, request) -> tuple[Worker | None, bool]:
+        """(an idle worker, or is it this machine's turn?) for a request; where there is neither, it waits a moment for a change."""
+        with self.workers.changed:
+            if request is not None and (worker := self.workers.take(request.network.key)) is not None:
+                return worker, False
+            if self._here.acquire(blocking=False):
+                return None, True
+            self.workers.changed.wait(POLL)
+            return None, False
+
+    def _leave(self):
+        """This machine has computed a call."""
+        with self.workers.changed:
+            self._here.release()
+            self.workers.changed.notify_all()
