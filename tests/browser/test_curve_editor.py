@@ -335,7 +335,11 @@ def promoted(editor):
         const slot = inner.inputs.find((input) => input.name === 'frame_strengths')
         node.subgraph.addInput('curve', slot.type).connect(slot, inner)
     }""")
-    yield Promoted(editor)
+    promoted = Promoted(editor)
+    size = None
+    while size != (size := editor.page.evaluate(f"() => [...{promoted.OUTER}.size]")):
+        editor.drawn()  # it takes its size then, which would be a step of undo of its own after the first undo
+    yield promoted
     editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
 
 
