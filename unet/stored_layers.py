@@ -54,7 +54,9 @@ class StoredLayers:
     class Conv2d(Stored, QuickConv2d, own=True):
         def forward(self, x):
             weight, bias = self.cast(x)
-            return (winograd.convolved if self.runs_quickly(x, weight, bias) else self._conv_forward)(x, weight, bias)
+            if self.runs_quickly(x, weight, bias):
+                return winograd.convolved(x, weight, bias)
+            return self._conv_forward(x, weight, bias)
 
     class Conv3d(Stored, nn.Conv3d):
         def forward(self, x):

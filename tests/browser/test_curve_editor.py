@@ -339,6 +339,10 @@ def promoted(editor):
     editor.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
 
 
+WITHOUT_SIZES = """() => JSON.stringify(app.extensionManager.workflow.activeWorkflow.changeTracker.activeState,
+    (key, value) => ['size', 'ds', 'id', 'bounding'].includes(key) ? undefined : value)"""
+
+
 class Promoted:
     OUTER = "app.rootGraph._nodes.find((node) => node.subgraph)"  # again each time: undo makes another
 
@@ -372,7 +376,7 @@ class Promoted:
 
     def undone(self):
         """Its text after a step of undo; sizes that nodes take when they are drawn again may be a step of the editor's before it."""
-        before = self.text
+        before, state = self.text, self.page.evaluate(WITHOUT_SIZES)
         for _ in range(3):
             self.page.keyboard.press("Control+z")
             self.editor.drawn()  # the undo has begun then
@@ -380,6 +384,7 @@ class Promoted:
                 f"() => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState && {self.OUTER}")
             if self.text != before:
                 break
+            assert self.page.evaluate(WITHOUT_SIZES) == state, "a step of undo besides those of the text and of sizes"
         return self.text
 
 

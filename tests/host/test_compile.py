@@ -21,7 +21,7 @@ from support.oracle import SMALL, Pair, prompts, run_node, sample
 from support.small import SD, SVD, build, controls
 from unet.hooks import Call
 
-STEPS = 5
+STEPS = 20
 FEW = {"depth_in": (0, 1), "depth_out": (0,) * 4, "depth_middle": 0}  # one transformer
 LEVELS = {
     "svd": replace(SVD, **FEW | {"depth_out": (1, 0, 0, 0)}),

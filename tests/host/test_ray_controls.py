@@ -118,15 +118,16 @@ def tiles_by_code(network, patch):
     patch.setattr(conv, "_conv_forward", circular.__get__(conv), raising=False)
 
 
-def test_calls_that_wait_for_this_machine_leave_it_to_the_one_that_it_computes(pair, pooled, run, pack, monkeypatch):
+def test_calls_that_wait_for_this_machine_leave_it_to_the_one_that_it_computes(
+    pair, pooled, run, pack, monkeypatch, request
+):
     """They look for a place ten times a second, and when one has ended."""
     conds = [[[cond, {**extra, "control": LeavesAPatch()}]] for [[cond, extra]] in prompts(pair.config)]
     pool_run, looks = pack("nodes.bridge.pool.pool_run").PoolRun, []
     place = pool_run._place
     monkeypatch.setattr(pool_run, "_place", lambda *args: looks.append(1) or place(*args))
-    end = called(pair.ours.model.diffusion_model, lambda: time.sleep(0.2))
+    request.addfinalizer(called(pair.ours.model.diffusion_model, lambda: time.sleep(0.2)))
     run(pooled(pair.ours, here=True)[0], conds)
-    end()
     assert 4 * STEPS < len(looks) < 40 * 4 * STEPS  # calls: two windows, each with both branches
 
 

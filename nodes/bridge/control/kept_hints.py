@@ -3,6 +3,8 @@
 import comfy.controlnet
 import torch
 
+from ....unet.chunks import memory_format
+
 
 class PreparesImages(comfy.controlnet.ControlBase):
     """A control that can prepare some of a clip's images by themselves, so that each is prepared once."""
@@ -31,9 +33,9 @@ class KeptHints:
         self._put([tensor[: len(indices)] for tensor in _tensors(net)], indices, size)
 
     def _put(self, tensors, indices, size):
-        if size not in self.made:
+        if size not in self.made:  # in the same layout: convolutions of another differ in their last bits
             room = [
-                torch.empty(len(self.images), *tensor.shape[1:], dtype=tensor.dtype, memory_format=_layout(tensor))
+                torch.empty(len(self.images), *tensor.shape[1:], dtype=tensor.dtype, memory_format=memory_format(tensor))
                 for tensor in tensors
             ]
             self.made[size] = room, [False] * len(self.images)
@@ -50,7 +52,7 @@ class KeptHints:
             self._put([net.prepare(self.images[missing], size, device)], missing, size)
         elif missing:
             return False
-        tensors = [rows[indices].contiguous(memory_format=_layout(rows)).to(device) for rows in self.made[size][0]]
+        tensors = [rows[indices].contiguous(memory_format=memory_format(rows)).to(device) for rows in self.made[size][0]]
         net.cond_hint = tensors[0]
         if isinstance(net, comfy.controlnet.T2IAdapter):  # unlike the others, it returns the rows that it keeps
             features = iter(tensors[1:])
@@ -62,12 +64,6 @@ class KeptHints:
 
     def _has(self, indices, size):
         return size in self.made and all(self.made[size][1][index] for index in indices)
-
-
-def _layout(tensor: torch.Tensor) -> torch.memory_format:
-    """How a tensor [n, c, h, w] lies in memory: convolutions of one layout and of the other differ in their last bits."""
-    both = torch.contiguous_format, torch.channels_last
-    return next((layout for layout in both if tensor.is_contiguous(memory_format=layout)), torch.contiguous_format)
 
 
 def _tensors(net) -> list[torch.Tensor]:
