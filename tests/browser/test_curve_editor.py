@@ -375,7 +375,7 @@ class Promoted:
         return inputs["frame_strengths"]
 
     def undone(self):
-        """Its text after a step of undo; sizes that nodes take when they are drawn again may be a step of the editor's before it."""
+        """Its text after a step of undo; sizes that nodes take when drawn again may be a step before it."""
         before, state = self.text, self.page.evaluate(WITHOUT_SIZES)
         for _ in range(3):
             self.page.keyboard.press("Control+z")
