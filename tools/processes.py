@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 
-from tools.environments import ROOT, WINDOWS, Host
+from tools.environments import ROOT, WINDOWS, Host, cache
 
 
 def start_child(command: list, host: Host, output=None, **environment: str) -> subprocess.Popen:
     """A process that works from the repository root; `output` is a file for what it prints, None for this terminal."""
     env = {"OMP_WAIT_POLICY": "passive", **os.environ, **environment, "TEMPORAL_UNET_HOST": str(host.folder)}
+    if cache() in host.folder.parents:  # of a ComfyUI of ours bytecode is kept: compiling it is a quarter of each start
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=env, stdout=output, stderr=output and subprocess.STDOUT)
 
 
