@@ -130,6 +130,7 @@ def test_image_encoder_and_vae_of_a_video_checkpoint_equal_the_hosts_loader(load
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_memory_holds_every_weight_once(sd1_file, tmp_path):
     """No more than the host's loader of checkpoints, and never the UNet twice."""
     peaks = {}

@@ -48,8 +48,9 @@ def in_page_cache(path):
             pass
 
 
-@pytest.mark.parametrize("name, dtype", [("sd1", "float16"), pytest.param("svd", "default", marks=pytest.mark.one_host)])
+@pytest.mark.parametrize("name, dtype", [("sd1", "float16"), ("svd", "default")])
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_full_size_files_against_the_hosts_loader(full_size, tmp_path, name, dtype):
     """Not slower, not more memory, the same latent after a step."""
     from support.families import relative_error

@@ -255,13 +255,13 @@ def test_what_the_host_saves_are_the_values(load, tmp_path, with_lora, lowvram):
 
 @pytest.mark.slow
 def test_merging_takes_the_values(load, node):
-    model, plain = load()
-    for second, of_second in (load(seed=1), load(CONFIG, "old", seed=2)):
-        merged = run_node(node("ModelMergeSimple"), model, second, 0.25)[0]
-        merged.patch_model(device_to=CPU)
-        found = values(merged.model.diffusion_model)
-        assert all(relative_error(found[name], 0.25 * plain[name] + 0.75 * of_second[name]) <= 1e-6 for name in plain)
-        merged.unpatch_model(device_to=CPU)
+    """Of files that name their quantized layers in different ways."""
+    (model, plain), (second, of_second) = load(), load(CONFIG, "old", seed=2)
+    merged = run_node(node("ModelMergeSimple"), model, second, 0.25)[0]
+    merged.patch_model(device_to=CPU)
+    found = values(merged.model.diffusion_model)
+    assert all(relative_error(found[name], 0.25 * plain[name] + 0.75 * of_second[name]) <= 1e-6 for name in plain)
+    merged.unpatch_model(device_to=CPU)
 
 
 def test_a_convolution_that_is_stored_as_a_linear_layer_is_dequantized(load):

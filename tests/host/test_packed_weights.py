@@ -24,12 +24,13 @@ from support.dynamic_path import staged
 from support.families import TINY, inputs, relative_error
 from support.gguf_networks import write_gguf
 from support.oracle import SMALL, TWO_LEVELS, prompts, run_node, sample
+from support.small import ONE_LEVEL
 from unet import UNetModel, open_checkpoint
 
 CPU = torch.device("cpu")
 # Of the family: the others differ from one of these in the channels that go in, or in the depth of their transformers.
 LAYOUTS = ("svd", "sd1_tiny", "sd1", "sd2_tiny", "sd2", "unclip_l", "x4_upscaler", "vega", "koala_700m")
-CONFIGS = {"sd1_tiny": TINY["sd1_tiny"], "svd": SMALL["svd"], "two levels": TWO_LEVELS}
+CONFIGS = {"sd1_tiny": TINY["sd1_tiny"], "svd": SMALL["svd"], "two levels": TWO_LEVELS, "one level": ONE_LEVEL}
 LINEAR = "input_blocks.1.1.time_stack.0.attn1.to_q"
 CONV, CONV3D = "input_blocks.1.0.in_layers.2", "input_blocks.1.0.time_stack.in_layers.2"
 LAYERS = (LINEAR, CONV, CONV3D)
@@ -337,12 +338,12 @@ def test_the_host_saves_the_values_with_their_patches(load, tmp_path, way):
 @pytest.mark.slow
 @pytest.mark.one_host
 def test_a_compiled_model_computes_the_same(load, node):
-    model, _ = load("sd1_tiny")
-    expected = run(model, TINY["sd1_tiny"], 1)
+    model, _ = load("one level")
+    expected = run(model, ONE_LEVEL, 2)
     torch._dynamo.reset()
     compiled = torch.compile(model.model.diffusion_model, backend="eager")
-    call = inputs(TINY["sd1_tiny"])
-    assert relative_error(compiled(**call, transformer_options={}), expected) <= 1e-6
+    call = inputs(ONE_LEVEL, frames=2)
+    assert relative_error(compiled(**call, num_video_frames=2, transformer_options={}), expected) <= 1e-6
     torch._dynamo.reset()
 
 
