@@ -5,7 +5,7 @@ make is noise, but Load UNet and the host's loaders read each file as they read 
 bytes; a file is put in place only when it is whole. About 200 MB.
 
 What the host takes at full size only is written by runs of its own: `--text-encoders` (CLIP-L and CLIP-G, 1.6 GB) and
-`--svd-checkpoint` (a checkpoint with UNet, VAE and image encoder, 1.7 GB; with `--full-size` the UNet is SVD's own, 4.3 GB).
+`--svd-checkpoint` (a checkpoint with UNet, VAE and image encoder, 1.7 GB).
 The tests need them, `dev.py run` does not.
 """
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import save_file
 
 from support.families import FULL, PREFIX, TINY, random_weights, write_unet
-from support.full_size import pooled_weights
 
 # Real blocks at the real places, few channels: the sampler's time goes with the width, not with the layout.
 SVD = replace(TINY["svd"], channel_mult=(1, 1, 2, 2))
@@ -162,13 +161,12 @@ def main() -> None:
     parser.add_argument("--text-encoders", action="store_true", help="write CLIP-L and CLIP-G (1.6 GB) instead of the small files")
     parser.add_argument("--svd-checkpoint", action="store_true",
                         help="write a checkpoint with image encoder (1.7 GB) instead of them")
-    parser.add_argument("--full-size", action="store_true", help="in that checkpoint the UNet has all of SVD's 1525 M parameters")
     args = parser.parse_args()
     if args.text_encoders:
         write(args.out / "text_encoders" / "untrained_clip_l.safetensors", clip_weights(**CLIP_L, seed=6))
         write(args.out / "text_encoders" / "untrained_clip_g.safetensors", clip_weights(**CLIP_G, seed=7))
     if args.svd_checkpoint:
-        unet = pooled_weights(FULL["svd"]) if args.full_size else random_weights(SVD_REAL_WIDTH, seed=8, dtype=torch.float16)
+        unet = random_weights(SVD_REAL_WIDTH, seed=8, dtype=torch.float16)
         write(args.out / "checkpoints" / "untrained_svd_checkpoint.safetensors",
               {PREFIX + name: value for name, value in unet.items()} | svd_checkpoint_parts(seed=9))
     if not (args.text_encoders or args.svd_checkpoint):

@@ -76,6 +76,7 @@ def test_the_miniature_makes_a_video_with_nothing_downloaded_and_no_photo_at_han
     assert abs(frames[-1].astype(float) - frames[0]).mean() > 2, "nothing moves"
 
 
+@pytest.mark.parametrize("newcomer", ["nodes2"], indirect=True)  # what it asks is the same in both
 def test_the_first_template_asks_for_one_file_offers_its_download_and_then_makes_a_video(newcomer):
     page = newcomer.page
     open_template(newcomer, FIRST)

@@ -12,7 +12,6 @@ from PIL import Image
 import dev
 from support.client import LARGE
 from support.offline import run_offline
-from tools.environments import locked
 
 pytestmark = pytest.mark.slow
 
@@ -21,16 +20,9 @@ SMALL = ["--frames", "3", "--steps", "1", "--width", "128", "--height", "64"]
 
 
 @pytest.fixture
-def checkpoint(host, tmp_path):
-    """An SVD checkpoint in the real layout: on the newest host at full size, on the others with fewer channels."""
-    if f'"{dev.NEWEST}"' not in (host.folder / "comfyui_version.py").read_text():
-        yield dev.untrained_models(host, *LARGE) / "checkpoints" / "untrained_svd_checkpoint.safetensors"
-        return
-    with locked():  # another room has a model of 7 GB at times
-        assert dev.run_tool(host, "untrained", "--out", tmp_path, "--svd-checkpoint", "--full-size") == 0
-        made = tmp_path / "checkpoints" / "untrained_svd_checkpoint.safetensors"
-        yield made
-        made.unlink()  # 4.3 GB
+def checkpoint(host):
+    """An SVD checkpoint in the real layout with the real image encoder; its UNet has fewer channels."""
+    return dev.untrained_models(host, *LARGE) / "checkpoints" / "untrained_svd_checkpoint.safetensors"
 
 
 def called(host, out, *options):
@@ -76,6 +68,6 @@ def test_run_names_a_file_that_it_cannot_use_before_a_server_starts(host, tmp_pa
     assert "Starting" not in done.stdout and "Traceback" not in done.stderr
 
 
-def test_run_takes_a_real_svd_checkpoint_with_its_image_encoder(host, checkpoint, tmp_path):
+def test_run_takes_an_svd_checkpoint_in_the_real_layout_with_its_image_encoder(host, checkpoint, tmp_path):
     video, _ = run(host, tmp_path / "out", "--svd", checkpoint, *SMALL, "--max-cfg", "1")
     assert video.shape == (3, 64, 128, 3)
