@@ -7,12 +7,12 @@ from typing import Any
 
 from ....unet.arrays import Array
 from ..node_names import RAY_POOL as NODE
+from .pulse import Pulse
 from .sent_controls import SentControl
 from .shared_network import SharedNetwork
-from .workers import PINGS, POLL, Worker, Workers
+from .workers import POLL, Worker, Workers
 
 LATE, SLACK = 3, 0.5  # a call is late after so many times the usual time, and so many seconds at least
-PING = 5.0  # seconds between two questions whether a worker is still there
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Attempt:
         self.worker, self._workers, self._request = worker, workers, request
         self._steps = self._run()
         self._since = 0.0  # when the call itself was sent
-        self._ping: Any = None
-        self._heard = self._asked = time.monotonic()
+        self._pulse = Pulse(workers.ray, worker.handle)
         self.ref = next(self._steps)
 
     def _run(self) -> Generator[Any, Any, Array]:
@@ -69,9 +68,9 @@ class Attempt:
     def advance(self, done: bool) -> Array | None:
         """The result where it is there. Raises one of `Workers.lost`, or TimeoutError where the worker does not answer."""
         if not done:
-            self._listen()
+            self._pulse.check(self._workers.timeout)
             return None
-        self._heard = time.monotonic()
+        self._pulse.note()
         try:
             self.ref = self._steps.send(self._workers.ray.get(self.ref))
         except StopIteration as end:
@@ -82,17 +81,6 @@ class Attempt:
     def late(self, usual: float | None) -> bool:
         out = time.monotonic() - self._since
         return bool(usual and self._since and out > max(LATE * usual, SLACK))
-
-    def _listen(self):
-        now = time.monotonic()
-        if self._ping is not None:
-            if self._workers.ray.wait([self._ping], timeout=0)[0]:
-                self._workers.ray.get(self._ping)
-                self._ping, self._heard = None, now
-            elif now - self._asked > self._workers.timeout:
-                raise TimeoutError(f"no answer for {now - self._heard:.0f} seconds")
-        elif now - self._asked > PING:
-            self._ping, self._asked = self.worker.handle.alive.options(concurrency_group=PINGS).remote(), now
 
 
 def answer(workers: Workers, worker: Worker, request: Request, check: Callable[[], None]) -> Array | None:

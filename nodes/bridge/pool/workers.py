@@ -11,9 +11,9 @@ import comfy.model_management as management
 from ..node_names import RAY_POOL as NODE
 from . import worker as worker_module
 from .cluster import connect
+from .pulse import PINGS, Pulse
 
 POLL = 0.1  # seconds between two looks at what is awaited
-PINGS = "pings"  # what an actor answers while it works
 SIZES = 16  # of calls whose times are kept
 HEAD = 3.0  # seconds in which the head must answer
 COUNT = 5.0  # seconds between two counts of the GPUs
@@ -27,6 +27,7 @@ class Worker:
     def __init__(self, handle):
         self.handle = handle
         self.pending: Any = handle.hello.remote()
+        self.pulse: Pulse | None = None  # while it works on what nobody waits for
         self.ready = False  # has it said hello since it was started?
         self.machine, self.device = "a machine that did not answer", ""
         self.key: str | None = None  # of the network that it holds
@@ -116,8 +117,8 @@ class Workers:
             return sum(worker.ready for worker in self.workers)
 
     def at_work(self) -> bool:
-        """Does anybody wait for what a worker makes?"""
-        return any(worker.pending is True for worker in self.workers)
+        """Does a worker that is there work, were it on what nobody waits for any more?"""
+        return any(worker.ready and worker.pending is not None for worker in self.workers)
 
     def note_seconds(self, size: tuple, seconds: float) -> None:
         """A call of this size took so long."""
@@ -133,12 +134,13 @@ class Workers:
         """It is idle again: at once, when `pending` is done, or, where it was lost, when it has come back."""
         with self.changed:
             worker.pending = pending
+            worker.pulse = None if pending is None else Pulse(self.ray, worker.handle)
             if lost is not None:
                 self._lose(worker, lost)
             self.changed.notify_all()
 
     def _lose(self, worker, error):
-        worker.ready, worker.key, self.why = False, None, f"{worker}: {error}"
+        worker.ready, worker.key, worker.pulse, self.why = False, None, None, f"{worker}: {error}"
         if isinstance(error, self.ray.exceptions.RayActorError) and error.actor_init_failed:
             worker.handle = self._actor.remote(self.kind)  # Ray does not start such a one again
         worker.pending = worker.handle.hello.remote()
@@ -158,6 +160,11 @@ class Workers:
         for worker in awaited:
             if worker.pending in done:
                 self._awake(worker)
+            elif worker.ready and worker.pulse is not None:
+                try:
+                    worker.pulse.check(self.timeout)
+                except (*self.lost, TimeoutError) as error:
+                    self._lose(worker, error)
 
     def _awake(self, worker):
         try:
