@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 import comfy.model_management as management
 import pytest
@@ -41,17 +42,16 @@ def test_one_and_two_workers_make_what_this_machine_makes(pairs, pooled, run, ca
     """Windows of our sampler, of several steps at a time and of one, and the branches of KSampler; networks of the host, too."""
     svd = pairs["svd"]
 
-    def all_made(prepared, *names):
+    def all_made(prepared, *networks):
         made = {sampler: run(prepared(svd.ours), sampler) for sampler in ("euler", "dpmpp_2m")}
-        for pair in map(pairs.get, names):
-            made |= {(pair.name, whose): sample(prepared(model), *prompts(pair.config))
-                     for whose, model in (("ours", pair.ours), ("host's", pair.host))}
-        return made
+        return made | {(name, whose): sample(prepared(getattr(pairs[name], whose)), *prompts(pairs[name].config))
+                       for name, whose in networks}
 
-    expected = all_made(lambda model: model, *pairs)
+    networks = [("svd", "ours"), ("svd", "host"), ("sd1", "ours"), ("sdxl", "host")]
+    expected = all_made(lambda model: model, *networks)
     calls = [calls_here(model) for model in (svd.ours, svd.host)]
-    one = all_made(lambda model: pooled(model, 1)[0], "sd1")
-    two = all_made(lambda model: pooled(model, 2)[0], *pairs)
+    one = all_made(lambda model: pooled(model, 1)[0], ("sd1", "ours"))
+    two = all_made(lambda model: pooled(model, 2)[0], *networks)
     assert calls == [[], []]
     assert all(torch.equal(made, two[name]) for name, made in one.items())
     assert {name: error for name in expected if (error := relative_error(two[name], expected[name])) > 1e-4} == {}
@@ -105,6 +105,17 @@ def test_what_acts_inside_the_network_by_code_is_named(pack, pairs):
     assert stays_here(model, {}, [[{}]]) is None
 
 
+def test_a_compiled_network_is_not_used_which_is_said_and_stays_out_of_the_model(node, pairs, pooled, run, caplog):
+    model, network = pairs["svd"].ours.clone(), pairs["svd"].ours.model.diffusion_model
+    model.add_patches({"diffusion_model.out.2.weight": (pairs["svd"].weights["out.2.weight"],)}, 1.0)  # no worker has it yet
+    compiled = [pooled(run_node(node("TorchCompileModel"), model, "eager")[0])[0],
+                run_node(node("TorchCompileModel"), pooled(model, here=True)[0], "eager")[0]]
+    made = [run(each) for each in compiled]
+    assert torch.equal(made[0], run(pooled(model)[0])) and relative_error(made[1], made[0]) <= 1e-4
+    assert model.model.diffusion_model is network
+    assert caplog.text.count("the compiled network is not used in this run, since workers compute without torch.compile") == 2
+
+
 def test_the_hosts_clones_next_to_a_pool_stay_out_of_its_way(pairs, pooled, run):
     pool = pooled(pairs["svd"].ours)[0]
     assert torch.equal(run(with_clones(pool, [clone_of(pairs["svd"].ours)])), run(pool))
@@ -137,6 +148,38 @@ def test_a_cancel_ends_a_run_and_what_is_out_is_dropped(pairs, pooled, run, on_c
     assert len(count) <= 6 + 2
     os.kill(stopped, signal.SIGCONT)
     assert torch.equal(run(pool), expected)
+
+
+@pytest.fixture
+def left_at_work(pack):
+    """Has both workers work for so many seconds on what nobody waits for any more, as after a cancel."""
+    def left(seconds):
+        [workers] = pack("nodes.bridge.pool.workers")._all
+        for _ in range(2):
+            worker = workers.take("")
+            workers.give_back(worker, pending=worker.handle.__ray_call__.remote(lambda replica: time.sleep(seconds)))
+
+    return left
+
+
+def test_workers_that_still_work_after_a_cancel_are_waited_for_as_long_as_they_are_there(
+    pairs, pooled, run, node, left_at_work, processes, pack, monkeypatch
+):
+    expected, both = run(pooled(pairs["svd"].ours)[0]), processes()
+    hasty = run_node(node("TemporalUNetRayPool"), pairs["svd"].ours, "", 2, False, 1.0)[0]
+    monkeypatch.setattr(pack("nodes.bridge.pool.pulse"), "PING", 0.5)
+    left_at_work(4)
+    assert torch.equal(run(hasty), expected)
+    left_at_work(1)
+    for process in both:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(RuntimeError, match="no worker answers within 1 seconds"):
+            run(hasty)
+    finally:
+        for process in both:
+            os.kill(process, signal.SIGCONT)
+    assert torch.equal(run(pooled(pairs["svd"].ours)[0]), expected)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ..control.asked import ASKING
 from ..node_names import RAY_POOL as NODE
-from ..sampling.lanes import ELSEWHERE, LANE, NetworkCall, lanes_of, run_calls
+from ..sampling.lanes import COMPILED, ELSEWHERE, LANE, NetworkCall, lanes_of, run_calls
 from .pool_run import PoolRun
 from .shared_network import SharedNetwork
-from .stays_here import refusal, stays_here
+from .stays_here import controls_stay_here, refusal, stays_here
 from .workers import Workers
 
 
@@ -47,7 +47,9 @@ def _run(executor, *args, **kwargs):
     pool = options.pop(ELSEWHERE)
     if (kept := stays_here(guider.model_patcher, options, guider.conds.values())) is None:
         patcher = guider.model_patcher
-        options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(patcher), pool.here, patcher.model.diffusion_model)
+        options = _not_compiled(options)
+        controls = controls_stay_here(guider.conds.values())
+        options[ELSEWHERE] = PoolRun(pool.workers, SharedNetwork(patcher), pool.here, patcher.model.diffusion_model, controls)
         options[ASKING] = True
         pool.workers.timeout = pool.timeout
         pool.workers.set_count(pool.count)
@@ -57,6 +59,19 @@ def _run(executor, *args, **kwargs):
         raise ValueError(refusal(kept))
     guider.model_options = {**guider.model_options, "transformer_options": options}
     return executor(*args, **kwargs)
+
+
+def _not_compiled(options: dict) -> dict:
+    """The transformer_options without what puts a compiled network into the host's BaseModel for the time of a call.
+
+    Of calls that are out at the same time one would take another's for the network that it puts back.
+    """
+    wrappers = options.get("wrappers", {})
+    of_model = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
+    if not of_model.pop(COMPILED, None):
+        return options
+    logging.warning("%s: the compiled network is not used in this run, since workers compute without torch.compile.", NODE)
+    return {**options, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: of_model}}
 
 
 def _branches_apart(executor, model, conds, x, timestep, options):

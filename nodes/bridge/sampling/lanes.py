@@ -22,7 +22,8 @@ MOST = 1000  # threads that wait for calls elsewhere
 POLL = 0.1  # seconds after which a cancel is seen while every lane works
 ELSEWHERE = "temporal_unet.elsewhere"  # in transformer_options: an Elsewhere, whose key its wrappers have too
 LANE = "temporal_unet.lane"  # in transformer_options of a call to such: its thread has the Elsewhere's `turn`
-STATELESS = ("torch.compile", ELSEWHERE)  # keys of wrappers that keep nothing from call to call
+COMPILED = "torch.compile"  # key of the wrapper that has the host's BaseModel call a compiled network
+STATELESS = (COMPILED, ELSEWHERE)  # keys of wrappers that keep nothing from call to call
 KINDS = comfy.patcher_extension.WrappersMP
 
 
