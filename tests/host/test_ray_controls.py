@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -30,10 +31,10 @@ def pair(pack, tmp_path_factory):
 
 @pytest.fixture
 def run(node):
-    def run(model, conds):
+    def run(model, conds, overlap=OVERLAP):
         return run_node(
             node("TemporalUNetSVDSampler"), model, *conds, {"samples": torch.zeros(FRAMES, 4, 8, 8)}, 5, STEPS, 1.0, 2.5, "linear",
-            "euler", "karras", window_frames=LENGTH, window_overlap=OVERLAP,
+            "euler", "karras", window_frames=LENGTH, window_overlap=overlap,
         )[0]["samples"]
 
     return run
@@ -129,6 +130,41 @@ def test_calls_that_wait_for_this_machine_leave_it_to_the_one_that_it_computes(
     request.addfinalizer(called(pair.ours.model.diffusion_model, lambda: time.sleep(0.2)))
     run(pooled(pair.ours, here=True)[0], conds)
     assert 4 * STEPS < len(looks) < 40 * 4 * STEPS  # calls: two windows, each with both branches
+
+
+class Computes(comfy.controlnet.ControlBase):
+    """A control of the host's kind that adds nothing and notes whether `busy` was set while it computed."""
+
+    def __init__(self, busy):
+        super().__init__()
+        self.busy, self.seen = busy, []
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        self.seen.append(self.busy.is_set())
+        time.sleep(0.02)
+        self.seen.append(self.busy.is_set())
+
+    def get_models(self):
+        return []
+
+
+def test_controls_that_compute_here_and_the_network_here_take_turns(pair, pooled, run, monkeypatch):
+    layer, busy = pair.ours.model.diffusion_model.input_blocks[0][0], threading.Event()
+    call = layer._call_impl
+
+    def slow(*args, **kwargs):
+        busy.set()
+        time.sleep(0.7)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            busy.clear()
+
+    monkeypatch.setitem(vars(layer), "_call_impl", slow)
+    control = Computes(busy)
+    conds = [[[cond, {**extra, "control": control}]] for [[cond, extra]] in prompts(pair.config)]
+    run(pooled(pair.ours, 1, here=True)[0], conds, overlap=0)  # so that all windows may be worked on at once
+    assert len(control.seen) >= 2 * 4 * STEPS and not any(control.seen)
 
 
 @pytest.mark.parametrize("change, named", [

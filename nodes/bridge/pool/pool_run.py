@@ -22,10 +22,13 @@ MOST_LOST = 3  # workers, after which a call is taken to be what ends them
 
 
 class PoolRun:
-    """An `Elsewhere`. `here`: does one of the calls that are out at the same time run in this process? `module`: its network."""
+    """An `Elsewhere`. `here`: does one of the calls that are out at the same time run in this process? `module`: its network.
 
-    def __init__(self, workers: Workers, network: SharedNetwork, here: bool, module: torch.nn.Module):
-        self.workers, self.network, self.here, self.module = workers, network, here, module
+    `controls`: do controls compute in this process, whoever computes the network?
+    """
+
+    def __init__(self, workers: Workers, network: SharedNetwork, here: bool, module: torch.nn.Module, controls: bool):
+        self.workers, self.network, self.here, self.module, self.controls = workers, network, here, module, controls
         self.turn = threading.Lock()
         self._here = threading.Semaphore(int(here))
         self._dropped = threading.Event()
@@ -47,6 +50,8 @@ class PoolRun:
         def run_here():
             with self.turn:
                 residuals = computed(control)
+                if self.controls:  # of two networks at work on one device one may get the other's weights: the host streams them
+                    return executor(x, timesteps, context, y, residuals, options, **kwargs)
             return executor(x, timesteps, context, y, residuals, options, **kwargs)
 
         image_only = kwargs.get("image_only_indicator")
