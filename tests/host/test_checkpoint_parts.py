@@ -49,6 +49,7 @@ def same(ours, theirs) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_text_encoder_and_vae_of_gguf_and_pickled_checkpoints_are_those_of_safetensors(parts_of, read, tmp_path, monkeypatch):
     """Both can be made again from the file, for another device."""
     monkeypatch.setattr(untrained, "random_tensors", counted)

@@ -118,6 +118,7 @@ def test_a_lora_with_text_encoder_acts_as_on_the_hosts_loader(load, checkpoints,
 
 
 @pytest.mark.slow
+@pytest.mark.one_host
 def test_image_encoder_and_vae_of_a_video_checkpoint_equal_the_hosts_loader(load, checkpoints, svd_file):
     os.symlink(svd_file, checkpoints / "svd.safetensors")
     ours = load("svd.safetensors")

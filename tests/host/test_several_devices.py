@@ -229,10 +229,10 @@ def test_takes_are_runs_of_their_own_on_any_number_of_devices(svd, svd_net, on_d
     settings = dict(OF_TAKES[case])
     if settings.pop("control", False):
         settings["conds"] = ours(prompts(ONE_LEVEL), svd_net, hints(settings.get("frames", TOTAL), size=8 * SIZE), 0.7)
-    alone = [run(on_devices(2), seed=5 + take, **settings) for take in range(3)]
-    assert relative_error(alone[2], run(svd, seed=7, **settings)) <= 1e-4  # both branches by themselves
+    alone = [run(on_devices(2), seed=5 + take, **settings) for take in range(2)]
+    assert relative_error(alone[1], run(svd, seed=6, **settings)) <= 1e-4  # both branches by themselves
     for devices in (2, 4):
-        assert torch.equal(run(on_devices(devices), takes=3, **settings), torch.cat(alone))
+        assert torch.equal(run(on_devices(devices), takes=2, **settings), torch.cat(alone))
 
 
 def test_takes_fill_what_one_leaves_idle_and_few_are_begun(run, on_devices, pack, monkeypatch):
