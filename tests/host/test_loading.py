@@ -15,7 +15,6 @@ from support.children import run_module
 from support.families import PREFIX
 from support.full_size import write_full_size
 from support.memory_status import status
-from tools.environments import locked
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,7 @@ def full_size(tmp_path_factory):
 
 def run(loader, path, dtype, folder, rounds=0):
     out = folder / f"{loader}-{path.stem}-{dtype}.json"
-    with locked():  # the rooms of two hosts run side by side, and such a model takes 7 GB
-        run_module("support.load_worker", loader, rounds, path, dtype, out)
+    run_module("support.load_worker", loader, rounds, path, dtype, out)
     return json.loads(out.read_text())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..node_names import APPLY_RESIDUALS
 from ..node_names import COMPUTE_RESIDUALS as NODE
-from .frame_control import FrameControl, WeighsItself
+from .frame_control import WeighsItself, nets_of
 from .own_control import frames_of
 
 
@@ -34,14 +34,11 @@ def compute_residuals(model, positive, latent_image: dict, percent: float, seed:
 
 def refuse_controlnext(control) -> None:
     """Raises ValueError where `control` (or None), or one before it in the chain, acts in another way than by residuals."""
-    while control is not None:
-        inner = control.inner if isinstance(control, FrameControl) else control
-        if isinstance(inner, WeighsItself):
-            raise ValueError(
-                f"{NODE}: the conditioning already holds a ControlNeXt, which gives no residuals: its effect would be "
-                f"lost. Connect the positive from before it, and apply the ControlNeXt next to the residuals in the run."
-            )
-        control = control.previous_controlnet
+    if any(isinstance(net, WeighsItself) for net in nets_of(control)):
+        raise ValueError(
+            f"{NODE}: the conditioning already holds a ControlNeXt, which gives no residuals: its effect would be "
+            f"lost. Connect the positive from before it, and apply the ControlNeXt next to the residuals in the run."
+        )
 
 
 def _sigma(model_sampling, percent: float) -> float:

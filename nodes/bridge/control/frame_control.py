@@ -23,6 +23,13 @@ class WeighsItself(OwnControl):
     frame_weights: torch.Tensor | None = None
 
 
+def nets_of(control):
+    """Each control of a chain (None: of none), from its last one on: what is in a FrameControl in place of that."""
+    while control is not None:
+        yield control.inner if isinstance(control, FrameControl) else control
+        control = control.previous_controlnet
+
+
 class FrameControl(OwnControl):
     """A CONTROL_NET of the host whose residuals follow the frames of a clip.
 

@@ -5,7 +5,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..control.asked import ASKING
 from ..control.controlnext_control import JoinFeature
-from ..control.frame_control import FrameControl
+from ..control.frame_control import nets_of
 from ..control.stored_control import StoredControl
 from ..control.svd_control import SVDControl
 from ..model.feature_run import KEY as FEATURE_CACHE_KEY
@@ -32,17 +32,10 @@ def stays_here(patcher, options: dict, conds) -> str | None:
 def controls_stay_here(conds) -> bool:
     """Do controls on the host's conds compute on this machine, wherever the network is called?"""
     controls = {condition.get("control") for conditions in conds for condition in conditions or ()}
-    return any(_computes_here(control) for first in controls for control in _chain(first))
+    return any(_computes_here(net) for control in controls for net in nets_of(control))
 
 
-def _chain(control):
-    while control is not None:
-        yield control
-        control = getattr(control, "previous_controlnet", None)
-
-
-def _computes_here(control) -> bool:
-    net = control.inner if isinstance(control, FrameControl) else control
+def _computes_here(net) -> bool:
     if isinstance(net, SVDControl):
         return not net.is_asked({ASKING: True})
     return not isinstance(net, StoredControl)

@@ -160,7 +160,7 @@ class Workers:
         for worker in awaited:
             if worker.pending in done:
                 self._awake(worker)
-            elif worker.ready and worker.pulse is not None:
+            elif worker.pulse is not None:
                 try:
                     worker.pulse.check(self.timeout)
                 except (*self.lost, TimeoutError) as error:
